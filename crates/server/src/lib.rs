@@ -63,6 +63,7 @@ pub use config::{Config, ConfigError, args};
 pub use engine::ModelInfo;
 pub use state::AppState;
 
+use config::CorsConfig;
 use engine::StartProgress;
 use error::{ApiError, shape};
 use routes::{
@@ -149,25 +150,42 @@ pub async fn run<L: Listener>(
     state: AppState,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) {
-    let progress = StartProgress::default();
-    run_loading(listener, std::future::ready(state), progress, shutdown).await;
+    let loading = Loading::default();
+    run_loading(listener, std::future::ready(state), loading, shutdown).await;
+}
+
+/// What is answered before there is a model.
+#[derive(Clone, Debug, Default)]
+pub struct Loading {
+    /// How far the engine is.
+    pub progress: StartProgress,
+    /// Which web pages may read it.
+    pub cors: CorsConfig,
+}
+
+impl Loading {
+    fn app(self) -> Router {
+        let Self { progress, cors } = self;
+        let router = Router::new().fallback(move || {
+            let progress = progress.to_string();
+            async { ApiError::unavailable(progress) }
+        });
+        router
+            .layer(from_fn(shape::apply))
+            .layer(from_fn(request_id::echo))
+            .layer(cors::layer(&cors))
+    }
 }
 
 /// As [`run`], from before there is a model: until `state` completes, every request is answered 503 with the progress.
 pub async fn run_loading<L: Listener>(
     listener: L,
     state: impl Future<Output = AppState>,
-    progress: StartProgress,
+    loading: Loading,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) {
     let loaded: Arc<OnceLock<(AppState, Router)>> = Arc::default();
-    let loading = Router::new().fallback(move || {
-        let progress = progress.to_string();
-        async { ApiError::unavailable(progress) }
-    });
-    let loading = loading
-        .layer(from_fn(shape::apply))
-        .layer(from_fn(request_id::echo));
+    let loading = loading.app();
     let (draining, drain) = oneshot::channel();
     let stop = {
         let loaded = Arc::clone(&loaded);

@@ -6,7 +6,7 @@ mod sonnet;
 use std::pin::pin;
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use futures::StreamExt as _;
 use futures::stream;
 use rand::seq::SliceRandom as _;
@@ -101,7 +101,8 @@ async fn custom(
     row: &Row,
 ) -> Result<Option<Sample>> {
     let prompt = match as_chat {
-        true => texts.chat(&row.prompt).await?,
+        true => (texts.chat(&row.prompt).await)
+            .context("(--skip-chat-template sends prompts as they are)")?,
         false => row.prompt.clone(),
     };
     let given = args.output_len.or(args.custom_output_len);
@@ -158,7 +159,7 @@ async fn from_file<T>(
 #[cfg(test)]
 mod tests {
     use clap::Parser;
-    use model_qwen::bundled_model_dir;
+    use model_qwen::{Tokenizer, bundled_model_dir};
     use rand::SeedableRng as _;
 
     use super::made::{MAX_TRIES, text_of_length};
@@ -310,6 +311,30 @@ mod tests {
             error.starts_with("--sonnet-input-len: expected more than"),
             "{error}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_data_set_says_what_it_needs_a_chat_template_for() {
+        let texts = Texts::Local {
+            tokenizer: Tokenizer::from_dir(&bundled_model_dir().unwrap()).unwrap(),
+            chat_template: None,
+        };
+        let (sonnet, none) = ("--dataset-name sonnet --dataset-path x", "no chat template");
+        for (flags, records, expected) in [
+            (
+                sonnet,
+                Records::Sonnet(vec!["a line\n".to_owned()]),
+                "--dataset-name sonnet: ",
+            ),
+            (CUSTOM, rows(2), "--skip-chat-template"),
+        ] {
+            let mut rng = ChaCha8Rng::seed_from_u64(1);
+            let made = samples(&args(flags), records, &texts, true, &mut rng).await;
+            let error = format!("{:#}", made.unwrap_err());
+            assert!(error.contains(expected) && error.contains(none), "{error}");
+            let advises = error.contains("--skip-chat-template");
+            assert_eq!(advises, flags == CUSTOM, "{error}");
+        }
     }
 
     #[tokio::test]

@@ -7,7 +7,9 @@ use clap::{Parser, ValueEnum};
 use super::arrivals::Rate;
 use super::dataset_args::DatasetArgs;
 use super::request::Backend;
-use super::serve_values::{goal, header, header_text, pair, percent};
+use super::serve_values::{
+    batch_size, goal, header, header_text, no_probes, pair, percent, tokenizer_mode,
+};
 use crate::config::units::{self, Object};
 
 /// Sends requests to a running server with OpenAI's API, and prints its throughput and latencies. Flags and result are those of
@@ -19,8 +21,8 @@ pub struct ServeArgs {
     #[arg(long, alias = "endpoint-type", value_enum, default_value_t)]
     pub backend: Backend,
 
-    /// Address of the server, instead of --host and --port: http://HOST:PORT
-    #[arg(long, value_name = "URL", conflicts_with_all = ["host", "port"])]
+    /// Address of the server, instead of --host and --port, whatever these say: http://HOST:PORT
+    #[arg(long, value_name = "URL")]
     pub base_url: Option<String>,
 
     /// Host of the server
@@ -36,7 +38,7 @@ pub struct ServeArgs {
     pub endpoint: Option<String>,
 
     /// Headers of each request; OPENAI_API_KEY in the environment becomes `Authorization: Bearer`
-    #[arg(long, value_name = "NAME=VALUE", num_args = 1.., value_parser = header)]
+    #[arg(long, value_name = "NAME=VALUE", num_args = 0.., value_parser = header)]
     pub header: Vec<(String, String)>,
 
     /// Model to ask for, or its folder [default: the first one of /v1/models]
@@ -186,7 +188,7 @@ pub struct ServeArgs {
     pub label: Option<String>,
 
     /// Further keys of the file
-    #[arg(long, value_name = "KEY=VALUE", num_args = 1.., value_parser = pair)]
+    #[arg(long, value_name = "KEY=VALUE", num_args = 0.., value_parser = pair)]
     pub metadata: Vec<(String, String)>,
 
     /// Beginning of each request's X-Request-Id [default: bench-, a random number]
@@ -200,6 +202,22 @@ pub struct ServeArgs {
     /// No code is loaded from models, whether or not it is trusted
     #[arg(long, hide = true)]
     pub trust_remote_code: bool,
+
+    /// Certificates are of TLS, which there is none of
+    #[arg(long, hide = true)]
+    pub insecure: bool,
+
+    /// Only what happens anyway
+    #[arg(long, hide = true, value_name = "MODE", value_parser = tokenizer_mode)]
+    pub tokenizer_mode: Option<()>,
+
+    /// Only what happens anyway
+    #[arg(long, hide = true, value_name = "N", value_parser = batch_size)]
+    pub random_batch_size: Option<()>,
+
+    /// Only what happens anyway
+    #[arg(long, hide = true, value_name = "RPS", value_parser = no_probes)]
+    pub probe_request_rate: Option<()>,
 }
 
 /// `--ramp-up-strategy`.

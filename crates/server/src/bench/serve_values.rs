@@ -17,18 +17,13 @@ const NO_PLOTS: &str = "see --save-detailed, which writes the lengths and times 
 const NO_RERANK: &str = "no data set has documents";
 
 /// Flags of `vllm bench serve` that cannot work here.
-pub(super) const REFUSED: [(&str, &str); 39] = [
+pub(super) const REFUSED: [(&str, &str); 36] = [
     ("--use-beam-search", "this server has no beam search"),
     ("--profile", "the server has no profiler to start"),
-    (
-        "--tokenizer-mode",
-        "tokenizers are read from tokenizer.json",
-    ),
     (
         "--skip-tokenizer-init",
         "see --tokenizer; without one the server's /tokenize counts",
     ),
-    ("--insecure", "this client has no TLS"),
     ("--hf-subset", NO_HUB),
     ("--hf-split", NO_HUB),
     ("--hf-name", NO_HUB),
@@ -50,7 +45,6 @@ pub(super) const REFUSED: [(&str, &str); 39] = [
     ("--random-mm-num-mm-items-range-ratio", NO_MEDIA),
     ("--random-mm-limit-mm-per-prompt", NO_MEDIA),
     ("--random-mm-bucket-config", NO_MEDIA),
-    ("--random-batch-size", "each request has one prompt"),
     ("--no-reranker", NO_RERANK),
     ("--self-timed", NO_TRACE),
     ("--no-self-timed", NO_TRACE),
@@ -93,6 +87,30 @@ pub(super) fn value_name(value: impl ValueEnum) -> String {
     value.map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
+/// How a tokenizer is read: there is one way, which has several names.
+pub(super) fn tokenizer_mode(text: &str) -> Result<(), String> {
+    match text {
+        "auto" | "hf" | "fast" => Ok(()),
+        _ => Err("expected auto, hf or fast: tokenizers are read from tokenizer.json".to_owned()),
+    }
+}
+
+/// Prompts of a request.
+pub(super) fn batch_size(text: &str) -> Result<(), String> {
+    match text.trim() {
+        "1" => Ok(()),
+        _ => Err("expected 1: each request has one prompt".to_owned()),
+    }
+}
+
+/// Requests beside those that are measured.
+pub(super) fn no_probes(text: &str) -> Result<(), String> {
+    match text.trim().parse() {
+        Ok(0.0) => Ok(()),
+        _ => Err("expected 0: no probes are sent beside the requests".to_owned()),
+    }
+}
+
 pub(super) fn percent(text: &str) -> Result<f64, std::num::ParseFloatError> {
     text.trim().parse()
 }
@@ -115,7 +133,7 @@ mod tests {
     use super::*;
     use crate::bench::serve_args::ServeArgs;
 
-    /// The flags of `vllm bench serve`, 0.26.
+    /// The flags of `vllm bench serve`, 0.26, and `--probe-request-rate`, which is newer.
     const VLLM: &str = "append-result asr-max-audio-len-sec asr-min-audio-len-sec backend base-url bfcl-categories \
         blazedit-max-distance blazedit-min-distance burstiness chat-template-kwargs custom-ensure-client-side-data \
         custom-output-len dataset-name dataset-path disable-shuffle disable-tqdm enable-multimodal-chat endpoint \
@@ -123,7 +141,7 @@ mod tests {
         insecure label logprobs lora-assignment lora-modules max-concurrency metadata metric-percentiles min-p model \
         no-oversample no-reranker no-self-timed no-stream num-prompts num-warmups output-len percentile-metrics \
         plot-dataset-stats plot-timeline port prefix-repetition-num-prefixes prefix-repetition-output-len \
-        prefix-repetition-prefix-len prefix-repetition-suffix-len presence-penalty profile ramp-up-end-rps \
+        prefix-repetition-prefix-len prefix-repetition-suffix-len presence-penalty probe-request-rate profile ramp-up-end-rps \
         ramp-up-start-rps ramp-up-strategy random-batch-size random-input-len random-mm-base-items-per-request \
         random-mm-bucket-config random-mm-limit-mm-per-prompt random-mm-num-mm-items-range-ratio random-output-len \
         random-prefix-len random-range-ratio ready-check-timeout-sec repetition-penalty request-id-prefix request-rate \

@@ -62,8 +62,7 @@ impl Texts {
         match self {
             Self::Local { chat_template, .. } => {
                 let template = chat_template.as_ref();
-                let template = template
-                    .context("the model has no chat template: give --skip-chat-template")?;
+                let template = template.context("the model has no chat template")?;
                 let options = RenderOptions {
                     add_generation_prompt: true,
                     ..RenderOptions::default()
@@ -74,9 +73,7 @@ impl Texts {
             Self::Server { client, model } => {
                 let body =
                     json!({"model": model, "messages": messages, "add_generation_prompt": true});
-                let ids = tokens(client, &body).await;
-                self.decode(&ids.context("(--skip-chat-template sends prompts as they are)")?)
-                    .await
+                self.decode(&tokens(client, &body).await?).await
             }
         }
     }

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use super::chat::{any_of, name, of_type, or_null, text};
+use super::chat::{any_of, arguments, efforts, name, of_type, or_null, template_kwargs, text};
 
 /// The form of a field that has fields of its own.
 pub(super) fn form(field: &str) -> Option<Value> {
@@ -13,11 +13,11 @@ pub(super) fn form(field: &str) -> Option<Value> {
         "tool_choice" => or_null(tool_choice()),
         "thinking" => or_null(thinking()),
         "output_config" => json!({ "type": ["object", "null"], "properties": {
-            "effort": { "enum": ["none", "minimal", "low", "medium", "high", "xhigh", "max", null] },
+            "effort": efforts(),
             "format": or_null(format()),
         } }),
         "output_format" => or_null(format()),
-        "chat_template_kwargs" => json!({ "type": ["object", "null"] }),
+        "chat_template_kwargs" => template_kwargs(),
         "stop_sequences" => json!({ "type": ["array", "null"], "items": name() }),
         "max_tokens" => json!({ "type": "integer", "minimum": 1 }),
         _ => return None,
@@ -73,7 +73,7 @@ fn tool() -> Value {
         "type": { "enum": ["custom", null] },
         "name": name(),
         "description": { "type": ["string", "null"] },
-        "input_schema": { "description": "A JSON schema of an object", "type": "object" },
+        "input_schema": arguments(json!("object")),
         "strict": { "type": ["boolean", "null"] },
     } })
 }

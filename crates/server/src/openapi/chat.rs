@@ -1,7 +1,10 @@
 //! Schemas of what a conversation has inside: messages, tools, and what an answer keeps to.
 
+use schemars::{JsonSchema as _, SchemaGenerator};
 use serde_json::{Value, json};
 
+use crate::config::TEMPLATE_FIELDS;
+use crate::protocol::chat::ReasoningEffort;
 use crate::protocol::fields::Endpoint;
 
 /// The form of a field that has fields of its own.
@@ -15,11 +18,11 @@ pub(super) fn form(endpoint: Endpoint, field: &str) -> Option<Value> {
         "documents" if endpoint == Endpoint::Chat => {
             json!({ "type": ["array", "null"], "items": { "type": "object" } })
         }
-        "chat_template_kwargs" => json!({ "type": ["object", "null"] }),
+        "chat_template_kwargs" => template_kwargs(),
         "response_format" => or_null(response_format()),
         "structured_outputs" => or_null(structured_outputs()),
         "guided_json" | "structural_tag" => or_null(any_of(&[json_schema(), text()])),
-        "guided_choice" => json!({ "type": ["array", "null"], "items": text() }),
+        "guided_choice" => json!({ "type": ["array", "null"], "items": name() }),
         _ => return None,
     })
 }
@@ -44,6 +47,34 @@ pub(super) fn name() -> Value {
 /// A JSON schema.
 pub(super) fn json_schema() -> Value {
     json!({ "type": ["object", "boolean"] })
+}
+
+/// A JSON schema of arguments, which are an object.
+pub(super) fn arguments(kinds: Value) -> Value {
+    let others =
+        json!({ "enum": ["array", "boolean", "integer", "null", "number", "string", null] });
+    json!({
+        "description": "A JSON schema of an object",
+        "type": kinds,
+        "properties": { "type": { "not": others } },
+    })
+}
+
+/// The same object; a property that it does not name says nothing.
+pub(super) fn nothing_else(mut schema: Value) -> Value {
+    schema["additionalProperties"] = json!({ "enum": [null, false] });
+    schema
+}
+
+/// How much the model is to think.
+pub(super) fn efforts() -> Value {
+    let schema = ReasoningEffort::json_schema(&mut SchemaGenerator::default());
+    or_null(schema.to_value())
+}
+
+/// Variables of the template; those that have a field of their own are none.
+pub(super) fn template_kwargs() -> Value {
+    json!({ "type": ["object", "null"], "propertyNames": { "not": { "enum": TEMPLATE_FIELDS } } })
 }
 
 /// An object of this type, with these fields.
@@ -125,7 +156,7 @@ pub(super) fn tool() -> Value {
             "properties": {
                 "name": name(),
                 "description": { "type": ["string", "null"] },
-                "parameters": { "description": "A JSON schema of an object", "type": ["object", "null"] },
+                "parameters": arguments(json!(["object", "null"])),
                 "strict": { "type": ["boolean", "null"] },
             },
         },
@@ -169,20 +200,31 @@ pub(super) fn answer_schema() -> Value {
 }
 
 fn response_format() -> Value {
-    let schema = json!({
+    let schema = nothing_else(json!({
         "type": "object",
         "required": ["name", "schema"],
         "properties": answer_schema(),
-    });
+    }));
+    let schema = of_type(
+        "json_schema",
+        &["json_schema"],
+        json!({ "json_schema": schema }),
+    );
+    let list = json!({ "type": "array", "minItems": 1 });
     any_of(&[
-        of_type("text", &[], json!({})),
-        of_type("json_object", &[], json!({})),
+        nothing_else(of_type("text", &[], json!({}))),
+        nothing_else(of_type("json_object", &[], json!({}))),
+        nothing_else(schema),
         of_type(
-            "json_schema",
-            &["json_schema"],
-            json!({ "json_schema": schema }),
+            "structural_tag",
+            &["format"],
+            json!({ "format": { "type": "object" } }),
         ),
-        of_type("structural_tag", &[], json!({})),
+        of_type(
+            "structural_tag",
+            &["structures", "triggers"],
+            json!({ "structures": list, "triggers": list }),
+        ),
     ])
 }
 
@@ -196,7 +238,7 @@ fn structured_outputs() -> Value {
         "properties": {
             "json": or_null(any_of(&[json_schema(), text()])),
             "regex": optional_text,
-            "choice": { "type": ["array", "null"], "items": text() },
+            "choice": { "type": ["array", "null"], "items": name() },
             "grammar": optional_text,
             "json_object": optional_switch,
             "structural_tag": { "type": ["object", "string", "null"] },

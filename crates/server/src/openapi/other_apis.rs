@@ -112,10 +112,9 @@ pub(super) fn form(endpoint: Endpoint, field: &str) -> Option<Value> {
             json!({ "enum": ["json", "", null] }),
             json!({ "description": "A JSON schema", "type": "object" }),
         ]),
-        (Endpoint::OllamaChat | Endpoint::OllamaGenerate, "think") => any_of(&[
-            json!({ "type": ["boolean", "null"] }),
-            json!({ "enum": ["none", "minimal", "low", "medium", "high", "xhigh", "max"] }),
-        ]),
+        (Endpoint::OllamaChat | Endpoint::OllamaGenerate, "think") => {
+            any_of(&[json!({ "type": ["boolean", "null"] }), chat::efforts()])
+        }
         (Endpoint::OllamaGenerate | Endpoint::OllamaEmbeddings, "prompt") => {
             json!({ "type": ["string", "null"] })
         }

@@ -47,6 +47,9 @@ pub(super) fn request(endpoint: Endpoint) -> Value {
         ],
         _ => &[],
     };
+    if endpoint.is_closed() {
+        schema["additionalProperties"] = Value::Bool(false);
+    }
     if !one_of.is_empty() {
         let forms = one_of.iter().map(|names| json!({ "required": names }));
         schema["anyOf"] = forms.collect();
@@ -58,7 +61,7 @@ fn property(endpoint: Endpoint, field: &Field) -> Value {
     let mut schema = match &field.verdict {
         Verdict::Works => other_form(endpoint, field.name)
             .or_else(|| chat::form(endpoint, field.name))
-            .unwrap_or_else(|| form(field)),
+            .unwrap_or_else(|| form(endpoint, field)),
         // Whatever it is.
         Verdict::Harmless => json!({}),
         Verdict::Refused(neutral) => {
@@ -66,6 +69,12 @@ fn property(endpoint: Endpoint, field: &Field) -> Value {
             // Off is as good as absent, unless on is what happens anyway.
             if field.kind_name() == "boolean" && !values.contains(&Value::Bool(true)) {
                 values.push(Value::Bool(false));
+            }
+            // So is what is empty.
+            match field.kind_name() {
+                "text" => values.push(Value::from("")),
+                "any" | "integers" | "tokens" => values.extend([json!(""), json!([])]),
+                _ => {}
             }
             json!({ "enum": values })
         }
@@ -85,19 +94,16 @@ fn property(endpoint: Endpoint, field: &Field) -> Value {
 }
 
 /// The values of a field that works.
-fn form(field: &Field) -> Value {
-    let texts = json!({ "anyOf": [
-        { "type": ["string", "null"] },
-        { "type": "array", "items": { "type": "string" } },
-    ] });
+fn form(endpoint: Endpoint, field: &Field) -> Value {
+    let texts = |items: Value| json!({ "anyOf": [{ "type": ["string", "null"] }, { "type": "array", "items": items }] });
     match field.name {
         "prompt" | "input" => tokens(),
-        "stop" | "bad_words" | "text_1" | "text_2" | "queries" | "documents" | "items"
-        | "data_1" | "data_2" => texts,
-        "query" => json!({ "type": "string" }),
-        "reasoning_effort" => {
-            json!({ "enum": ["none", "minimal", "low", "medium", "high", "xhigh", "max", null] })
+        "stop" | "bad_words" => texts(chat::name()),
+        "text_1" | "text_2" | "queries" | "documents" | "items" | "data_1" | "data_2" => {
+            texts(chat::text())
         }
+        "query" => json!({ "type": "string" }),
+        "reasoning_effort" => chat::efforts(),
         "truncation_side" => json!({ "enum": ["left", "right", null] }),
         "encoding_format" => json!({ "enum": ["float", "base64", null] }),
         "embed_dtype" => json!({ "enum": ["float32", "float16", "bfloat16", null] }),
@@ -105,7 +111,7 @@ fn form(field: &Field) -> Value {
         "task" => json!({ "enum": ["embed", "classify", null] }),
         _ => match field.kind_name() {
             "text" => json!({ "type": ["string", "null"] }),
-            kind @ ("integer" | "number") => bounded(kind, field),
+            kind @ ("integer" | "number") => bounded(kind, endpoint, field),
             "boolean" => json!({ "type": ["boolean", "null"] }),
             "integers" => {
                 json!({ "type": ["array", "null"], "items": { "type": "integer", "minimum": 0 } })
@@ -125,33 +131,45 @@ fn form(field: &Field) -> Value {
 }
 
 /// The least and the largest value of a number.
-fn bounds(field: &Field) -> (Option<f64>, Option<f64>) {
+fn bounds(endpoint: Endpoint, field: &Field) -> (Option<f64>, Option<f64>) {
     match field.name {
+        // Below 1 it is off.
+        "top_k" if endpoint == Endpoint::OllamaOptions => (None, None),
         "presence_penalty" | "frequency_penalty" => (Some(-2.0), Some(2.0)),
-        "temperature" | "min_tokens" | "top_n" => (Some(0.0), None),
+        "temperature" | "min_tokens" | "top_n" | "num_ctx" => (Some(0.0), None),
         "top_p" | "min_p" => (Some(0.0), Some(1.0)),
         "seed" => (None, Some(i64::MAX as f64)),
         "n" => (Some(1.0), Some(128.0)),
-        "top_k" | "truncate_prompt_tokens" | "logprobs" | "top_logprobs" | "prompt_logprobs" => {
-            (Some(-1.0), None)
-        }
+        "top_k"
+        | "truncate_prompt_tokens"
+        | "logprobs"
+        | "top_logprobs"
+        | "prompt_logprobs"
+        | "repeat_last_n"
+        | "thinking_token_budget" => (Some(-1.0), None),
         "max_tokens" | "max_completion_tokens" if field.is_of(Endpoint::Completions) => {
             (Some(0.0), None)
         }
-        "max_completion_tokens" | "max_output_tokens" | "dimensions" => (Some(1.0), None),
-        "repetition_penalty" => (Some(0.0), None),
+        "max_completion_tokens" | "max_output_tokens" | "max_tool_calls" | "dimensions" => {
+            (Some(1.0), None)
+        }
+        "repetition_penalty" | "repeat_penalty" => (Some(0.0), None),
         _ => (None, None),
     }
 }
 
-fn bounded(kind: &str, field: &Field) -> Value {
+fn bounded(kind: &str, endpoint: Endpoint, field: &Field) -> Value {
     let mut schema = json!({ "type": [kind, "null"] });
-    let (least, largest) = bounds(field);
-    // 0 itself is none of them.
+    let (least, largest) = bounds(endpoint, field);
+    // 0 itself is none of them, but Ollama's `top_p`.
     let of_least = match field.name {
-        "top_p" | "repetition_penalty" => "exclusiveMinimum",
+        "top_p" if endpoint != Endpoint::OllamaOptions => "exclusiveMinimum",
+        "repetition_penalty" | "repeat_penalty" => "exclusiveMinimum",
         _ => "minimum",
     };
+    if field.name == "truncate_prompt_tokens" {
+        schema["not"] = json!({ "const": 0 });
+    }
     for (key, bound) in [(of_least, least), ("maximum", largest)] {
         if let Some(bound) = bound {
             schema[key] = json!(bound as i64);

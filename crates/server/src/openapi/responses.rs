@@ -2,7 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::chat::{answer_schema, any_of, modes, name, of_type, or_null, text};
+use super::chat::{
+    answer_schema, any_of, arguments, efforts, modes, name, nothing_else, of_type, or_null, text,
+};
+use crate::protocol::responses::tools::HOSTED;
 
 /// The form of a field that has fields of its own.
 pub(super) fn form(field: &str) -> Option<Value> {
@@ -13,17 +16,23 @@ pub(super) fn form(field: &str) -> Option<Value> {
         ]),
         "tools" => json!({ "type": ["array", "null"], "items": tool() }),
         "tool_choice" => or_null(tool_choice()),
-        "text" => json!({ "type": ["object", "null"], "properties": {
+        "text" => keys(json!({
             "format": or_null(format()),
             "verbosity": { "enum": ["medium", null] },
-        } }),
-        "reasoning" => json!({ "type": ["object", "null"], "properties": {
-            "effort": { "enum": ["none", "minimal", "low", "medium", "high", "xhigh", "max", null] },
+        })),
+        "reasoning" => keys(json!({
+            "effort": efforts(),
             "summary": { "enum": ["auto", "concise", "detailed", null] },
             "generate_summary": { "enum": ["auto", "concise", "detailed", null] },
             "context": { "enum": ["auto", null] },
             "mode": { "enum": ["standard", null] },
-        } }),
+        })),
+        "stream_options" => keys(json!({
+            "include_usage": { "type": ["boolean", "null"] },
+            "include_obfuscation": { "enum": [false, null] },
+            "continuous_usage_stats": { "enum": [false, null] },
+        })),
+        "truncation" => json!({ "enum": ["auto", "disabled", null] }),
         "include" => {
             json!({ "type": ["array", "null"], "items": { "enum": crate::protocol::responses::settings::INCLUDABLE } })
         }
@@ -35,6 +44,11 @@ pub(super) fn form(field: &str) -> Option<Value> {
         }),
         _ => return None,
     })
+}
+
+/// An object with these keys.
+fn keys(properties: Value) -> Value {
+    json!({ "type": ["object", "null"], "properties": properties, "additionalProperties": { "type": "null" } })
 }
 
 /// An item of a conversation.
@@ -101,37 +115,32 @@ fn status() -> Value {
 
 fn tool() -> Value {
     let description = json!({ "type": ["string", "null"] });
-    let function = of_type(
-        "function",
-        &["name"],
-        json!({
-            "name": name(),
-            "description": description,
-            "parameters": { "description": "A JSON schema of an object", "type": ["object", "null"] },
-            "strict": { "type": ["boolean", "null"] },
-        }),
-    );
+    let of = |of: &str, required: &[&str], mut properties: Value| {
+        properties["name"] = name();
+        properties["description"] = description.clone();
+        // The model calls functions directly.
+        properties["allowed_callers"] = json!({ "enum": [null, false, ["direct"]] });
+        nothing_else(of_type(of, required, properties))
+    };
+    let function = json!({
+        "parameters": arguments(json!(["object", "null"])),
+        "strict": { "type": ["boolean", "null"] },
+    });
+    let function = of("function", &["name"], function);
     let grammar = json!({ "definition": text(), "syntax": { "enum": ["regex", "lark"] } });
     let format = any_of(&[
-        of_type("text", &[], json!({})),
-        of_type("grammar", &["definition", "syntax"], grammar),
+        nothing_else(of_type("text", &[], json!({}))),
+        nothing_else(of_type("grammar", &["definition", "syntax"], grammar)),
     ]);
-    let custom = of_type(
-        "custom",
-        &["name"],
-        json!({ "name": name(), "description": description, "format": or_null(format) }),
-    );
+    let custom = of("custom", &["name"], json!({ "format": or_null(format) }));
     let inner = any_of(&[function.clone(), custom.clone()]);
-    let namespace = of_type(
-        "namespace",
-        &["name", "tools"],
-        json!({ "name": name(), "description": description, "tools": { "type": "array", "items": inner } }),
-    );
+    let tools = json!({ "tools": { "type": "array", "items": inner } });
+    let namespace = of("namespace", &["name", "tools"], tools);
     let hosted = json!({
         "description": "A tool of OpenAI's servers, such as `web_search`, is left out",
         "type": "object",
         "required": ["type"],
-        "properties": { "type": { "type": "string", "not": { "enum": ["function", "custom", "namespace"] } } },
+        "properties": { "type": { "type": "string", "pattern": format!("^({})(_20.*)?$", HOSTED.join("|")) } },
     });
     any_of(&[function, custom, namespace, hosted])
 }
@@ -152,8 +161,8 @@ fn tool_choice() -> Value {
 
 fn format() -> Value {
     any_of(&[
-        of_type("text", &[], json!({})),
-        of_type("json_object", &[], json!({})),
-        of_type("json_schema", &["name", "schema"], answer_schema()),
+        nothing_else(of_type("text", &[], json!({}))),
+        nothing_else(of_type("json_object", &[], json!({}))),
+        nothing_else(of_type("json_schema", &["name", "schema"], answer_schema())),
     ])
 }

@@ -108,10 +108,14 @@ async fn serve_on<L: Listener>(
         }
     };
     let progress = StartProgress::default();
+    let loading = crate::Loading {
+        progress: progress.clone(),
+        cors: config.api.cors.clone(),
+    };
     let mut serving = pin!(crate::run_loading(
         listener,
         loaded,
-        progress.clone(),
+        loading,
         signaled(signals.clone())
     ));
     let state = tokio::select! {

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use model_qwen::{ChatTemplate, RenderOptions, TemplateError};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -119,8 +120,9 @@ impl TemplateFields {
 }
 
 /// `reasoning_effort`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(inline)]
 #[expect(missing_docs, reason = "the field's own words")]
 pub enum ReasoningEffort {
     None,

@@ -120,7 +120,7 @@ impl Endpoint {
     }
 
     /// Whether a field that no list has is refused, as Anthropic does.
-    fn is_closed(self) -> bool {
+    pub(crate) fn is_closed(self) -> bool {
         matches!(
             self,
             Self::Messages

@@ -16,6 +16,23 @@ const SIDES: [(&str, &str); 4] = [
     ("data_1", "data_2"),
 ];
 
+/// The field that goes with the one that was found, or the first that is wrong.
+fn missing_side(found: &[&'static str]) -> &'static str {
+    let beside = |name: &str| {
+        let pair = |(first, second)| match (first == name, second == name) {
+            (true, _) => Some(second),
+            (_, true) => Some(first),
+            _ => None,
+        };
+        SIDES.into_iter().find_map(pair)
+    };
+    match found {
+        [] => SIDES[0].0,
+        [name] => beside(name).unwrap_or(name),
+        [_, other, ..] => other,
+    }
+}
+
 /// Fields of `/score` besides [`super::pooling::PoolingFields`]: one pair of them.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct ScoreFields {
@@ -97,7 +114,7 @@ impl ScoreFields {
         else {
             let message = "Give `text_1` and `text_2` (or `queries` and `documents`, `queries` and `items`, `data_1` and \
                            `data_2`).";
-            return Err(ApiError::bad_request("text_1", message));
+            return Err(ApiError::bad_request(missing_side(&found), message));
         };
         let pairs = Pairs {
             queries: texts(names.0, first)?,

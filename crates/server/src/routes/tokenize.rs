@@ -95,11 +95,9 @@ pub async fn detokenize(
         .iter()
         .position(|&id| id as usize >= vocab_size)
     {
-        let message = format!(
-            "`tokens`: {} is not a token id below {vocab_size}.",
-            fields.tokens[i]
-        );
-        return Err(ApiError::bad_request(format!("tokens[{i}]"), message));
+        let (param, id) = (format!("tokens[{i}]"), fields.tokens[i]);
+        let message = format!("`{param}`: {id} is not a token id below {vocab_size}.");
+        return Err(ApiError::bad_request(param, message));
     }
     blocking(move || {
         let decoded = state.model().tokenizer.decode(&fields.tokens, false);

@@ -6,64 +6,30 @@
     server Qwen/Qwen2.5-Coder-0.5B-Instruct --port 8000
     venv/bin/python crates/server/tests/clients/bfcl.py http://127.0.0.1:8000/v1 20
 
-The number is of the first questions of each category; all of them without it. The dependencies of bfcl-eval are those of its
-own model handlers, PyTorch among them; its data and its checker need none, so the list of handlers is left out.
+The number is of the first questions of each category; all of them without it. Names of categories may follow. `--save FILE` writes
+the calls of `auto`, one question a line, for `bfcl_transformers.py`, which asks the same model without a server.
 
 A wrong answer is the model's. The server is at fault, and the script ends with 1, if a request fails, if the arguments of a
 call are no JSON, if a call names no function of the question, or if a forced call breaks its schema.
 """
 
-import collections
+import argparse
 import concurrent.futures
 import json
-import pathlib
-import re
 import sys
-import types
 
 import openai
 
-# The checker asks this module only whether the model's function names have `_` for `.`, as OpenAI's API wants.
-HANDLERS = types.ModuleType("bfcl_eval.constants.model_config")
-HANDLERS.MODEL_CONFIG_MAPPING = collections.defaultdict(lambda: types.SimpleNamespace(underscore_to_dot=True))
-sys.modules[HANDLERS.__name__] = HANDLERS
+from bfcl_questions import CATEGORIES, MAX_TOKENS, is_right, questions, tool
 
-import bfcl_eval  # noqa: E402
-from bfcl_eval.constants.enums import Language  # noqa: E402
-from bfcl_eval.constants.type_mappings import GORILLA_TO_OPENAPI  # noqa: E402
-from bfcl_eval.eval_checker.ast_eval.ast_checker import ast_checker  # noqa: E402
-
-URL = sys.argv[1] if len(sys.argv) > 1 else "http://127.0.0.1:8000/v1"
-NUMBER = int(sys.argv[2]) if len(sys.argv) > 2 else None
-CATEGORIES = sys.argv[3:] or ["simple_python", "multiple", "parallel", "parallel_multiple"]
-DATA = pathlib.Path(bfcl_eval.__path__[0]) / "data"
-client = openai.OpenAI(base_url=URL, api_key="none", timeout=600, max_retries=0)
+parser = argparse.ArgumentParser()
+parser.add_argument("url", nargs="?", default="http://127.0.0.1:8000/v1")
+parser.add_argument("number", nargs="?", type=int)
+parser.add_argument("categories", nargs="*")
+parser.add_argument("--save")
+args = parser.parse_args()
+client = openai.OpenAI(base_url=args.url, api_key="none", timeout=600, max_retries=0)
 MODEL = client.models.list().data[0].id
-
-
-def questions(category):
-    name = f"BFCL_v4_{category}.json"
-    asked = [json.loads(line) for line in (DATA / name).read_text().splitlines()]
-    right = [json.loads(line) for line in (DATA / "possible_answer" / name).read_text().splitlines()]
-    right = {answer["id"]: answer["ground_truth"] for answer in right}
-    return [(question, right[question["id"]]) for question in asked[:NUMBER]]
-
-
-def schema(described):
-    """JSON Schema of a description, whose types are Python's."""
-    made = {key: value for key, value in described.items() if key in ("description", "enum", "required")}
-    made["type"] = GORILLA_TO_OPENAPI[described["type"]]
-    if "properties" in described:
-        made["properties"] = {name: schema(inside) for name, inside in described["properties"].items()}
-    if made["type"] == "array":
-        made["items"] = schema(described["items"]) if "items" in described else {}
-    return made
-
-
-def tool(function):
-    name = re.sub(r"\.", "_", function["name"])
-    parameters = schema(function["parameters"])
-    return {"type": "function", "function": {"name": name, "description": function["description"], "parameters": parameters}}
 
 
 def fits(described, value):
@@ -81,10 +47,11 @@ def fits(described, value):
 
 
 def ask(question, choice):
-    """Calls of the answer, and what the server did wrong."""
+    """Calls of the answer, what the server did wrong, and the length of the prompt."""
     tools = [tool(function) for function in question["function"]]
-    settings = dict(model=MODEL, temperature=0, max_tokens=400, tools=tools, tool_choice=choice)
-    answer = client.chat.completions.create(messages=question["question"][0], **settings).choices[0]
+    settings = dict(model=MODEL, temperature=0, max_tokens=MAX_TOKENS, tools=tools, tool_choice=choice)
+    response = client.chat.completions.create(messages=question["question"][0], **settings)
+    answer = response.choices[0]
     known = {tool["function"]["name"]: tool["function"]["parameters"] for tool in tools}
     calls, faults = [], []
     for call in answer.message.tool_calls or []:
@@ -102,36 +69,42 @@ def ask(question, choice):
             faults.append(f"{name} with {text}, not of {json.dumps(known[name])}")
     if choice == "required" and not calls and answer.finish_reason != "length":
         faults.append("no call")
-    return calls, faults
+    return calls, faults, response.usage.prompt_tokens
 
 
 def judge(category, question, right, choice):
+    """Whether the answer is right, what the server did wrong, and what another decoding is compared with."""
     try:
-        calls, faults = ask(question, choice)
+        calls, faults, prompt_tokens = ask(question, choice)
     except openai.OpenAIError as error:
-        return False, [f"{type(error).__name__}: {error}"]
+        return False, [f"{type(error).__name__}: {error}"], {}
+    answer = {"id": question["id"], "prompt_tokens": prompt_tokens, "calls": calls}
     try:
-        judged = ast_checker(question["function"], calls, right, Language.PYTHON, category, MODEL)
-        return judged["valid"], faults
+        return is_right(category, question, calls, right), faults, answer
     except Exception as error:  # The checker does not take calls of every shape.
-        return False, faults + ([f"checker: {error!r}"] if calls and not faults else [])
+        return False, faults + ([f"checker: {error!r}"] if calls and not faults else []), answer
 
 
 def main():
-    num_faults = 0
+    num_faults, saved = 0, []
     print("| category | tool_choice | questions | right |\n|---|---|---|---|")
-    for category in CATEGORIES:
+    for category in args.categories or CATEGORIES:
         for choice in ("auto", "required"):
-            asked = questions(category)
+            asked = questions(category, args.number)
             with concurrent.futures.ThreadPoolExecutor(4) as pool:
                 tasks = [pool.submit(judge, category, *pair, choice) for pair in asked]
                 results = [task.result() for task in tasks]
-            right = sum(valid for valid, _ in results)
-            print(f"| {category} | {choice} | {len(results)} | {right} |", flush=True)
-            for (question, _), (_, faults) in zip(asked, results):
+            num_right = sum(valid for valid, _, _ in results)
+            print(f"| {category} | {choice} | {len(results)} | {num_right} |", flush=True)
+            for (question, _), (_, faults, answer) in zip(asked, results):
                 num_faults += len(faults)
                 for fault in faults:
                     print(f"{question['id']}: {fault[:600]}", flush=True)
+                if choice == "auto" and answer:
+                    saved.append(json.dumps(answer))
+    if args.save:
+        with open(args.save, "w") as file:
+            file.write("".join(line + "\n" for line in saved))
     sys.exit(num_faults > 0)
 
 

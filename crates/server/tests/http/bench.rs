@@ -310,6 +310,19 @@ fn chats_and_failures_are_counted() {
         "{\"min_tokens\": 1}",
         "--custom-output-len",
         "9",
+        // What command lines of vLLM's users have, too.
+        "--host",
+        "nowhere.example",
+        "--port",
+        "1",
+        "--tokenizer-mode",
+        "auto",
+        "--insecure",
+        "--random-batch-size",
+        "1",
+        "--probe-request-rate",
+        "0.0",
+        "--header",
     ];
     run(&words).unwrap();
     run(&words).unwrap();

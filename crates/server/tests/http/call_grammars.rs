@@ -145,13 +145,19 @@ fn only_allowed_tools_are_called() {
     assert!(accepts(&server, &call("time", "{}")) && !accepts(&server, &rome));
     let streamed = server.post(
         "/v1/responses",
-        &support::merged(body, json!({ "stream": true })),
+        &support::merged(body.clone(), json!({ "stream": true })),
     );
     assert!(
         !streamed.text.contains("function_call"),
         "{}",
         streamed.text
     );
+    let mut required = body;
+    required["tool_choice"]["mode"] = json!("required");
+    server.post("/v1/responses", &required);
+    let time = call("time", "{\"city\": \"Rome\"}");
+    assert!(accepts(&server, &time) && !accepts(&server, &rome));
+    assert!(!accepts(&server, "Just text."));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What surrounds an answer: ids, errors, origins, formats, limits.
 
+use server::config::Allowed;
+
 use super::*;
 
 #[test]
@@ -199,24 +201,37 @@ fn until_the_model_is_loaded_the_answer_is_503() {
     let address = listener.local_addr().unwrap();
     let (sender, receiver) = tokio::sync::oneshot::channel();
     let state = async { receiver.await.unwrap() };
-    let progress = server::engine::StartProgress::default();
+    let page = "https://page.example";
+    let mut loading = server::Loading::default();
+    loading.cors.origins = Allowed::Only(vec![page.parse().unwrap()]);
     let shutdown = std::future::pending();
-    runtime.spawn(server::run_loading(listener, state, progress, shutdown));
+    runtime.spawn(server::run_loading(listener, state, loading, shutdown));
+    let agent: ureq::Agent = ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .build()
+        .into();
     let health = || {
-        let agent: ureq::Agent = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .build()
-            .into();
-        let mut response = agent
+        let request = agent
             .get(format!("http://{address}/health"))
-            .call()
-            .unwrap();
+            .header("origin", page);
+        let mut response = request.call().unwrap();
         let text = response.body_mut().read_to_string().unwrap();
-        (response.status().as_u16(), text)
+        let readers = response.headers().get("access-control-allow-origin");
+        (response.status().as_u16(), text, readers.cloned())
     };
-    let (status, text) = health();
+    let (status, text, readers) = health();
     assert_eq!(status, 503);
     assert!(text.contains("The model is being loaded."), "{text}");
+    // The page reads that it is to wait.
+    assert_eq!(readers.unwrap(), page);
+    let preflight = agent
+        .options(format!("http://{address}/v1/chat/completions"))
+        .header("origin", page)
+        .header("access-control-request-method", "POST")
+        .call()
+        .unwrap();
+    assert_eq!(preflight.status(), 200);
+    assert_eq!(preflight.headers()["access-control-allow-methods"], "POST");
     assert!(sender.send(loaded.state.clone()).is_ok());
     let start = Instant::now();
     while health().0 != 200 {

@@ -178,7 +178,9 @@ fn what_is_wrong_is_named() {
             json!({ "input": "x", "task": "token_embed" }),
             "task",
         ),
-        ("/score", json!({ "text_1": "x" }), "text_1"),
+        ("/score", json!({ "text_1": "x" }), "text_2"),
+        ("/score", json!({ "items": ["x"] }), "queries"),
+        ("/score", json!({}), "text_1"),
         (
             "/score",
             json!({ "text_1": ["x", "y"], "text_2": ["z"] }),
@@ -208,7 +210,7 @@ fn what_is_wrong_is_named() {
         (
             "/score",
             json!({ "text_1": "x", "documents": "y" }),
-            "text_1",
+            "documents",
         ),
         (
             "/score",

@@ -346,12 +346,22 @@ fn what_is_not_understood_is_refused_by_name() {
             json!({ "input": [{ "role": "odd", "content": "x" }] }),
             "input[0].role",
         ),
+        (
+            json!({ "input": [{ "role": "tool", "content": "x" }] }),
+            "input[0].role",
+        ),
         (json!({ "input": "x".repeat(300) }), "input"),
         (json!({ "tools": [{ "type": "odd" }] }), "tools[0].type"),
         (
             json!({ "tools": [{ "type": "web_search" }, { "type": "custom", "name": "p", "format":
                 { "type": "grammar", "syntax": "regex", "definition": "(" } }] }),
-            "tools[1].parameters",
+            "tools[1].format.definition",
+        ),
+        // Right as a regular expression, but not as a grammar.
+        (
+            json!({ "tools": [{ "type": "custom", "name": "p", "format":
+                { "type": "grammar", "syntax": "regex", "definition": r"a\bc" } }] }),
+            "tools[0].format.definition",
         ),
         (
             json!({ "input": [{ "type": "reasoning", "summary": [], "encrypted_content": "gAAAA" }] }),

@@ -136,7 +136,7 @@ fn what_is_refused_by_name_is_refused_by_its_schema() {
         body[field] = value;
         body
     };
-    for (path, body) in [
+    let bodies = [
         ("/v1/chat/completions", chat(json!([{ "role": "user" }]))),
         (
             "/v1/chat/completions",
@@ -224,10 +224,105 @@ fn what_is_refused_by_name_is_refused_by_its_schema() {
             "/api/chat",
             json!({ "model": "base", "messages": [{ "role": "user", "content": "u", "images": ["x"] }] }),
         ),
-    ] {
+    ];
+    let inside = narrow_bodies();
+    for (path, body) in bodies.into_iter().chain(inside) {
         let answer = server.post(path, &body);
         assert_eq!(answer.status, 400, "{path}: {body}: {}", answer.text);
         let error = server.schema_error(path, &body);
         assert!(error.is_some(), "{path}: {body} fits its schema");
     }
+}
+
+/// Bodies with one value that is refused: keys that nothing is known of, types, bounds, and what has to be empty.
+fn narrow_bodies() -> Vec<(&'static str, Value)> {
+    let function = |more: Value| support::merged(json!({ "type": "function", "name": "f" }), more);
+    let format = |of: Value| json!({ "response_format": of });
+    let list = |tool: Value| json!({ "tools": [tool] });
+    let options = |options: Value| json!({ "options": options });
+    let array = json!({ "type": "array" });
+    let of_chat = [
+        format(json!({ "type": "text", "x": 1 })),
+        format(json!({ "type": "json_object", "schema": {} })),
+        format(
+            json!({ "type": "json_schema", "json_schema": { "name": "n", "schema": {}, "x": 1 } }),
+        ),
+        format(
+            json!({ "type": "json_schema", "json_schema": { "name": "n", "schema": {} }, "schema": {} }),
+        ),
+        format(json!({ "type": "structural_tag" })),
+        format(json!({ "type": "structural_tag", "structures": [], "triggers": [] })),
+        list(json!({ "type": "function", "function": { "name": "f", "parameters": array } })),
+        json!({ "structured_outputs": { "choice": [""] } }),
+        json!({ "stop": [""] }),
+        json!({ "bad_words": [""] }),
+        json!({ "truncate_prompt_tokens": 0 }),
+        json!({ "thinking_token_budget": -5 }),
+        json!({ "reasoning_effort": "odd" }),
+        json!({ "chat_template_kwargs": { "tools": [] } }),
+    ];
+    let of_responses = [
+        list(function(json!({ "defer_loading": true }))),
+        list(function(json!({ "allowed_callers": ["code"] }))),
+        list(function(json!({ "parameters": array }))),
+        list(json!({ "type": "custom", "name": "p", "defer_loading": true })),
+        list(json!({ "type": "custom", "name": "p", "format": { "type": "text", "x": 1 } })),
+        list(
+            json!({ "type": "namespace", "name": "n", "tools": [function(json!({ "defer_loading": true }))] }),
+        ),
+        list(json!({ "type": "namespace", "name": "n", "tools": [], "defer_loading": true })),
+        list(json!({ "type": "odd" })),
+        json!({ "input": [{ "role": "tool", "content": "x" }] }),
+        json!({ "text": { "x": 1 } }),
+        json!({ "text": { "format": { "type": "text", "x": 1 } } }),
+        json!({ "reasoning": { "x": 1 } }),
+        json!({ "stream_options": { "include_obfuscation": true } }),
+        json!({ "truncation": "odd" }),
+        json!({ "max_tool_calls": 0 }),
+    ];
+    let of_messages = [
+        list(json!({ "name": "f", "input_schema": array })),
+        json!({ "n": 2 }),
+        json!({ "output_config": { "effort": "odd" } }),
+    ];
+    let of_options = [
+        options(json!({ "repeat_last_n": -2 })),
+        options(json!({ "repeat_penalty": 0 })),
+        options(json!({ "num_ctx": -1 })),
+        options(json!({ "stop": [""] })),
+    ];
+    let of_generate = [
+        json!({ "images": ["x"] }),
+        json!({ "context": [1] }),
+        json!({ "template": "x" }),
+    ];
+    let asked = json!([{ "role": "user", "content": "u" }]);
+    let messages = json!({ "model": "base", "max_tokens": 9, "messages": asked });
+    let generate = json!({ "model": "base", "prompt": "p", "stream": false });
+    [
+        ("/v1/chat/completions", chat(asked), of_chat.to_vec()),
+        (
+            "/v1/responses",
+            json!({ "input": "a" }),
+            of_responses.to_vec(),
+        ),
+        ("/v1/messages", messages, of_messages.to_vec()),
+        ("/api/generate", generate.clone(), of_options.to_vec()),
+        ("/api/generate", generate, of_generate.to_vec()),
+    ]
+    .into_iter()
+    .flat_map(|(path, base, more)| {
+        let bodies = more.into_iter();
+        bodies.map(move |more| (path, support::merged(base.clone(), more)))
+    })
+    .collect()
+}
+
+#[test]
+fn what_is_empty_fits_its_schema() {
+    let server = TestServer::start(|_| says("x"));
+    let body = json!({ "model": "base", "prompt": "p", "stream": false, "images": [], "context": [], "template": "",
+        "options": { "num_predict": 2, "top_k": -5, "top_p": 0, "repeat_last_n": -1 } });
+    assert_eq!(server.schema_error("/api/generate", &body), None);
+    assert_eq!(server.post("/api/generate", &body).status, 200);
 }

@@ -34,7 +34,7 @@ pub(super) async fn random(
         .map(|_| words[rng.random_range(0..words.len())])
         .collect();
     // Random numbers first: what is made at once must not depend on who comes first.
-    let plans: Vec<(Vec<u32>, usize, usize)> = (0..args.num_prompts)
+    let plans = (0..args.num_prompts)
         .map(|index| {
             let own_len = match input_len {
                 0 => 0,
@@ -42,18 +42,37 @@ pub(super) async fn random(
             };
             let start = rng.random_range(0..words.len()) + index;
             let own = (start..start + own_len + MAX_TRIES).map(|i| words[i % words.len()]);
-            let ids = prefix.iter().copied().chain(own).collect();
-            (ids, prefix.len() + own_len, around(output_len, rng))
+            Plan {
+                ids: prefix.iter().copied().chain(own).collect(),
+                len: prefix.len() + own_len,
+                output_len: around(output_len, rng),
+            }
         })
         .collect();
-    let made = stream::iter(plans).map(async |(ids, len, output_len)| {
-        let (prompt, prompt_len) = text_of_length(texts, ids, len).await?;
-        Ok(Arc::new(Sample {
+    samples(texts, plans).await
+}
+
+/// A sample whose text is still to be made.
+struct Plan {
+    /// How it begins, and [`MAX_TRIES`] tokens more.
+    ids: Vec<u32>,
+    len: usize,
+    output_len: usize,
+}
+
+impl Plan {
+    async fn sample(self, texts: &Texts) -> Result<Sample> {
+        let (prompt, prompt_len) = text_of_length(texts, self.ids, self.len).await?;
+        Ok(Sample {
             prompt,
             prompt_len,
-            output_len,
-        }))
-    });
+            output_len: self.output_len,
+        })
+    }
+}
+
+async fn samples(texts: &Texts, plans: Vec<Plan>) -> Result<Vec<Arc<Sample>>> {
+    let made = stream::iter(plans).map(async |plan| plan.sample(texts).await.map(Arc::new));
     let made: Vec<Result<Arc<Sample>>> = made.buffered(AT_ONCE).collect().await;
     made.into_iter().collect()
 }
@@ -99,18 +118,13 @@ pub(super) async fn prefix_repetition(
     let mut plans = Vec::with_capacity(num_each * num_prefixes);
     for _ in 0..num_prefixes {
         let prefix = &draw(prefix_len)[..prefix_len];
-        plans.extend((0..num_each).map(|_| [prefix, &draw(suffix_len)].concat()));
-    }
-    let made = stream::iter(plans).map(async |ids| {
-        let (prompt, prompt_len) = text_of_length(texts, ids, prefix_len + suffix_len).await?;
-        Ok(Arc::new(Sample {
-            prompt,
-            prompt_len,
+        plans.extend((0..num_each).map(|_| Plan {
+            ids: [prefix, &draw(suffix_len)].concat(),
+            len: prefix_len + suffix_len,
             output_len,
-        }))
-    });
-    let made: Vec<Result<Arc<Sample>>> = made.buffered(AT_ONCE).collect().await;
-    let mut samples = made.into_iter().collect::<Result<Vec<_>>>()?;
+        }));
+    }
+    let mut samples = samples(texts, plans).await?;
     if !args.disable_shuffle {
         samples.shuffle(rng);
     }
@@ -121,12 +135,12 @@ pub(super) async fn prefix_repetition(
 pub(super) async fn burst(texts: &Texts, words: &[u32], burst: &Burst) -> Result<Sample> {
     let len = burst.input_len;
     let ids = (burst.index..burst.index + len + MAX_TRIES).map(|i| words[i % words.len()]);
-    let (prompt, prompt_len) = text_of_length(texts, ids.collect(), len).await?;
-    Ok(Sample {
-        prompt,
-        prompt_len,
+    let plan = Plan {
+        ids: ids.collect(),
+        len,
         output_len: burst.output_len,
-    })
+    };
+    plan.sample(texts).await
 }
 
 pub(super) fn ordinary_tokens(texts: &Texts) -> Result<Vec<u32>> {

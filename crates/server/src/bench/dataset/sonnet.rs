@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use rand::RngExt as _;
 use rand_chacha::ChaCha8Rng;
 
@@ -29,7 +29,9 @@ pub(super) async fn sonnet(
         num_tokens += texts.encode(line).await?.len();
     }
     let mean = num_tokens as f64 / lines.len() as f64;
-    let base = texts.encode(&texts.chat(QUESTION).await?).await?.len();
+    let question = texts.chat(QUESTION).await;
+    let question = question.context("--dataset-name sonnet: lengths are those of chats")?;
+    let base = texts.encode(&question).await?.len();
     ensure!(
         input_len > base,
         "--sonnet-input-len: expected more than the {base} tokens of the question, found {input_len}"

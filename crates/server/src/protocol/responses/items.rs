@@ -144,6 +144,15 @@ fn text(place: &str, item: &mut Item, field: &str) -> Result<String, ApiError> {
 
 fn read_message(place: &str, mut item: Item) -> Result<Item, ApiError> {
     let role = text(place, &mut item, "role")?;
+    if matches!(role.as_str(), "tool" | "function") {
+        let expected = "`user`, `assistant`, `system` or `developer` (the result of a call is an item `function_call_output`)";
+        let found = format!("`{role}`");
+        return Err(ApiError::expected(
+            format!("{place}.role"),
+            expected,
+            &found,
+        ));
+    }
     let place_of_content = format!("{place}.content");
     let content = match item.shift_remove("content") {
         Some(Value::String(text)) => vec![text_part(&role, text)],

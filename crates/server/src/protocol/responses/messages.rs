@@ -4,6 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::callee::{arguments_of, flat_name};
 use super::items::Item;
+use super::tools::Place;
 use crate::error::ApiError;
 
 /// The messages of a chat, and where each came from.
@@ -83,9 +84,9 @@ impl Messages {
         }
     }
 
-    /// The messages, and what names the field of a request for an error that names one of them. `tools` are the fields that the
-    /// tools of the chat came from.
-    pub fn into_parts(self, tools: Vec<String>) -> (Vec<Map<String, Value>>, Places) {
+    /// The messages, and what names the field of a request for an error that names one of them. `tools` is where the tools of the
+    /// chat came from.
+    pub fn into_parts(self, tools: Vec<Place>) -> (Vec<Map<String, Value>>, Places) {
         let places = Places {
             messages: self.places,
             tools,
@@ -108,7 +109,7 @@ const NAMES: [(&str, &str); 6] = [
 #[derive(Debug)]
 pub struct Places {
     messages: Vec<String>,
-    tools: Vec<String>,
+    tools: Vec<Place>,
 }
 
 impl Places {
@@ -140,8 +141,8 @@ impl Places {
             return place;
         }
         if let Some((index, rest)) = indexed(param, "tools") {
-            let place = self.tools.get(index).map_or("tools", String::as_str);
-            return format!("{place}{}", rest.replace(".function", ""));
+            let place = self.tools.get(index);
+            return place.map_or_else(|| "tools".to_owned(), |place| place.field(rest));
         }
         let mut names = NAMES.iter();
         let own = names.find_map(|(chat, own)| {
@@ -279,7 +280,15 @@ mod tests {
         let items = read_input(json!([{ "role": "odd", "content": "b" }]), |_| None).unwrap();
         messages.push(&items[0], "previous_response_id");
         messages.push(&items[0], "input[0]");
-        let tools = ["tools[0]", "tools[2]", "tools[3].tools[0]"].map(str::to_owned);
+        let tools = [
+            ("tools[0]", false),
+            ("tools[2]", false),
+            ("tools[3].tools[0]", true),
+        ];
+        let tools = tools.map(|(tool, is_custom)| Place {
+            tool: tool.to_owned(),
+            is_custom,
+        });
         let (_, places) = messages.into_parts(tools.to_vec());
         for (param, name) in [
             ("messages[0].content", "instructions"),
@@ -292,6 +301,15 @@ mod tests {
             ("temperature", "temperature"),
             ("tools[1].function.parameters", "tools[2].parameters"),
             ("tools[2].function.name", "tools[3].tools[0].name"),
+            (
+                "tools[2].function.parameters",
+                "tools[3].tools[0].format.definition",
+            ),
+            (
+                "tools[2].function.strict",
+                "tools[3].tools[0].format.definition",
+            ),
+            ("tools[3].function.name", "tools"),
         ] {
             let error = ApiError::bad_request(param, format!("`{param}`: odd."));
             let error = places.name(error);

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use regex_syntax::ast::parse::Parser;
 use serde_json::{Map, Value, json};
 
 use super::callee::{Callee, flat_name};
@@ -15,7 +16,7 @@ const CUSTOM: [&str; 4] = ["type", "name", "description", "format"];
 /// Keys of a namespace.
 const NAMESPACE: [&str; 4] = ["type", "name", "description", "tools"];
 /// Beginnings of the types that OpenAI's servers run themselves, or have taught their models. Here they are left out.
-const HOSTED: [&str; 13] = [
+pub(crate) const HOSTED: [&str; 13] = [
     "apply_patch",
     "code_interpreter",
     "computer",
@@ -38,10 +39,32 @@ pub struct Tools {
     pub shown: Vec<Value>,
     /// As a chat has them: all are functions.
     pub chat: Vec<Value>,
-    /// The field of the request that each of these came from.
-    pub places: Vec<String>,
+    /// Where each of these came from.
+    pub places: Vec<Place>,
     /// Which tool a function of the chat is.
     pub callees: BTreeMap<String, Callee>,
+}
+
+/// Where a function of the chat came from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The field of the request.
+    pub tool: String,
+    /// Whether it is a custom tool there.
+    pub is_custom: bool,
+}
+
+impl Place {
+    /// The field of the request that the rest of a chat's `tools[0]…` came from.
+    pub(super) fn field(&self, rest: &str) -> String {
+        let Self { tool, is_custom } = self;
+        let rest = rest.replace(".function", "");
+        // Of a custom tool, only a regular expression makes a schema that may be wrong, and a call strict.
+        match *is_custom && (rest.starts_with(".parameters") || rest == ".strict") {
+            true => format!("{tool}.format.definition"),
+            false => format!("{tool}{rest}"),
+        }
+    }
 }
 
 /// Whether a tool of this type is one of OpenAI's servers; some types end in a date.
@@ -138,7 +161,10 @@ impl Tools {
         );
         self.chat
             .push(json!({ "type": "function", "function": chat }));
-        self.places.push(place.to_owned());
+        self.places.push(Place {
+            tool: place.to_owned(),
+            is_custom,
+        });
         let callee = Callee {
             name: name.to_owned(),
             namespace: namespace.map(str::to_owned),
@@ -198,6 +224,12 @@ fn custom(read: &Keys<'_>) -> Result<Map<String, Value>, ApiError> {
             };
             match format.get("syntax").as_str() {
                 Some("regex") => {
+                    // By itself: between the anchors `a)|(b` would be none.
+                    if let Err(error) = Parser::new().parse(&definition) {
+                        let param = format!("{place}.definition");
+                        let message = format!("`{param}` cannot be used: {error}");
+                        return Err(ApiError::bad_request(param, message));
+                    }
                     input["pattern"] = Value::from(format!("^(?:{definition})$"));
                     is_strict = true;
                 }
@@ -397,6 +429,13 @@ mod tests {
         assert_eq!(found["parameters"], text["parameters"]);
         let description = found["description"].as_str().unwrap();
         assert!(description.starts_with("d\n") && description.ends_with("a|b"));
+        for wrong in ["(", "a)|(b", "[z-a]"] {
+            let mut format = grammar("regex");
+            format["definition"] = json!(wrong);
+            let error = read_tools(vec![custom(format)]).unwrap_err();
+            assert_eq!(error.param.as_deref(), Some("tools[0].format.definition"));
+            assert!(error.message.contains(wrong), "{}", error.message);
+        }
     }
 
     #[test]
@@ -412,8 +451,9 @@ mod tests {
         assert_eq!(tools.shown.len(), 2);
         let names = tools.chat.iter().map(|tool| &tool["function"]["name"]);
         assert_eq!(names.collect::<Vec<_>>(), ["n__f", "n__p", "f"]);
+        let places = tools.places.iter().map(|place| place.tool.as_str());
         assert_eq!(
-            tools.places,
+            places.collect::<Vec<_>>(),
             ["tools[3].tools[0]", "tools[3].tools[1]", "tools[4]"]
         );
         let callee = |name: &str, namespace: Option<&str>, is_custom| Callee {

@@ -109,6 +109,18 @@ fn what_cannot_work_is_refused_by_name() {
         ),
         ("serve --num-prompt 5", "--num-prompts"),
         (
+            "serve --tokenizer-mode mistral",
+            "expected auto, hf or fast: tokenizers are read from tokenizer.json",
+        ),
+        (
+            "serve --random-batch-size 2",
+            "expected 1: each request has one prompt",
+        ),
+        (
+            "serve --probe-request-rate 0.5",
+            "expected 0: no probes are sent beside the requests",
+        ),
+        (
             "throughput --port 5",
             "--port: `bench throughput` listens nowhere",
         ),
