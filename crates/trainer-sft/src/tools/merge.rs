@@ -43,7 +43,8 @@ pub(super) fn merge(
         [] => None,
         files => {
             let form = BaseForm::of_run(&args.adapter)?;
-            Some((EvalData::load(&base, files, &args.device)?, form))
+            let reading = (&args.reading, args.adapter.as_path());
+            Some((EvalData::load(&base, (files, &args.device), reading)?, form))
         }
     };
     let double_quant = (args.quantization == Quantization::Nf4).then_some(!args.no_double_quant);
