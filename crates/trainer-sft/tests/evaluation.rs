@@ -121,6 +121,10 @@ fn the_best_checkpoint_is_the_result_and_is_kept() {
     config.run.save_total_limit = Some(1);
     let summary = run(&config).unwrap();
     let all = evaluations(&summary.output);
+    let prompts = dir.path().join("prompts.txt");
+    fs::write(&prompts, "Who is number 3?\n").unwrap();
+    config.samples.prompts = Some(prompts);
+    config.samples.max_tokens = Some(8);
     let lowest = all.iter().map(|(_, loss)| *loss).fold(f64::MAX, f64::min);
     let best = all.iter().find(|(_, loss)| *loss == lowest).unwrap().0 as usize;
     assert!(best < 6, "the last step is the best one: {all:?}");
@@ -137,6 +141,24 @@ fn the_best_checkpoint_is_the_result_and_is_kept() {
     assert!(summary.to_string().contains(&told), "{summary}");
 }
 
+    // The last answers are those of the result, and say so.
+    let text = fs::read_to_string(summary.output.join("samples.jsonl")).unwrap();
+    let answers = text.lines().map(|line| serde_json::from_str(line).unwrap());
+    let mut answers: Vec<Value> = answers.collect();
+    let last = answers.pop().unwrap();
+    let steps: Vec<u64> = answers
+        .iter()
+        .map(|a| a["step"].as_u64().unwrap())
+        .collect();
+    assert_eq!(steps, [0, 1, 2, 3, 4, 5]);
+    assert_eq!(last, answers[best]);
+    let page = fs::read_to_string(summary.output.join("report.html")).unwrap();
+    let after = format!("<th>After (step {best})</th>");
+    assert!(page.contains(&after), "{page}");
+    assert!(
+        page.contains("<summary>4 answers in between</summary>"),
+        "{page}"
+    );
 #[test]
 fn the_last_checkpoint_says_that_it_is_the_best() {
     let dir = tempfile::tempdir().unwrap();
