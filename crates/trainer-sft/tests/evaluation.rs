@@ -107,6 +107,8 @@ fn a_run_ends_when_its_evaluations_no_longer_improve() {
     assert_eq!(summary.num_steps, 3);
     assert!(summary.output.join("adapter_model.safetensors").is_file());
     assert!(summary.to_string().contains("stopped early"), "{summary}");
+    let page = fs::read_to_string(summary.output.join("report.html")).unwrap();
+    assert!(page.contains("<td>stopped early by its evaluations</td>"));
 }
 
 #[test]
@@ -119,12 +121,12 @@ fn the_best_checkpoint_is_the_result_and_is_kept() {
     config.run.load_best = true;
     config.run.save_steps = Some(1);
     config.run.save_total_limit = Some(1);
-    let summary = run(&config).unwrap();
-    let all = evaluations(&summary.output);
     let prompts = dir.path().join("prompts.txt");
     fs::write(&prompts, "Who is number 3?\n").unwrap();
     config.samples.prompts = Some(prompts);
     config.samples.max_tokens = Some(8);
+    let summary = run(&config).unwrap();
+    let all = evaluations(&summary.output);
     let lowest = all.iter().map(|(_, loss)| *loss).fold(f64::MAX, f64::min);
     let best = all.iter().find(|(_, loss)| *loss == lowest).unwrap().0 as usize;
     assert!(best < 6, "the last step is the best one: {all:?}");
@@ -139,8 +141,6 @@ fn the_best_checkpoint_is_the_result_and_is_kept() {
     assert_eq!(checkpoints(&summary.output), expected);
     let told = format!("the result is step {best}");
     assert!(summary.to_string().contains(&told), "{summary}");
-}
-
     // The last answers are those of the result, and say so.
     let text = fs::read_to_string(summary.output.join("samples.jsonl")).unwrap();
     let answers = text.lines().map(|line| serde_json::from_str(line).unwrap());
@@ -159,6 +159,8 @@ fn the_best_checkpoint_is_the_result_and_is_kept() {
         page.contains("<summary>4 answers in between</summary>"),
         "{page}"
     );
+}
+
 #[test]
 fn the_last_checkpoint_says_that_it_is_the_best() {
     let dir = tempfile::tempdir().unwrap();
