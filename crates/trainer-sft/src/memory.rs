@@ -16,7 +16,7 @@ use std::fmt;
 use burn::tensor::{DType, Device};
 use lora_4bit::ComputeDtype;
 use lora_4bit::training::dtype_of;
-use model_qwen::{Dtype, Quantization, QwenConfig, device_memory, is_gpu, linear_features};
+use model_qwen::{Quantization, QwenConfig, device_memory, is_gpu, linear_features};
 use serde::Serialize;
 
 pub use self::fit::PlannedRun;
@@ -229,11 +229,9 @@ fn on_gpu(
         ComputeDtype::F32 => DType::F32,
         ComputeDtype::Auto | ComputeDtype::Bits16 | ComputeDtype::Bf16 => dtype,
     };
-    let held = match config.model.dtype {
-        Dtype::Auto => model.dtype,
-        Dtype::F32 => DType::F32,
-        Dtype::Bf16 => DType::BF16,
-        Dtype::F16 => DType::F16,
+    let held = match config.run.full {
+        true => DType::F32,
+        false => config.model.dtype.or(model.dtype),
     };
     let shape = StepShape {
         model,

@@ -167,12 +167,7 @@ impl Job<'_> {
         };
         Ok(Written {
             summary,
-            dtype: match self.dtype {
-                Dtype::Auto => weights.config().dtype,
-                Dtype::F32 => DType::F32,
-                Dtype::Bf16 => DType::BF16,
-                Dtype::F16 => DType::F16,
-            },
+            dtype: self.dtype.or(weights.config().dtype),
             dense,
         })
     }
