@@ -381,16 +381,23 @@ impl Group {
         self.with_adapters().fold(all, |dx, part| {
             let dh = dh.clone().narrow(1, part.rank, part.ranks);
             let a = adapters.a.clone().narrow(0, part.rank, part.ranks);
-            let of_weight = change.as_ref().map(|change| {
-                let change = change.clone().narrow(1, part.row, part.rows);
-                (change, self.weight_of(part))
-            });
-            let (change, weight) = of_weight.unzip();
             let through = ops::product(
-                Factor::rows(dh, change),
-                Factor::columns(a, weight),
+                Factor::rows(dh, None),
+                Factor::columns(a, None),
                 Epilogue::plain(dtype),
             ); // [tokens, in]
+            // Not in one product: few ranks are no size that kernels take.
+            let through = match &change {
+                Some(change) => ops::product(
+                    Factor::rows(change.clone().narrow(1, part.row, part.rows), None),
+                    Factor::columns(self.weight_of(part), None),
+                    Epilogue {
+                        residual: Some(through),
+                        ..Epilogue::plain(dtype)
+                    },
+                ), // [tokens, in]
+                None => through,
+            };
             dx + masked(&through, dropout, part.id)
         })
     }
