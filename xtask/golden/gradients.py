@@ -6,6 +6,7 @@ multiples of 64). Writes to data/golden/gradients/:
   CASE.safetensors  `adapter.*`: the A and B of all linear layers (PEFT names), neither of them zero;
                     `full.*`: gradients of every weight, without an adapter; `lora.*`: those of A and B;
                     `dropped.*`: the same with dropout, whose masks come from lora-4bit's counters;
+                    `dora_dropped.*`: the same of a DoRA adapter of these A and B, and of its lengths, which `adapter.*` has, too;
                     `nf4.*` (of the two): those of A and B over a base in NF4 with double quantization, computed in f32
   documents.json    token ids and labels of the documents, the losses of all, and how far (part of the norm of `nf4.*`) the gradients of
                     bitsandbytes' layers are off that compute in bf16
@@ -134,15 +135,35 @@ def dropouts(model):
     return found
 
 
-def adapted(model, rank, tensors):
-    """The model with the adapter of the file, and its parameters by the names of the file."""
-    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+def with_adapter(model, rank, **options):
+    """The model with an adapter on all linear layers, and its parameters by the names of the file."""
+    config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM", **options)
     model = peft.get_peft_model(model, config)
-    found = {name.replace(".default", ""): parameter for name, parameter in model.named_parameters() if "lora_" in name}
+    return model, {name.replace(".default", ""): parameter for name, parameter in model.named_parameters() if "lora_" in name}
+
+
+def adapted(model, rank, tensors, **options):
+    """The same with the adapter of the file, as far as it is there."""
+    model, found = with_adapter(model, rank, **options)
     with torch.no_grad():
         for name, parameter in found.items():
-            parameter.copy_(tensors[f"adapter.{name}"])
+            parameter.copy_(tensors.get(f"adapter.{name}", parameter))
     return model, found
+
+
+def gradients_of_dora(case, rank, texts, tensors):
+    """Loss and gradients of DoRA with dropout. The lengths are none that change nothing; they go to `tensors`."""
+    model, parameters = adapted(load(case), rank, tensors, use_dora=True)
+    random = torch.Generator().manual_seed(13)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            if "magnitude" in name:
+                parameter.mul_(1 + 0.3 * torch.randn(parameter.shape, generator=random))
+                tensors[f"adapter.{name}"] = parameter.detach()
+    # Only then does PEFT give the base product of DoRA what dropout leaves.
+    model.train()
+    loss = loss_of(model, texts, dropouts(model))
+    return loss.item(), dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values()))))
 
 
 def gradients_over_nf4(case, rank, texts, tensors):
@@ -181,19 +202,19 @@ def main():
         losses[case] = {"full": loss.item()}
         for name, parameter in model.named_parameters():
             tensors[f"full.{name}"] = parameter.grad
-        config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
-        model = peft.get_peft_model(load(case), config)
-        adapter = {name: parameter for name, parameter in model.named_parameters() if "lora_" in name}
+        model, adapter = with_adapter(load(case), rank)
         with torch.no_grad():
             for name, parameter in adapter.items():
                 parameter.copy_(0.2 * torch.randn_like(parameter))
-                tensors[f"adapter.{name.replace('.default', '')}"] = parameter.detach()
+                tensors[f"adapter.{name}"] = parameter.detach()
         for kind, dropped in (("lora", ()), ("dropped", dropouts(model))):
             loss = loss_of(model, texts, dropped)
             losses[case][kind] = loss.item()
             gradients = torch.autograd.grad(loss, list(adapter.values()))
-            for name, gradient in zip(adapter, gradients):
-                tensors[f"{kind}.{name.replace('.default', '')}"] = gradient
+            tensors.update({f"{kind}.{name}": gradient for name, gradient in zip(adapter, gradients)})
+        with torch.random.fork_rng():
+            losses[case]["dora_dropped"], found = gradients_of_dora(case, rank, texts, tensors)
+        tensors.update({f"dora_dropped.{name}": gradient for name, gradient in found.items()})
         if case in OWN:
             losses[case]["nf4"], exact, errors[case] = gradients_over_nf4(case, rank, texts, tensors)
             tensors.update({f"nf4.{name}": gradient for name, gradient in exact.items()})

@@ -13,6 +13,8 @@
 //! | gradient of `x` | `dh = dy · s·B`; `dx = [dy, dh] · [W; A]` |
 //! | of the adapters | `dA = dhᵀ · x`; `dB = dyᵀ · h · s` |
 //! | with DoRA | `z` is `y` without bias; `y = z · f + bias`; the gradients above are those of `dz = dy · f`; `dm` is the sum of the rows of `dy · z`, over the norm |
+//! | with dropout | each adapter reads an input `x'` of its own, which a mask has taken values from: `h = x' · Aᵀ`; `dA = dhᵀ · x'`; `dx = dy · W + mask(dh · A)` |
+//! | with both | `z = x' · Wᵀ + h · (s·B)ᵀ`; `y = x · Wᵀ + bias + z · f - x' · Wᵀ`; `dx = dy · W + mask((dz - dy) · W + dh · A)`; `dm` as with DoRA |
 //! | of the layers themselves | `dW = dyᵀ · x`; of the bias the sum of the rows of `dy` |
 
 use burn::tensor::{DType, Device, Tensor};
@@ -25,7 +27,11 @@ pub use crate::kernels::training::{
     rms_norm, rms_norm_backward, rms_norm_weight_gradient, sum_rows, swiglu, swiglu_backward,
 };
 use crate::linear::Linear;
-use crate::lora::{Dora, LoraWeights};
+use crate::lora::LoraWeights;
+
+mod lengths;
+
+use self::lengths::Lengths;
 
 /// The ranks of a group's adapters take a multiple of this, the inner values of a step of the kernels.
 pub const RANKS: usize = 64;
@@ -68,17 +74,6 @@ pub struct Group {
     adapters: Option<Stacked>,
     lengths: Option<Lengths>,
     layers: Vec<Part>,
-}
-
-/// What DoRA does to the outputs of a group. Those of layers without it have ones.
-#[derive(Clone, Debug)]
-struct Lengths {
-    /// `m / ‖W + s·B·A‖`, f32: `[out]`.
-    factor: Tensor<1>,
-    /// `‖W + s·B·A‖`, f32: `[out]`.
-    norm: Tensor<1>,
-    /// Which layers have it.
-    has: Vec<bool>,
 }
 
 /// The adapters of a group.
@@ -138,7 +133,7 @@ impl Group {
             row += rows;
             rank += ranks;
         }
-        let lengths = stack_lengths(layers, &adapters, &device);
+        let lengths = Lengths::stack(layers, &adapters, &device);
         let dropout = slot.and_then(|(_, dropout)| dropout.filter(|dropout| dropout.p > 0.0));
         let adapters = (rank > 0).then(|| {
             let all: Vec<_> = (adapters.iter().zip(&parts))
@@ -181,8 +176,7 @@ impl Group {
             };
             return (self.product(x, h.as_ref(), epilogue), h);
         };
-        let z = self.product(x, h.as_ref(), Epilogue::plain(x.dtype())); // [tokens, out]
-        (ops::rescale(z, &lengths.factor, bias, residual), h)
+        (self.with_lengths(lengths, (x, h.as_ref()), residual), h)
     }
 
     fn product(&self, x: &Tensor<2>, h: Option<&Tensor<2>>, epilogue: Epilogue) -> Tensor<2> {
@@ -192,41 +186,6 @@ impl Group {
             Factor::rows(self.weight.clone(), b),
             epilogue,
         )
-    }
-
-    /// The gradient of `z`, which the operations of the backward pass take, from that of the result: `dy` itself without DoRA.
-    ///
-    /// # Shapes
-    ///
-    /// `dy [tokens, out]` → `[tokens, out]`
-    #[must_use]
-    pub fn scaled(&self, dy: &Tensor<2>) -> Tensor<2> {
-        match &self.lengths {
-            Some(lengths) => ops::rescale(dy.clone(), &lengths.factor, None, None),
-            None => dy.clone(),
-        }
-    }
-
-    /// The gradients of DoRA's lengths, f32: `[out]` of each layer that has it. `h` is what [`Group::forward`] gave with `x`.
-    ///
-    /// # Shapes
-    ///
-    /// `x [tokens, in]`, `dy [tokens, out]`, the gradient of the result
-    #[must_use]
-    pub fn lengths(
-        &self,
-        x: &Tensor<2>,
-        h: Option<&Tensor<2>>,
-        dy: &Tensor<2>,
-    ) -> Vec<Option<Tensor<1>>> {
-        let Some(lengths) = &self.lengths else {
-            return vec![None; self.layers.len()];
-        };
-        let z = self.product(x, h, Epilogue::plain(x.dtype())); // [tokens, out]
-        let dm = sum_rows(z * dy.clone()) / lengths.norm.clone(); // [out]
-        let gradients = (self.layers.iter().zip(&lengths.has))
-            .map(|(part, &has)| has.then(|| dm.clone().narrow(0, part.row, part.rows)));
-        gradients.collect()
     }
 
     /// What [`Group::backward`] needs of the adapters: `x · Aᵀ`, of the inputs that dropout leaves.
@@ -294,23 +253,25 @@ impl Group {
         h: Option<Tensor<2>>,
         dy: &Tensor<2>,
     ) -> (Tensor<2>, Vec<Option<AdapterGradients>>) {
-        let dh = self.adapter_input(dy);
-        let gradients = self.adapter_gradients(x, h, dy, dh.as_ref());
-        (self.input_gradient(dy, dh), gradients)
+        let dz = self.scaled(dy); // [tokens, out]
+        let dh = self.adapter_input(&dz);
+        let gradients = self.adapter_gradients(x, h, &dz, dh.as_ref());
+        (self.input_gradient([dy, &dz], dh), gradients)
     }
 
-    /// The gradient of what [`Group::forward`] gives besides its result, without the mask of dropout.
+    /// The gradient of what [`Group::forward`] gives besides its result, without the mask of dropout. `dz` is of
+    /// [`Group::scaled`].
     ///
     /// # Shapes
     ///
-    /// `dy [tokens, out]` → `[tokens, ranks]`
+    /// `dz [tokens, out]` → `[tokens, ranks]`
     #[must_use]
-    pub fn adapter_input(&self, dy: &Tensor<2>) -> Option<Tensor<2>> {
+    pub fn adapter_input(&self, dz: &Tensor<2>) -> Option<Tensor<2>> {
         let adapters = self.adapters.as_ref()?;
         Some(ops::product(
-            Factor::rows(dy.clone(), None),
+            Factor::rows(dz.clone(), None),
             Factor::columns(adapters.b.clone(), None),
-            Epilogue::plain(dy.dtype()),
+            Epilogue::plain(dz.dtype()),
         ))
     }
 
@@ -318,13 +279,13 @@ impl Group {
     ///
     /// # Shapes
     ///
-    /// `x [tokens, in]`, `h` and `dh` `[tokens, ranks]`, `dy [tokens, out]`
+    /// `x [tokens, in]`, `h` and `dh` `[tokens, ranks]`, `dz [tokens, out]`
     #[must_use]
     pub fn adapter_gradients(
         &self,
         x: Tensor<2>,
         h: Option<Tensor<2>>,
-        dy: &Tensor<2>,
+        dz: &Tensor<2>,
         dh: Option<&Tensor<2>>,
     ) -> Vec<Option<AdapterGradients>> {
         let (Some(adapters), Some(h), Some(dh)) = (&self.adapters, h, dh) else {
@@ -332,7 +293,7 @@ impl Group {
         };
         let sums = Epilogue::plain(DType::F32);
         let db = ops::product(
-            Factor::columns(dy.clone(), None),
+            Factor::columns(dz.clone(), None),
             Factor::columns(h, None),
             sums.clone(),
         ); // [out, ranks]
@@ -392,15 +353,16 @@ impl Group {
         gradients.collect()
     }
 
-    /// The gradient with respect to the input, of what [`Group::adapter_input`] gave as `dh`.
+    /// The gradient with respect to the input, of the gradient of the result, that times the factors of DoRA
+    /// ([`Group::scaled`]), and what [`Group::adapter_input`] gave as `dh`.
     ///
     /// # Shapes
     ///
-    /// `dy [tokens, out]`, `dh [tokens, ranks]` → `[tokens, in]`
+    /// `dy`, `dz` `[tokens, out]`, `dh [tokens, ranks]` → `[tokens, in]`
     #[must_use]
-    pub fn input_gradient(&self, dy: &Tensor<2>, dh: Option<Tensor<2>>) -> Tensor<2> {
+    pub fn input_gradient(&self, [dy, dz]: [&Tensor<2>; 2], dh: Option<Tensor<2>>) -> Tensor<2> {
         let dtype = dy.dtype();
-        let product = |dh, a| {
+        let product = |dy: &Tensor<2>, dh, a| {
             ops::product(
                 Factor::rows(dy.clone(), dh),
                 Factor::columns(self.weight.clone(), a),
@@ -408,12 +370,15 @@ impl Group {
             ) // [dy, dh] · [W; A]
         };
         let (Some(adapters), Some(dh)) = (&self.adapters, dh) else {
-            return product(None, None);
+            return product(dz, None, None);
         };
         let Some(dropout) = adapters.dropout else {
-            return product(Some(dh), Some(adapters.a.clone()));
+            return product(dz, Some(dh), Some(adapters.a.clone()));
         };
-        self.with_adapters().fold(product(None, None), |dx, part| {
+        // With DoRA the masked input went through the weight, too.
+        let change = self.change(dy); // [tokens, out]
+        let all = product(dy, None, None);
+        self.with_adapters().fold(all, |dx, part| {
             let dh = dh.clone().narrow(1, part.rank, part.ranks);
             let a = adapters.a.clone().narrow(0, part.rank, part.ranks);
             let through = ops::product(
@@ -421,6 +386,18 @@ impl Group {
                 Factor::columns(a, None),
                 Epilogue::plain(dtype),
             ); // [tokens, in]
+            // Not in one product: few ranks are no size that kernels take.
+            let through = match &change {
+                Some(change) => ops::product(
+                    Factor::rows(change.clone().narrow(1, part.row, part.rows), None),
+                    Factor::columns(self.weight_of(part), None),
+                    Epilogue {
+                        residual: Some(through),
+                        ..Epilogue::plain(dtype)
+                    },
+                ), // [tokens, in]
+                None => through,
+            };
             dx + masked(&through, dropout, part.id)
         })
     }
@@ -429,33 +406,6 @@ impl Group {
 /// `x [tokens, in]` with the values that dropout drops set to zero.
 fn masked(x: &Tensor<2>, dropout: Dropout, id: u32) -> Tensor<2> {
     dropout.apply(id, x.clone())
-}
-
-/// DoRA's lengths one after the other, if a layer has any.
-fn stack_lengths(
-    layers: &[&Linear],
-    adapters: &[Option<LoraWeights>],
-    device: &Device,
-) -> Option<Lengths> {
-    let all = || {
-        let adapters = adapters.iter().map(Option::as_ref);
-        adapters.map(|adapter| adapter.and_then(|adapter| adapter.dora.as_ref()))
-    };
-    let has: Vec<bool> = all().map(|dora| dora.is_some()).collect();
-    has.contains(&true).then(|| {
-        let stacked = |of: &dyn Fn(&Dora) -> Tensor<1>| {
-            let parts = layers.iter().zip(all()).map(|(layer, dora)| match dora {
-                Some(dora) => of(dora),
-                None => Tensor::ones([layer.out_features()], (device, DType::F32)),
-            });
-            Tensor::cat(parts.collect(), 0) // [out]
-        };
-        Lengths {
-            factor: stacked(&Dora::factor),
-            norm: stacked(&|dora| dora.norm().clone()),
-            has,
-        }
-    })
 }
 
 /// The biases one after the other, zero where a layer has none: `[out]`.

@@ -61,10 +61,7 @@ impl QwenModel {
     /// # Errors
     /// When the adapter was made for another architecture.
     pub fn check_adapter(&self, adapter: &LoraAdapter) -> Result<(), AdapterError> {
-        let shapes = self.linear_shapes();
-        check_modules(adapter, &shapes, self.embedding_shape())?;
-        warn_of_missing(adapter, &shapes);
-        Ok(())
+        check_and_warn(adapter, &self.linear_shapes(), self.embedding_shape())
     }
 
     /// `[vocab, hidden]` of embedding and head.
@@ -193,12 +190,18 @@ pub(crate) fn check_modules(
     Ok(())
 }
 
-/// Warns of layers that the adapter's configuration targets and its file has no matrices of, as PEFT does: they work as in the base
-/// model. Such a file is often not whole.
-pub(crate) fn warn_of_missing(adapter: &LoraAdapter, shapes: &BTreeMap<String, [usize; 2]>) {
+/// [`check_modules`], with a warning of layers that the adapter's configuration targets and its file has no matrices of, as PEFT
+/// does: they work as in the base model. Such a file is often not whole.
+pub(crate) fn check_and_warn(
+    adapter: &LoraAdapter,
+    shapes: &BTreeMap<String, [usize; 2]>,
+    embedding: [usize; 2],
+) -> Result<(), AdapterError> {
+    check_modules(adapter, shapes, embedding)?;
     if let Some(missing) = told_missing(adapter, shapes) {
         tracing::warn!("{missing}");
     }
+    Ok(())
 }
 
 /// What such a warning says.

@@ -35,8 +35,17 @@ impl Dtype {
     #[must_use]
     pub fn resolve(self, auto: DType, device: &Device) -> DType {
         match self {
-            Self::Auto if device.supports_dtype(auto) => auto,
-            Self::Auto | Self::F32 => DType::F32,
+            Self::Auto if !device.supports_dtype(auto) => DType::F32,
+            named => named.or(auto),
+        }
+    }
+
+    /// The dtype that `self` names; [`Self::Auto`] is `auto`.
+    #[must_use]
+    pub fn or(self, auto: DType) -> DType {
+        match self {
+            Self::Auto => auto,
+            Self::F32 => DType::F32,
             Self::Bf16 => DType::BF16,
             Self::F16 => DType::F16,
         }

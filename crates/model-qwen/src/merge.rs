@@ -20,7 +20,7 @@ use rayon::prelude::*;
 use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 
-use crate::adapter::{AdapterError, EMBED_TOKENS, LM_HEAD, check_modules, warn_of_missing};
+use crate::adapter::{AdapterError, EMBED_TOKENS, LM_HEAD, check_and_warn};
 use crate::checkpoint::Checkpoint;
 use crate::config::QwenConfig;
 use crate::load::{LoadOptions, open};
@@ -184,9 +184,7 @@ impl MergedWeights {
     /// When the adapter was made for another architecture.
     pub fn check_adapter(&self, adapter: &LoraAdapter) -> Result<(), AdapterError> {
         let embedding = [self.config.vocab_size, self.config.hidden_size];
-        check_modules(adapter, &self.linears, embedding)?;
-        warn_of_missing(adapter, &self.linears);
-        Ok(())
+        check_and_warn(adapter, &self.linears, embedding)
     }
 
     /// The architecture.

@@ -29,8 +29,6 @@ pub struct Batch {
     pub targets: Vec<Option<u32>>,
     /// Tokens per document; their sum is the number of tokens.
     pub lengths: Vec<usize>,
-    /// How many tokens at the end of each document are padding; empty where there is none.
-    pub padding: Vec<usize>,
     /// Whether the answer of each document is a wanted one; as the examples say, where the batch is made of examples.
     pub are_wanted: Vec<bool>,
 }
@@ -53,13 +51,6 @@ impl Batch {
                 }));
         }
         batch
-    }
-
-    /// Tokens per document, and how many of them are padding.
-    pub(crate) fn documents(&self) -> impl Iterator<Item = (usize, usize)> {
-        let padding = self.padding.iter().copied();
-        let padding = padding.chain(std::iter::repeat(0));
-        self.lengths.iter().copied().zip(padding)
     }
 
     /// Number of tokens that the loss is taken over.

@@ -14,8 +14,8 @@ use kv_paging::{
 };
 use lora_4bit::AdapterSelection;
 use model_qwen::{
-    Ahead, Choice, ChoiceRow, DecodeRow, Dtype, GraphRunner, Pending, QwenModel, Sampler,
-    SamplingParams, Want, device_memory, is_gpu,
+    Ahead, Choice, ChoiceRow, DecodeRow, Dtype, GraphRunner, Pending, QwenConfig, QwenModel,
+    Sampler, SamplingParams, Want, device_memory, is_gpu,
 };
 use thiserror::Error;
 
@@ -341,40 +341,62 @@ impl<'a> Engine<'a> {
     }
 }
 
-/// A cache for as many sequences as memory has room for, and for the longest one in any case.
+/// A cache for the requests.
 fn shape(model: &QwenModel, requests: &[Request]) -> KvShape {
-    let config = &model.config;
     let device = model.device();
     let auto = if is_gpu(&device) {
         DType::BF16
     } else {
         DType::F32
     };
-    let blocks = |request: &Request| {
-        let tokens = request
-            .prompt
-            .len()
-            .saturating_add(request.max_tokens.max(1));
-        tokens.min(config.context_length()).div_ceil(BLOCK_SIZE)
+    let free = match is_gpu(&device) {
+        true => device_memory(&device).map(|memory| memory.free),
+        false => available_memory(),
     };
+    let lengths = requests.iter().map(|request| {
+        let answer = request.max_tokens.max(1);
+        request.prompt.len().saturating_add(answer)
+    });
+    let dtype = Dtype::Auto.resolve(auto, &device);
+    shape_for(&model.config, dtype, lengths, free)
+}
+
+/// A cache for as many sequences of these lengths as a part of the `free` memory has room for, and for the longest one in any case.
+fn shape_for(
+    config: &QwenConfig,
+    dtype: DType,
+    lengths: impl Iterator<Item = usize>,
+    free: Option<u64>,
+) -> KvShape {
     let mut shape = KvShape {
         num_layers: config.num_hidden_layers,
         num_kv_heads: config.num_key_value_heads,
         head_dim: config.head_dim,
         block_size: BLOCK_SIZE,
         num_blocks: 0,
-        dtype: Dtype::Auto.resolve(auto, &device),
-    };
-    let free = match is_gpu(&device) {
-        true => device_memory(&device).map(|memory| memory.free),
-        false => available_memory(),
+        dtype,
     };
     let room = free.map_or(usize::MAX, |free| {
         free as usize / PART_OF_MEMORY as usize / shape.bytes_per_block()
     });
-    let longest = requests.iter().map(blocks).max().unwrap_or(1);
-    let all: usize = requests.iter().map(blocks).sum();
+    let context = config.context_length();
+    let (mut longest, mut all) = (1, 0);
+    for length in lengths {
+        let blocks = length.min(context).div_ceil(BLOCK_SIZE);
+        (longest, all) = (longest.max(blocks), all + blocks);
+    }
     // Few sizes: a GPU keeps the memory of each for the next cache of that size.
     shape.num_blocks = all.next_power_of_two().min(room).max(longest);
     shape
+}
+
+/// Bytes of a GPU's cache for so many sequences of so many tokens.
+pub(crate) fn cache_bytes(
+    config: &QwenConfig,
+    (sequences, tokens): (usize, usize),
+    free: Option<u64>,
+) -> u64 {
+    let lengths = std::iter::repeat_n(tokens, sequences);
+    let shape = shape_for(config, DType::BF16, lengths, free);
+    (shape.num_blocks * shape.bytes_per_block()) as u64
 }

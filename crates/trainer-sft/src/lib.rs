@@ -16,7 +16,6 @@ pub mod data;
 mod digest;
 mod endings;
 mod error;
-pub mod even;
 mod footprint;
 pub mod full;
 mod gate;

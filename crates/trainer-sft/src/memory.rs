@@ -2,11 +2,17 @@
 //! batch that fits.
 //!
 //! For a GPU the plan goes through the allocations of a step one after the other, and puts them where CubeCL puts them. For a
-//! CPU, and for steps that go through autodiff graphs, it is an estimate.
+//! CPU, whose steps go through autodiff graphs, it is an estimate.
 
+mod answers;
+mod backward;
 mod dropout;
 mod fit;
+mod full;
+#[cfg(test)]
+mod held;
 mod ledger;
+mod lengths;
 mod pages;
 mod rows;
 mod step;
@@ -16,22 +22,22 @@ use std::fmt;
 use burn::tensor::{DType, Device};
 use lora_4bit::ComputeDtype;
 use lora_4bit::training::dtype_of;
-use model_qwen::{Dtype, Quantization, QwenConfig, device_memory, is_gpu, linear_features};
+use model_qwen::{Quantization, QwenConfig, device_memory, is_gpu, linear_features};
 use serde::Serialize;
 
 pub use self::fit::PlannedRun;
 pub(crate) use self::fit::plan;
 use self::ledger::Use;
 pub(crate) use self::rows::RowLengths;
-use self::step::StepShape;
+use self::step::{Objective, StepShape};
 use crate::config::{Config, GradientCheckpointing, Method, Optim};
 use crate::footprint::Footprint;
+use crate::generation::cache_bytes;
 use crate::lora;
 use crate::loss;
 use crate::metrics::available_memory;
 use crate::replicas::PIECE;
 use crate::space::trained_tensors;
-use crate::step::explicit::{self, ROWS};
 use crate::step::layer_values;
 
 /// What CUDA's driver takes for a process, at most: context and kernels. On an H200 it was 673 to 680 MiB
@@ -41,9 +47,6 @@ const GPU_DRIVER: u64 = 680 << 20;
 const MULTIPROCESSORS: usize = 132;
 /// What the process takes without a model: the program, the tokenizer, threads.
 const CPU_PROCESS: u64 = 160 << 20;
-/// Inputs of layers that are on the device at a time where the others wait on the host: one is read, one waits, and one is new.
-const OFFLOADING: usize = 3;
-
 /// Where a run takes memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Machine {
@@ -99,13 +102,15 @@ pub struct MemoryPlan {
     pub layer: u64,
     /// The work of a chunk of the loss. Not at the same time as that of a layer.
     pub loss: u64,
+    /// Keys and values of answers that are drawn, which a card keeps for the next ones (`--method grpo`).
+    pub answers: u64,
     /// What pages of the device have of no use; less where a layer's work and the kept tensors are not largest at the same time.
     pub unused: i64,
     /// Driver and program.
     pub driver: u64,
     /// What waits in the host's memory instead.
     pub on_host: u64,
-    /// Whether the step is known allocation by allocation.
+    /// Whether the step is known allocation by allocation, and a card has shown that.
     pub is_exact: bool,
 }
 
@@ -124,24 +129,23 @@ impl MemoryPlan {
     /// That of a device that takes its steps alone.
     fn of_one(config: &Config, model: &QwenConfig, machine: &Machine, tokens: usize) -> Self {
         let footprint = Footprint::of(config, model);
-        match machine.gpu {
-            Some(dtype) if is_explicit(config) => on_gpu(config, model, (footprint, dtype), tokens),
-            gpu => {
-                let mut plan = estimate(config, model, (footprint, gpu.is_some()), tokens);
-                let free = machine.free.filter(|_| is_auto(config) && gpu.is_none());
-                // A run on a CPU keeps more where half of the free memory holds it.
-                if let Some(free) = free {
-                    plan.kept = plan.kept.max(all_activations(model, tokens).min(free / 2));
-                }
-                plan
-            }
+        if let Some(dtype) = machine.gpu {
+            let mut plan = on_gpu(config, model, (footprint, dtype), tokens);
+            plan.answers = answers(config, model, machine, tokens);
+            return plan;
         }
+        let mut plan = estimate(config, model, footprint, tokens);
+        // A run on a CPU keeps more where half of the free memory holds it.
+        if let Some(free) = machine.free.filter(|_| is_auto(config)) {
+            plan.kept = plan.kept.max(all_activations(model, tokens).min(free / 2));
+        }
+        plan
     }
 
     /// All bytes.
     pub fn total(&self) -> u64 {
         let work = self.layer.max(self.loss);
-        let all = self.weights + self.trained + self.kept + work + self.driver;
+        let all = self.weights + self.trained + self.kept + work + self.answers + self.driver;
         all.saturating_add_signed(self.unused)
     }
 }
@@ -152,19 +156,23 @@ const LOSS: &str = "a chunk of the loss";
 
 impl MemoryPlan {
     /// What memory is for, and bytes of it; together [`MemoryPlan::total`].
-    pub fn parts(&self) -> [(&'static str, i64); 6] {
+    pub fn parts(&self) -> Vec<(&'static str, i64)> {
         let work = match self.layer >= self.loss {
             true => (LAYER, self.layer),
             false => (LOSS, self.loss),
         };
-        [
+        let mut parts = vec![
             ("weights", self.weights as i64),
             ("trained values, gradients, moments", self.trained as i64),
             ("kept activations", self.kept as i64),
             (work.0, work.1 as i64),
             ("unused parts of pages", self.unused),
             ("driver and program", self.driver as i64),
-        ]
+        ];
+        if self.answers > 0 {
+            parts.push(("keys and values of answers", self.answers as i64));
+        }
+        parts
     }
 }
 
@@ -182,7 +190,7 @@ impl fmt::Display for MemoryPlan {
         };
         let estimate = match self.is_exact {
             true => "",
-            false => "; an estimate, since this step is not known allocation by allocation",
+            false => "; an estimate: no device has shown what such a step takes",
         };
         write!(
             out,
@@ -210,52 +218,19 @@ fn sum_bytes(config: &Config, model: &QwenConfig) -> u64 {
     (size_of::<f32>() * values.min(PIECE.max(largest))) as u64
 }
 
-/// Whether a GPU takes the steps of [`crate::step::explicit`], and nothing that the plan does not count: the tables of modules that
-/// are saved.
-fn is_explicit(config: &Config) -> bool {
-    !config.run.full
-        && config.method.method == Method::Sft
-        && !config.lora.use_dora
-        && config.lora.modules_to_save.is_empty()
-}
-
 fn on_gpu(
     config: &Config,
     model: &QwenConfig,
     (footprint, dtype): (Footprint, DType),
     tokens: usize,
 ) -> MemoryPlan {
-    let dtype = match config.model.compute_dtype {
-        ComputeDtype::F32 => DType::F32,
-        ComputeDtype::Auto | ComputeDtype::Bits16 | ComputeDtype::Bf16 => dtype,
-    };
-    let held = match config.model.dtype {
-        Dtype::Auto => model.dtype,
-        Dtype::F32 => DType::F32,
-        Dtype::Bf16 => DType::BF16,
-        Dtype::F16 => DType::F16,
-    };
-    let shape = StepShape {
-        model,
-        ranks: ranks(config, model),
-        value: dtype.size(),
-        embedding: held.size(),
-        multiprocessors: MULTIPROCESSORS,
-        weights_as_they_are: config.quantization() == Quantization::None && held == dtype,
-        head_as_it_is: held == dtype,
-        keeps_all: config.optimizer.gradient_checkpointing == GradientCheckpointing::False,
-        offloads: config.optimizer.offload_activations,
-        dropout: config.lora.dropout > 0.0,
-        noise: config.optimizer.neftune_noise_alpha.is_some(),
-        eight_bit: config.optimizer.optim == Optim::Adamw8bit,
-        tokens,
-        micro_batches: config.run.gradient_accumulation.clamp(1, 2),
-    };
+    let shape = step_shape(config, model, dtype, tokens);
     let ledger = step::walk(&shape);
-    // Embeddings are looked up on the CPU.
-    let embeddings = match model.tie_word_embeddings {
-        true => 0,
-        false => (model.vocab_size * model.hidden_size * held.size()) as u64,
+    // Some are looked up on the CPU.
+    let stays = !config.run.full && config.method.method != Method::Grpo && !shape.tables[0];
+    let embeddings = match stays && !model.tie_word_embeddings {
+        true => shape.table(shape.embedding) as u64,
+        false => 0,
     };
     let weights = footprint.weights - embeddings;
     let [trained, kept, layer, loss] =
@@ -268,20 +243,91 @@ fn on_gpu(
         kept,
         layer,
         loss,
+        answers: 0,
         unused: ledger.peak() as i64 - known as i64,
         driver: GPU_DRIVER,
-        on_host: on_host(config, model, dtype.size() * tokens.next_multiple_of(ROWS)),
-        // Masks of dropout, noise on embeddings and moments in 8 bits are counted, and no card has shown that the count is right.
-        is_exact: config.lora.dropout <= 0.0
-            && config.optimizer.neftune_noise_alpha.is_none()
-            && config.optimizer.optim != Optim::Adamw8bit,
+        on_host: on_host(config, model, shape.wide(1)),
+        // The rest is counted, and no card has shown that the count is right.
+        is_exact: shape.objective == Objective::Tokens
+            && shape.tables == [false; 2]
+            && !shape.dora
+            && !shape.dropout
+            && !shape.noise
+            && !shape.eight_bit,
     }
+}
+
+/// What decides the sizes of a step of a GPU whose activations have this type.
+fn step_shape<'m>(
+    config: &Config,
+    model: &'m QwenConfig,
+    dtype: DType,
+    tokens: usize,
+) -> StepShape<'m> {
+    let dtype = match config.model.compute_dtype {
+        ComputeDtype::F32 => DType::F32,
+        ComputeDtype::Auto | ComputeDtype::Bits16 | ComputeDtype::Bf16 => dtype,
+    };
+    let held = match config.run.full {
+        true => DType::F32,
+        false => config.model.dtype.or(model.dtype),
+    };
+    let tables = trained_tables(config);
+    // What is trained is f32.
+    let [embedding, head] = tables.map(|trained| if trained { 4 } else { held.size() });
+    StepShape {
+        model,
+        ranks: ranks(config, model),
+        value: dtype.size(),
+        embedding,
+        head,
+        multiprocessors: MULTIPROCESSORS,
+        weights_as_they_are: config.quantization() == Quantization::None && held == dtype,
+        keeps_all: config.optimizer.gradient_checkpointing == GradientCheckpointing::False,
+        offloads: config.optimizer.offload_activations,
+        dropout: config.lora.dropout > 0.0,
+        noise: config.optimizer.neftune_noise_alpha.is_some(),
+        dora: config.lora.use_dora,
+        full: config.run.full,
+        tables,
+        objective: match config.method.method {
+            Method::Sft => Objective::Tokens,
+            method => Objective::Answers {
+                reference: match method {
+                    Method::Grpo => config.method.beta() > 0.0,
+                    method => method.has_reference(),
+                },
+            },
+        },
+        eight_bit: config.optimizer.optim == Optim::Adamw8bit,
+        tokens,
+        micro_batches: config.run.gradient_accumulation.clamp(1, 2),
+    }
+}
+
+/// Whether embeddings and head are trained.
+fn trained_tables(config: &Config) -> [bool; 2] {
+    let saved = lora::trainable(lora::SLOT, &config.lora.modules_to_save);
+    match config.run.full {
+        true => [true; 2],
+        false => [saved.has_embeddings(), saved.has_head()],
+    }
+}
+
+/// Bytes of the keys and values of all answers of a step, of `tokens` that are computed at once.
+fn answers(config: &Config, model: &QwenConfig, machine: &Machine, tokens: usize) -> u64 {
+    if config.method.method != Method::Grpo {
+        return 0;
+    }
+    let rows = config.run.batch_size.max(1);
+    let num_answers = rows * config.run.gradient_accumulation;
+    cache_bytes(model, (num_answers, tokens / rows), machine.free)
 }
 
 fn estimate(
     config: &Config,
     model: &QwenConfig,
-    (footprint, on_gpu): (Footprint, bool),
+    footprint: Footprint,
     tokens: usize,
 ) -> MemoryPlan {
     let input = 4 * tokens * model.hidden_size;
@@ -293,19 +339,10 @@ fn estimate(
         GradientCheckpointing::False => {
             all_activations(model, tokens) + (masks * model.num_hidden_layers) as u64
         }
-        _ if config.optimizer.offload_activations => (input * OFFLOADING) as u64,
         _ => (input * (model.num_hidden_layers + 1)) as u64,
     };
     // Both answers of pairs, and those of the reference, keep the log-probabilities of their tokens, which are few.
-    let rows = match on_gpu {
-        true => explicit::chunk_rows(model.vocab_size),
-        false => loss::chunk_rows(model.vocab_size),
-    };
-    let mut loss = 2 * 4 * tokens.min(rows) * model.vocab_size;
-    if config.run.full && on_gpu {
-        // The head as products read it, and the gradients of head and embeddings before they are added.
-        loss += (2 + 4 + 4) * model.vocab_size * model.hidden_size;
-    }
+    let loss = 2 * 4 * tokens.min(loss::chunk_rows(model.vocab_size)) * model.vocab_size;
     MemoryPlan {
         tokens,
         weights: footprint.weights,
@@ -313,9 +350,10 @@ fn estimate(
         kept,
         layer: layer as u64,
         loss: loss as u64,
+        answers: 0,
         unused: 0,
-        driver: if on_gpu { GPU_DRIVER } else { CPU_PROCESS },
-        on_host: on_host(config, model, 4 * tokens),
+        driver: CPU_PROCESS,
+        on_host: 0,
         is_exact: false,
     }
 }
@@ -350,6 +388,9 @@ fn all_activations(model: &QwenConfig, tokens: usize) -> u64 {
 
 /// The rank of each layer of [`linear_features`]; 0 without an adapter.
 fn ranks(config: &Config, model: &QwenConfig) -> [usize; 7] {
+    if config.run.full {
+        return [0; 7];
+    }
     let chosen = lora::target_modules(&config.lora);
     linear_features(model).map(|(path, _)| {
         let is_chosen = chosen
@@ -490,8 +531,11 @@ mod tests {
                 .contains("336 MiB of the host's memory")
         );
         config.method.method = Method::Dpo;
-        let estimate = MemoryPlan::new(&config, &model, &card(8), 4096);
-        assert_eq!((estimate.kept, estimate.on_host), (6 * input, 56 * input));
+        let compared = MemoryPlan::new(&config, &model, &card(8), 4096);
+        assert_eq!(
+            (compared.kept, compared.on_host),
+            (offloads.kept, 28 * input)
+        );
     }
 
     #[test]
@@ -524,7 +568,7 @@ mod tests {
         let mut config = config(8, 1024);
         config.method.method = Method::Grpo;
         config.grpo.max_completion_length = Some(256);
-        config.memory.device_memory = Some(3 << 30);
+        config.memory.device_memory = Some(6 << 30);
         let planned = plan(&config, &model(), &card(8), (&rows, false)).unwrap();
         assert_eq!(planned.plan.tokens, 8 * (13 + 256));
         config.grpo.max_completion_length = Some(60_000);

@@ -4,14 +4,20 @@ mod chart;
 mod masks;
 mod samples;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use self::chart::{Bars, Chart, Series};
 pub(crate) use self::masks::{Picture, pictures};
+use crate::config::Method;
 use crate::data::Examples;
 use crate::metrics::Record;
 use crate::samples::Samples;
 use crate::summary::Summary;
+
+/// What the names of the numbers of one reward begin with, and that of its mean ends with.
+const OF_REWARD: &str = "rewards/";
+const MEAN: &str = "/mean";
 
 /// Bars of the histogram of lengths.
 const MAX_BARS: usize = 32;
@@ -31,6 +37,10 @@ pub(crate) struct Report<'a> {
     pub(crate) examples: Option<&'a Examples>,
     /// The first of them.
     pub(crate) pictures: &'a [Picture],
+    /// What is learnt.
+    pub(crate) method: Method,
+    /// The error that ended the run.
+    pub(crate) failure: Option<String>,
 }
 
 impl Report<'_> {
@@ -67,7 +77,17 @@ impl Report<'_> {
             self.compared("Log odds", &["log_odds_chosen"]),
             self.compared("KL", &["kl"]),
             self.compared("Reward", &["reward"]),
+            self.compared("Standard deviation of the reward", &["reward_std"]),
+            self.each_reward(),
+            self.compared(
+                "Part of the prompts with equal rewards",
+                &["frac_reward_zero_std"],
+            ),
             self.compared("Tokens per answer", &["completions/mean_length"]),
+            self.compared(
+                "Part of the answers without an end",
+                &["completions/clipped_ratio"],
+            ),
             one("Learning rate", |r| r.learning_rate),
             one("Norm of the gradients", |r| r.grad_norm),
             one("Tokens per second", |r| r.tokens_per_second),
@@ -76,7 +96,7 @@ impl Report<'_> {
         ] {
             page.push_str(&svg);
         }
-        page.push_str(&masks::section(self.pictures));
+        page.push_str(&masks::section(self.pictures, self.method));
         if let Some(samples) = self.samples {
             page.push_str(&self::samples::section(samples.answers(), &samples.shown()));
         }
@@ -146,6 +166,8 @@ impl Report<'_> {
         let short = |name: &str| match name {
             "rewards/chosen" | "logps/chosen" => ["chosen", "chosen (eval)"],
             "rewards/rejected" | "logps/rejected" => ["rejected", "rejected (eval)"],
+            _ if name.starts_with(OF_REWARD) && name.ends_with(MEAN) => ["mean", "mean (eval)"],
+            _ if name.starts_with(OF_REWARD) && name.ends_with("/std") => ["std", "std (eval)"],
             _ => ["training", "evaluation"],
         };
         let mut series = Vec::new();
@@ -156,6 +178,17 @@ impl Report<'_> {
         }
         let series = &series;
         Chart { title, series }.svg()
+    }
+
+    /// Mean and standard deviation of what each reward of GRPO says.
+    fn each_reward(&self) -> String {
+        let keys = self.records.iter().flat_map(|record| record.more.keys());
+        let names = keys.filter_map(|key| key.strip_prefix(OF_REWARD)?.strip_suffix(MEAN));
+        let charts = names.collect::<BTreeSet<_>>().into_iter().map(|name| {
+            let [mean, std] = ["mean", "std"].map(|of| format!("{OF_REWARD}{name}/{of}"));
+            self.compared(&format!("Reward {name}"), &[&mean, &std])
+        });
+        charts.collect()
     }
 
     /// How long the examples are.
@@ -170,7 +203,13 @@ impl Report<'_> {
             counts[examples.length(index) / width] += 1;
         }
         let bars = Bars {
-            title: "Examples by their length in tokens",
+            title: match self.method {
+                Method::Grpo => "Prompts by their length in tokens",
+                method if method.is_paired() => {
+                    "Answers of the pairs, with their prompts, by length in tokens"
+                }
+                _ => "Examples by their length in tokens",
+            },
             counts: &counts,
             width,
         };
@@ -186,12 +225,7 @@ impl Report<'_> {
         } = self.summary;
         let last = self.records.iter().rev();
         let num_tokens = last.clone().find_map(|record| record.num_tokens);
-        let loss = |of: fn(&Record) -> Option<f64>| {
-            let mut all = self.records.iter().filter_map(of);
-            let first = all.next()?;
-            let last = all.next_back().unwrap_or(first);
-            Some(format!("{first:.4} → {last:.4}"))
-        };
+        let loss = |of: fn(&Record) -> Option<f64>| self.first_and_last(of);
         let best = self.summary.best_step.map(|step| {
             let loss = self.summary.best_eval_loss.unwrap_or(f64::NAN);
             match self.summary.best_eval_reward {
@@ -199,20 +233,33 @@ impl Report<'_> {
                 None => format!("step {step}, evaluation loss {loss:.4}"),
             }
         });
-        let end = match (&self.summary.stopped, self.summary.stopped_early) {
-            (Some(_), _) => "stopped; --resume goes on",
-            (None, true) => "stopped early by its evaluations",
-            (None, false) => "at its last step",
+        let reward = |name: &str| self.first_and_last(|r| r.more.get(name).copied());
+        let end = match (&self.failure, &self.summary.stopped) {
+            (Some(error), _) => format!("by an error: {error}"),
+            (None, Some(_)) => "stopped; --resume goes on".to_owned(),
+            (None, None) if self.summary.stopped_early => {
+                "stopped early by its evaluations".to_owned()
+            }
+            (None, None) => "at its last step".to_owned(),
+        };
+        let (what, num_examples) = match self.method {
+            Method::Grpo => ("Prompts", self.examples.map(Examples::len)),
+            method if method.is_paired() => {
+                ("Pairs", self.examples.map(|all| all.len() / all.per_pair()))
+            }
+            _ => ("Examples", self.examples.map(Examples::len)),
         };
         let mib = |bytes: Option<u64>| bytes.map(|bytes| format!("{} MiB", bytes >> 20));
         let rows = [
             ("Steps", Some(num_steps.to_string())),
-            ("Ended", Some(end.to_owned())),
+            ("Ended", Some(end)),
             ("Tokens", num_tokens.map(|count| count.to_string())),
             ("Training loss", loss(|r| r.loss)),
             ("Evaluation loss", loss(|r| r.eval_loss)),
+            ("Reward", reward("reward")),
+            ("Evaluation reward", reward("eval_reward")),
             ("Result", best),
-            ("Examples", self.examples.map(|all| all.len().to_string())),
+            (what, num_examples.map(|count| count.to_string())),
             ("Trained parameters", Some(num_trainable.to_string())),
             ("Seconds of this process", Some(format!("{seconds:.0}"))),
             ("Peak memory of the process", mib(self.summary.peak_memory)),
@@ -229,6 +276,14 @@ impl Report<'_> {
             rows.collect::<String>(),
             self.memory()
         )
+    }
+
+    /// The first and the last of some numbers; `None` where there are none.
+    fn first_and_last(&self, of: impl Fn(&Record) -> Option<f64>) -> Option<String> {
+        let mut all = self.records.iter().filter_map(of);
+        let first = all.next()?;
+        let last = all.next_back().unwrap_or(first);
+        Some(format!("{first:.4} → {last:.4}"))
     }
 
     /// What memory was expected to be for.
@@ -292,6 +347,18 @@ mod tests {
         (1..=6).map(record).collect()
     }
 
+    fn example(len: usize) -> Example {
+        Example {
+            tokens: vec![1; len],
+            mask: vec![true; len],
+            is_wanted: true,
+            source: Source {
+                file: Path::new("a.jsonl").into(),
+                place: Place::Line(1),
+            },
+        }
+    }
+
     #[test]
     fn a_report_needs_no_other_file_and_shows_its_numbers() {
         let summary = Summary {
@@ -308,6 +375,8 @@ mod tests {
             samples: None,
             examples: Some(&Examples::default()),
             pictures: &[],
+            method: Method::Sft,
+            failure: None,
         };
         let page = report.html();
         for part in [
@@ -331,6 +400,55 @@ mod tests {
     }
 
     #[test]
+    fn rewards_have_curves_and_rows_and_pairs_are_counted_as_pairs() {
+        let numbers = [
+            ("reward", 0.25),
+            ("eval_reward", 0.5),
+            ("reward_std", 0.1),
+            ("rewards/length/mean", 0.2),
+            ("rewards/length/std", 0.3),
+            ("eval_rewards/length/mean", 0.2),
+            ("completions/mean_length", 12.0),
+        ];
+        let more = numbers.map(|(name, value)| (name.to_owned(), value));
+        let record = Record {
+            more: more.into(),
+            ..Record::default()
+        };
+        let mut examples: Examples = vec![example(3), example(4), example(3), example(5)].into();
+        examples.set_pairs(true);
+        let mut report = Report {
+            summary: &Summary::default(),
+            settings: "",
+            records: &[record],
+            samples: None,
+            examples: Some(&examples),
+            pictures: &[],
+            method: Method::Grpo,
+            failure: Some("the <reward> is gone".to_owned()),
+        };
+        let page = report.html();
+        for part in [
+            "<title>Reward</title>",
+            "<title>Standard deviation of the reward</title>",
+            "<title>Reward length</title>",
+            ">mean (eval)</text>",
+            "<title>Tokens per answer</title>",
+            "<title>Prompts by their length in tokens</title>",
+            "<th>Reward</th><td>0.2500 → 0.2500</td>",
+            "<th>Evaluation reward</th><td>0.5000 → 0.5000</td>",
+            "<th>Prompts</th><td>4</td>",
+            "<th>Ended</th><td>by an error: the &lt;reward&gt; is gone</td>",
+        ] {
+            assert!(page.contains(part), "{part}");
+        }
+        report.method = Method::Dpo;
+        let page = report.html();
+        assert!(page.contains("<th>Pairs</th><td>2</td>"), "{page}");
+        assert!(page.contains("<title>Answers of the pairs, with their prompts, by length"));
+    }
+
+    #[test]
     fn memory_is_that_of_the_card_where_it_tells() {
         let mut records = records();
         for record in &mut records {
@@ -344,6 +462,8 @@ mod tests {
                 samples: None,
                 examples: None,
                 pictures: &[],
+                method: Method::Sft,
+                failure: None,
             };
             report.html()
         };
@@ -360,15 +480,6 @@ mod tests {
 
     #[test]
     fn the_longest_example_is_in_the_last_bar() {
-        let example = |len: usize| Example {
-            tokens: vec![1; len],
-            mask: vec![true; len],
-            is_wanted: true,
-            source: Source {
-                file: Path::new("a.jsonl").into(),
-                place: Place::Line(1),
-            },
-        };
         for (longest, last) in [
             (31, "31 to 31: 1"),
             (32, "32 to 33: 1"),
@@ -382,6 +493,8 @@ mod tests {
                 records: &[],
                 examples: Some(&examples),
                 pictures: &[],
+                method: Method::Sft,
+                failure: None,
             };
             let svg = report.lengths();
             assert!(svg.contains(&format!("<title>{last}</title>")), "{svg}");
@@ -398,6 +511,8 @@ mod tests {
             samples: None,
             examples: Some(&Examples::default()),
             pictures: &[],
+            method: Method::Sft,
+            failure: None,
         };
         assert!(report.html().ends_with("</html>\n"));
         assert!(!report.html().contains("NaN"));

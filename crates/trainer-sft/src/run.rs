@@ -135,8 +135,28 @@ impl<'a> Run<'a> {
         self
     }
 
-    /// Steps until `total_steps` are done, then writes the result.
+    /// Steps until `total_steps` are done, then writes the result. Every end leaves a report, also that by an error.
     pub(crate) fn finish(mut self, total_steps: usize) -> Result<Summary, TrainError> {
+        let ended = self.run_to_end(total_steps);
+        self.summary.num_steps = self.trainer.num_steps();
+        self.summary.seconds = self.started.elapsed().as_secs_f64();
+        self.summary.peak_memory = peak_memory();
+        match ended {
+            Ok(()) => {
+                self.summary.device_memory = used_memory(&self.trainer.device());
+                self.write_report(None);
+                Ok(self.summary)
+            }
+            // Its folder goes away.
+            Err(error @ TrainError::Stopped) => Err(error),
+            Err(error) => {
+                self.write_report(Some(&error));
+                Err(error)
+            }
+        }
+    }
+
+    fn run_to_end(&mut self, total_steps: usize) -> Result<(), TrainError> {
         tell_the_plan(self.config, (&mut self.trainer, &self.loader), total_steps);
         if let Some(on_start) = self.watch.on_start.take() {
             on_start();
@@ -168,12 +188,7 @@ impl<'a> Run<'a> {
         if let Some(warning) = self.grpo.as_ref().and_then(Grpo::last_warning) {
             warn!("{warning}");
         }
-        self.summary.num_steps = self.trainer.num_steps();
-        self.summary.seconds = self.started.elapsed().as_secs_f64();
-        self.summary.peak_memory = peak_memory();
-        self.summary.device_memory = used_memory(&self.trainer.device());
-        self.write_report();
-        Ok(self.summary)
+        Ok(())
     }
 
     /// One optimizer step, and what is due after it. `Break` where the run stops before its end.

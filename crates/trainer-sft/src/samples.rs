@@ -26,7 +26,7 @@ const FILE: &str = "samples.jsonl";
 /// One answer of a run to `--sample-prompts`: a line of `samples.jsonl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sample {
-    /// Optimizer steps done.
+    /// Optimizer steps done; at the end of a run those of the weights that are kept (`--load-best`).
     pub step: usize,
     /// Which of the prompts, from 0.
     pub index: usize,
@@ -89,11 +89,15 @@ impl Samples {
         fs::write(&self.path, lines(&self.answers)).map_err(failed())
     }
 
-    /// The most likely answers of the model as it is, also in the file.
+    /// The most likely answers of the model as it is, with the weights of `step`; also in the file.
     ///
     /// # Errors
     /// A device that fails, and a file that cannot be written.
-    pub(crate) fn answer(&mut self, trainer: &mut Trainer) -> Result<&[Sample], TrainError> {
+    pub(crate) fn answer(
+        &mut self,
+        trainer: &mut Trainer,
+        step: usize,
+    ) -> Result<&[Sample], TrainError> {
         let requests = self.prompts.iter().map(|prompt| Request {
             prompt: prompt.tokens.clone(),
             sampling: SamplingParams::greedy(),
@@ -101,7 +105,6 @@ impl Samples {
         });
         let requests: Vec<Request> = requests.collect();
         let (completions, texts) = answers(trainer, &self.format, &requests)?;
-        let step = trainer.num_steps();
         let first = self.answers.len();
         for (index, (completion, text)) in completions.iter().zip(texts).enumerate() {
             let answer = self.sample(step, index, (completion, text));

@@ -4,6 +4,8 @@
 //! backward pass walks the layers in reverse and pulls the gradient of each output through its graph with
 //! `inner_product(y, dy).backward()`.
 //!
+//! A GPU takes the step of [`explicit`] instead.
+//!
 //! With gradient checkpointing, the forward pass keeps only a layer's input, and the backward pass computes the layer
 //! again: a third more work, but only one layer's activations are in memory at any time.
 
@@ -13,16 +15,13 @@ mod noise;
 mod offload;
 pub(crate) mod rows;
 
-use burn::backend::DispatchDevice;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::Tensor;
 use kv_paging::{CausalAttention, Rotary};
 use lora_4bit::{AdapterSelection, inner_product};
 use model_qwen::{DecoderLayer, QwenConfig, QwenModel, is_gpu};
 
-pub(crate) use self::measure::pieces;
 pub use self::measure::{Means, measure};
 pub use self::noise::Noise;
-use self::offload::Offload;
 use crate::batch::Batch;
 use crate::full::embedding_gradient;
 use crate::gate::{self, Piece};
@@ -30,21 +29,13 @@ use crate::loss::{self, Head, HeadNames, Targets};
 use crate::metrics;
 use crate::parameters::{EMBEDDINGS, FINAL_NORM, GradientStore, LM_HEAD, Trainable, visit_layer};
 
-/// Whether [`explicit`] computes it: on a GPU, unless an adapter has DoRA whose inputs lose what dropout drops.
-pub(crate) fn is_explicit(model: &QwenModel, adapters: &AdapterSelection) -> bool {
-    let has_dropped_dora = match adapters {
-        AdapterSelection::Base => false,
-        AdapterSelection::All { slot, dropout } => dropout.is_some() && has_dora(model, *slot),
-        AdapterSelection::PerRow(_) | AdapterSelection::Stacked(_) => return false,
-    };
-    is_gpu(&model.device()) && !has_dropped_dora
-}
-
-/// Whether a layer's adapter has DoRA.
-fn has_dora(model: &QwenModel, slot: usize) -> bool {
-    let linears = model.linears().into_iter();
-    let mut adapters = linears.filter_map(|(_, linear)| linear.adapter(slot));
-    adapters.any(|adapter| adapter.dora.is_some())
+/// Whether [`explicit`] computes it: on a GPU, where all rows have the same adapters.
+fn is_explicit(model: &QwenModel, adapters: &AdapterSelection) -> bool {
+    let is_of_rows = matches!(
+        adapters,
+        AdapterSelection::PerRow(_) | AdapterSelection::Stacked(_)
+    );
+    is_gpu(&model.device()) && !is_of_rows
 }
 
 /// What the layers of one micro-batch share.
@@ -134,7 +125,6 @@ pub(crate) fn pull<L>(
 
     let num_layers = model.layers.len();
     let first_kept = num_layers - checkpointing.num_kept(model, batch.num_tokens());
-    let offload = (checkpointing == Checkpointing::Offload).then(Offload::new);
     let mut kept = Vec::with_capacity(num_layers);
     let mut x = model.embed(&batch.tokens); // [tokens, hidden]
     if let Some(noise) = noise {
@@ -143,12 +133,8 @@ pub(crate) fn pull<L>(
     for (index, layer) in model.layers.iter().enumerate() {
         gate::pass(Piece::Layer);
         if index < first_kept {
-            let input = x.clone();
+            kept.push(Kept::Input(x.clone()));
             x = layer.forward(index, x, &shared.rotary, adapters, &mut shared.attention); // [tokens, hidden]
-            match &offload {
-                Some(offload) => offload.take(input),
-                None => kept.push(Kept::Input(input)),
-            }
         } else {
             let graph = LayerGraph::new((index, layer), x, &mut shared);
             x = graph.y.clone().inner(); // [tokens, hidden]
@@ -159,18 +145,10 @@ pub(crate) fn pull<L>(
     let names = head_names(model, trainable);
     let trained = trainable.has_head().then_some((names, &mut *store));
     let (found, mut dx) = loss(&head(model), x, trained);
-    if let Some(offload) = offload {
-        kept.extend(offload.finish().into_iter().map(Kept::OnHost));
-    }
-
     for (index, (layer, kept)) in model.layers.iter().zip(kept).enumerate().rev() {
         gate::pass(Piece::Layer);
         let graph = match kept {
             Kept::Input(x) => LayerGraph::new((index, layer), x, &mut shared),
-            Kept::OnHost(x) => {
-                let x = offload::bring_back(x, &model.device()); // [tokens, hidden]
-                LayerGraph::new((index, layer), x, &mut shared)
-            }
             Kept::Graph(graph) => graph,
         };
         match graph.backward(index, dx, trainable, store) {
@@ -204,8 +182,6 @@ fn head_names(model: &QwenModel, trainable: Trainable) -> HeadNames<'static> {
 enum Kept {
     /// `[tokens, hidden]`.
     Input(Tensor<2>),
-    /// The same in the host's memory.
-    OnHost(TensorData),
     Graph(LayerGraph),
 }
 
@@ -271,7 +247,7 @@ pub enum Checkpointing {
     Auto,
     /// None: each is computed twice.
     On,
-    /// The same, and the inputs of the layers wait in the host's memory.
+    /// The same, and the inputs of the layers wait in the host's memory. On a CPU they are there already.
     Offload,
     /// All.
     Off,
@@ -291,7 +267,6 @@ impl Checkpointing {
         match self {
             Self::On | Self::Offload => 0,
             Self::Off => num_layers,
-            Self::Auto if !matches!(model.device().as_dispatch(), DispatchDevice::Flex(_)) => 0,
             Self::Auto => {
                 let free = metrics::available_memory().unwrap_or(0) as usize;
                 (free / 2 / layer_bytes(model, num_tokens).max(1)).min(num_layers)

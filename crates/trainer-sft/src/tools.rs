@@ -14,6 +14,7 @@ mod merge;
 mod modelfile;
 mod numbers;
 mod progress;
+mod reading;
 mod staging;
 
 use std::ffi::OsString;
@@ -37,6 +38,7 @@ pub use error::ToolError;
 pub use evaluate::{Measured, measure};
 pub use init::InitArgs;
 pub use inspect::{AdapterFacts, DtypeFacts, ModelFacts, Norms, Report, inspect};
+pub use reading::ReadingArgs;
 pub use staging::discard_unfinished;
 
 /// The program without a run.

@@ -414,18 +414,12 @@ impl Trainer {
             gate::pass(Piece::Batch);
             let adapters = self.adapters(Some(index));
             let options = &self.options;
-            for (piece, batch) in step::pieces(&self.model, batch, &adapters)
-                .iter()
-                .enumerate()
-            {
-                let noise = options.neftune_noise_alpha.map(|alpha| Noise {
-                    alpha,
-                    seed: self.seed_of(index),
-                    stream: piece as u64,
-                });
-                let how = (options.trainable, &adapters, options.checkpointing, noise);
-                sums = sums + step::forward_backward(&self.model, batch, how, scale, &mut store);
-            }
+            let noise = options.neftune_noise_alpha.map(|alpha| Noise {
+                alpha,
+                seed: self.seed_of(index),
+            });
+            let how = (options.trainable, &adapters, options.checkpointing, noise);
+            sums = sums + step::forward_backward(&self.model, batch, how, scale, &mut store);
         }
         (sums.mul_scalar(scale), store)
     }

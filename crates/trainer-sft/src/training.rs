@@ -253,11 +253,7 @@ impl<'a> Training<'a> {
             TrainData::Loaded(data) => DataLoader::new(Arc::new(data.examples), options),
             TrainData::Streamed(stream) => DataLoader::streamed(stream, options)?,
         };
-        // Of questions nothing is learnt: the answers are drawn.
-        let pictures = match config.method.method {
-            Method::Grpo => Vec::new(),
-            _ => pictures(loader.examples(), &format.tokenizer)?,
-        };
+        let pictures = pictures(loader.examples(), &format.tokenizer)?;
         let steps_per_epoch = loader.steps_per_epoch().unwrap_or(0) * config.grpo.num_iterations();
         let total_steps = config.run.num_steps(steps_per_epoch);
         config.check_steps(total_steps)?;

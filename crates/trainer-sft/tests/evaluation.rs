@@ -107,6 +107,8 @@ fn a_run_ends_when_its_evaluations_no_longer_improve() {
     assert_eq!(summary.num_steps, 3);
     assert!(summary.output.join("adapter_model.safetensors").is_file());
     assert!(summary.to_string().contains("stopped early"), "{summary}");
+    let page = fs::read_to_string(summary.output.join("report.html")).unwrap();
+    assert!(page.contains("<td>stopped early by its evaluations</td>"));
 }
 
 #[test]
@@ -119,6 +121,10 @@ fn the_best_checkpoint_is_the_result_and_is_kept() {
     config.run.load_best = true;
     config.run.save_steps = Some(1);
     config.run.save_total_limit = Some(1);
+    let prompts = dir.path().join("prompts.txt");
+    fs::write(&prompts, "Who is number 3?\n").unwrap();
+    config.samples.prompts = Some(prompts);
+    config.samples.max_tokens = Some(8);
     let summary = run(&config).unwrap();
     let all = evaluations(&summary.output);
     let lowest = all.iter().map(|(_, loss)| *loss).fold(f64::MAX, f64::min);
@@ -135,6 +141,24 @@ fn the_best_checkpoint_is_the_result_and_is_kept() {
     assert_eq!(checkpoints(&summary.output), expected);
     let told = format!("the result is step {best}");
     assert!(summary.to_string().contains(&told), "{summary}");
+    // The last answers are those of the result, and say so.
+    let text = fs::read_to_string(summary.output.join("samples.jsonl")).unwrap();
+    let answers = text.lines().map(|line| serde_json::from_str(line).unwrap());
+    let mut answers: Vec<Value> = answers.collect();
+    let last = answers.pop().unwrap();
+    let steps: Vec<u64> = answers
+        .iter()
+        .map(|a| a["step"].as_u64().unwrap())
+        .collect();
+    assert_eq!(steps, [0, 1, 2, 3, 4, 5]);
+    assert_eq!(last, answers[best]);
+    let page = fs::read_to_string(summary.output.join("report.html")).unwrap();
+    let after = format!("<th>After (step {best})</th>");
+    assert!(page.contains(&after), "{page}");
+    assert!(
+        page.contains("<summary>4 answers in between</summary>"),
+        "{page}"
+    );
 }
 
 #[test]

@@ -156,6 +156,9 @@ fn pairs_are_told_apart_and_measured_with_the_names_of_trl() {
         for title in ["Rewards", "Reward margin", "Loss of the comparison"] {
             assert!(page.contains(title), "{title}");
         }
+        // A quarter is held out.
+        let count = format!("<th>Pairs</th><td>{}</td>", pairs().len() * 3 / 4);
+        assert_eq!(page.contains(&count), method != Method::Kto, "{page}");
         let settings = fs::read_to_string(summary.output.join("run.toml")).unwrap();
         assert!(settings.contains(&format!("method = \"{}\"", method.name())));
         assert!(settings.contains("beta = 0.1"), "{settings}");

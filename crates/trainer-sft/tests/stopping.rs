@@ -3,12 +3,13 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::ffi::OsString;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 
 use trainer_sft::args::Args;
 use trainer_sft::config::Config;
-use trainer_sft::{train, train_until};
+use trainer_sft::{TrainError, Training, train, train_until};
 
 /// Flags of a run of the bundled model.
 fn flags(output: &Path, max_steps: &str) -> Vec<OsString> {
@@ -47,10 +48,36 @@ fn a_stopped_run_goes_on_where_it_was() {
     assert!(!parts.join("adapter_model.safetensors").exists());
     let told = format!("--resume {}", checkpoint.display());
     assert!(stopped.to_string().contains(&told), "{stopped}");
+    let page = std::fs::read_to_string(parts.join("report.html")).unwrap();
+    assert!(page.contains("<td>stopped; --resume goes on</td>"));
 
     let summary = train(&config(&parts, Some(&checkpoint))).unwrap();
     assert_eq!((summary.num_steps, summary.stopped), (3, None));
     assert!(adapter(&whole) == adapter(&parts), "the adapters differ");
+}
+
+#[test]
+fn a_result_that_cannot_be_written_leaves_a_report() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("a");
+    let config = config(&output, None);
+    let training = Training::new(&config).on_step(|step| {
+        if step.step == 3 {
+            // In the way of the adapter.
+            std::fs::create_dir_all(output.join("adapter_model.safetensors/full")).unwrap();
+        }
+        ControlFlow::Continue(())
+    });
+    let error = training.run().unwrap_err();
+    let TrainError::Result { kept, .. } = &error else {
+        panic!("{error}");
+    };
+    let kept = kept.clone().unwrap();
+    assert!(!adapter(&kept).is_empty());
+    std::fs::remove_dir_all(kept).unwrap();
+    let page = std::fs::read_to_string(output.join("report.html")).unwrap();
+    assert!(page.contains("<th>Steps</th><td>3</td>"));
+    assert!(page.contains("<th>Ended</th><td>by an error: "));
 }
 
 /// Ctrl-C in a terminal, `kill`, and a terminal that goes away.

@@ -55,7 +55,7 @@ impl Examples {
     }
 
     /// Says that the examples come two by two: a chosen answer and a rejected one.
-    pub(super) fn set_pairs(&mut self, are_pairs: bool) {
+    pub(crate) fn set_pairs(&mut self, are_pairs: bool) {
         self.are_pairs = are_pairs;
     }
 

@@ -5,8 +5,6 @@
 //! of the divergence, as in TRL (`use_bias_correction_kl`). Its derivative by the log-probability is known in
 //! closed form, so that the gradient of the logits is that of the cross-entropy times this derivative, negated.
 
-use std::cmp::Reverse;
-
 use model_qwen::kernels::weighted_cross_entropy;
 
 use crate::batch::Batch;
@@ -15,7 +13,7 @@ use crate::gate;
 use crate::loss::{Targets, backward_by, known_of_targets, tempered};
 use crate::parameters::GradientStore;
 use crate::preference::Numbers;
-use crate::step::{Means, head, hidden, pieces, pull};
+use crate::step::{Means, head, hidden, pull};
 use crate::trainer::{StepNumbers, StepOutput, Trainer};
 use lora_4bit::AdapterSelection;
 
@@ -166,8 +164,6 @@ impl PolicyLoss {
         let (mut sums, mut entropy, mut clipped) = ([0.0; 2], 0.0, [0.0; 3]);
         let mut batches = Vec::new();
         for (index, group) in rollouts.chunks_mut(batch_size.max(1)).enumerate() {
-            // Documents of an even batch are in this order.
-            group.sort_by_key(|rollout| Reverse(rollout.tokens.len()));
             let batch = batch_of(group);
             if self.beta > 0.0 && group.iter().any(|rollout| rollout.reference.is_none()) {
                 let reference = self.logps(trainer, &batch, &AdapterSelection::Base);
@@ -225,41 +221,31 @@ impl PolicyLoss {
     ) -> Vec<[f32; 3]> {
         let options = trainer.options();
         let adapters = trainer.adapters(Some(index));
-        let mut known = Vec::with_capacity(terms.len());
-        for piece in pieces(&trainer.model, batch, &adapters).iter() {
-            let how = (options.trainable, &adapters, options.checkpointing, None);
-            let targets = Targets::new(&piece.targets);
-            let own = &terms[known.len()..][..targets.len()];
-            let found = pull(&trainer.model, piece, how, store, |head, x, trained| {
-                let mut found = Vec::with_capacity(own.len());
-                let dx = backward_by(head, x, &targets, trained, &mut |logits, first, tokens| {
-                    let weight = |row: usize, loss: f32| {
-                        let token = self.token(own[first + row], -f64::from(loss));
-                        (-token.derivative / self.temperature) as f32
-                    };
-                    let logits = tempered(logits, self.temperature);
-                    let (rows, gradient) = weighted_cross_entropy(logits, tokens, &weight);
-                    found.extend(rows);
-                    gradient
-                });
-                (found, dx)
+        let how = (options.trainable, &adapters, options.checkpointing, None);
+        let targets = Targets::new(&batch.targets);
+        pull(&trainer.model, batch, how, store, |head, x, trained| {
+            let mut found = Vec::with_capacity(terms.len());
+            let dx = backward_by(head, x, &targets, trained, &mut |logits, first, tokens| {
+                let weight = |row: usize, loss: f32| {
+                    let token = self.token(terms[first + row], -f64::from(loss));
+                    (-token.derivative / self.temperature) as f32
+                };
+                let logits = tempered(logits, self.temperature);
+                let (rows, gradient) = weighted_cross_entropy(logits, tokens, &weight);
+                found.extend(rows);
+                gradient
             });
-            known.extend(found);
-        }
-        known
+            (found, dx)
+        })
     }
 
     /// Log-probabilities of the answers' tokens.
     fn logps(&self, trainer: &Trainer, batch: &Batch, adapters: &AdapterSelection) -> Vec<f32> {
         let model = &trainer.model;
-        let mut logps = Vec::new();
-        for piece in pieces(model, batch, adapters).iter() {
-            let x = hidden(model, piece, adapters); // [tokens, hidden]
-            let targets = Targets::new(&piece.targets);
-            let known = known_of_targets(&head(model), &x, &targets, self.temperature);
-            logps.extend(known.iter().map(|known| -known[0]));
-        }
-        logps
+        let x = hidden(model, batch, adapters); // [tokens, hidden]
+        let targets = Targets::new(&batch.targets);
+        let known = known_of_targets(&head(model), &x, &targets, self.temperature);
+        known.iter().map(|known| -known[0]).collect()
     }
 
     fn terms(&self, rollouts: &[Rollout], num_rollouts: usize, num_tokens: usize) -> Vec<Term> {

@@ -40,14 +40,25 @@ impl StepShape<'_> {
     /// The gradient of a group's input, to which each adapter adds its masked part.
     pub(super) fn dropped_gradient(&self, ledger: &mut Ledger, group: &Group) -> Held {
         let rows = self.rows();
+        let change = self.scaled(ledger, group);
         let shape = [rows, group.inputs, group.outputs];
         let dx = self.product(ledger, Use::Layer, shape, self.value);
-        for &[_, rank, _] in &group.parts {
+        for &[_, rank, outputs] in &group.parts {
             let shape = [rows, group.inputs, rank];
-            let through = self.product(ledger, Use::Layer, shape, self.value);
+            let mut through = self.product(ledger, Use::Layer, shape, self.value);
+            if self.dora {
+                // A layer's own columns are copied where there are others.
+                let copied = (group.layers.len() > 1).then(|| self.wide(outputs));
+                let copied = copied.map(|bytes| ledger.take(Use::Layer, bytes));
+                let shape = [rows, group.inputs, outputs];
+                let both = self.product(ledger, Use::Layer, shape, self.value);
+                ledger.free(copied);
+                ledger.free([std::mem::replace(&mut through, both)]);
+            }
             let masked = self.mask(ledger, group);
             ledger.free([through, masked]);
         }
+        ledger.free(change);
         dx
     }
 }

@@ -227,12 +227,17 @@ fn instead(config: &Config, on_gpu: bool, fits: &impl Fn(&Config) -> bool) -> St
     }
     if !fits(&tried) {
         let (flag, given) = length_of(&mut tried);
-        let given = *given;
-        let lengths = (1..given.div_ceil(LENGTH_STEP)).rev();
-        let shorter = lengths.map(|steps| LENGTH_STEP * steps).find(|&length| {
-            *length_of(&mut tried).1 = length;
-            fits(&tried)
-        });
+        // In steps: what fits, and what does not.
+        let (mut fitting, mut larger) = (0, given.div_ceil(LENGTH_STEP));
+        while larger - fitting > 1 {
+            let middle = usize::midpoint(fitting, larger);
+            *length_of(&mut tried).1 = LENGTH_STEP * middle;
+            match fits(&tried) {
+                true => fitting = middle,
+                false => larger = middle,
+            }
+        }
+        let shorter = (fitting > 0).then_some(LENGTH_STEP * fitting);
         match shorter {
             Some(length) => found.push(format!("{flag} {length}")),
             None => {

@@ -86,6 +86,12 @@ impl Ledger {
         }
     }
 
+    /// Bytes of a use now.
+    #[cfg(test)]
+    pub(super) fn live(&self, usage: Use) -> u64 {
+        self.live[usage as usize]
+    }
+
     /// The most bytes of a use at a time.
     pub(super) fn most(&self, usage: Use) -> u64 {
         self.most[usage as usize]

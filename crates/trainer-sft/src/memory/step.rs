@@ -10,7 +10,7 @@ use lora_4bit::training::{RANKS, splits};
 use model_qwen::{QwenConfig, linear_features};
 
 use super::ledger::{Held, Ledger, Use};
-use crate::step::explicit::{ROWS, chunk_rows};
+use crate::step::explicit::ROWS;
 
 /// The layers that share an input, by their places in [`linear_features`].
 const GROUPS: [&[usize]; 4] = [&[0, 1, 2], &[3], &[4, 5], &[6]];
@@ -21,13 +21,12 @@ pub(super) struct StepShape<'a> {
     pub(super) model: &'a QwenConfig,
     /// Rank of the adapter of each layer of [`linear_features`]; 0 without one.
     pub(super) ranks: [usize; 7],
-    /// Bytes of an activation, and of a value of an embedding.
+    /// Bytes of an activation, and of a value of an embedding and of the output head.
     pub(super) value: usize,
     pub(super) embedding: usize,
+    pub(super) head: usize,
     /// Whether weights have the type of activations already.
     pub(super) weights_as_they_are: bool,
-    /// Whether the output head has it.
-    pub(super) head_as_it_is: bool,
     /// Whether the activations of all layers are kept.
     pub(super) keeps_all: bool,
     /// Whether the inputs of layers wait on the host.
@@ -35,6 +34,14 @@ pub(super) struct StepShape<'a> {
     /// Whether inputs of adapters are masked, and embeddings get noise.
     pub(super) dropout: bool,
     pub(super) noise: bool,
+    /// Whether adapters have DoRA.
+    pub(super) dora: bool,
+    /// Whether every weight is trained, and there are no adapters.
+    pub(super) full: bool,
+    /// Whether embeddings and head are trained.
+    pub(super) tables: [bool; 2],
+    /// What is made of the logits.
+    pub(super) objective: Objective,
     /// Whether large moments have 8 bits a value.
     pub(super) eight_bit: bool,
     /// Multiprocessors of the card.
@@ -44,15 +51,55 @@ pub(super) struct StepShape<'a> {
     pub(super) micro_batches: usize,
 }
 
-/// A matrix of an adapter: decoder layer, place in [`linear_features`], A or B.
-type Matrix = [usize; 3];
+/// What is made of the logits of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Objective {
+    /// The cross-entropy, by the operations of the step.
+    Tokens,
+    /// A comparison of answers or their rewards, by Burn's operations in f32. `reference` says that the model without its adapter
+    /// answers, too.
+    Answers { reference: bool },
+}
 
-/// What is allocated between steps: the adapter's matrices, their gradients and moments.
+/// What is trained: a decoder layer (those of the model as a whole come after the last one), a place in [`linear_features`] or behind
+/// it, and which of its tensors.
+pub(super) type Trained = [usize; 3];
+
+/// Gradients that are added over micro-batches.
+pub(super) type Gradients = BTreeMap<Trained, Held>;
+
+/// What is allocated between steps: what is trained where it is none of the model's own, gradients and moments.
 #[derive(Debug, Default)]
 struct State {
-    matrices: Vec<Held>,
-    gradients: BTreeMap<Matrix, Held>,
+    values: Vec<Held>,
+    gradients: Gradients,
     moments: Vec<Held>,
+}
+
+/// Adds a gradient; a sum takes the place of one of its parts.
+pub(super) fn add(ledger: &mut Ledger, gradients: &mut Gradients, name: Trained, bytes: usize) {
+    let part = ledger.take(Use::Trained, bytes);
+    match gradients.contains_key(&name) {
+        false => drop(gradients.insert(name, part)),
+        true => ledger.free([part]),
+    }
+}
+
+/// The gradients of one layer.
+pub(super) struct Found<'a> {
+    pub(super) layer: usize,
+    pub(super) gradients: &'a mut Gradients,
+}
+
+impl Found<'_> {
+    /// Whether there is such a gradient already.
+    pub(super) fn has(&self, [place, which]: [usize; 2]) -> bool {
+        self.gradients.contains_key(&[self.layer, place, which])
+    }
+
+    pub(super) fn add(&mut self, ledger: &mut Ledger, [place, which]: [usize; 2], bytes: usize) {
+        add(ledger, self.gradients, [self.layer, place, which], bytes);
+    }
 }
 
 /// A group of layers with their weights unpacked.
@@ -61,23 +108,25 @@ pub(super) struct Group {
     pub(super) inputs: usize,
     pub(super) outputs: usize,
     pub(super) ranks: usize,
+    /// Place and outputs of each layer.
+    pub(super) layers: Vec<[usize; 2]>,
     /// Place, rank and outputs of each layer that has an adapter.
     pub(super) parts: Vec<[usize; 3]>,
 }
 
 /// Activations of a layer; the names are those of `explicit`.
-struct Activations {
-    normed: Held,
-    qkv_h: Option<Held>,
-    unrotated: Option<Held>,
-    qkv: Held,
-    attended: Held,
-    lse: Held,
-    o_h: Option<Held>,
-    middle: Held,
-    middle_normed: Held,
-    gate_up_h: Option<Held>,
-    gate_up: Held,
+pub(super) struct Activations {
+    pub(super) normed: Held,
+    pub(super) qkv_h: Option<Held>,
+    pub(super) unrotated: Option<Held>,
+    pub(super) qkv: Held,
+    pub(super) attended: Held,
+    pub(super) lse: Held,
+    pub(super) o_h: Option<Held>,
+    pub(super) middle: Held,
+    pub(super) middle_normed: Held,
+    pub(super) gate_up_h: Option<Held>,
+    pub(super) gate_up: Held,
 }
 
 /// Two steps of this shape, with what is trained.
@@ -93,11 +142,11 @@ pub(super) fn walk(shape: &StepShape<'_>) -> Ledger {
     };
     let mut seen = Ledger::default();
     let mut state = State::default();
-    dry.matrices(&mut seen, &mut state);
+    dry.values(&mut seen, &mut state);
     dry.step(&mut seen, &mut state);
 
     let mut state = State::default();
-    let mut ledger = Ledger::with_pages_of(&seen, |ledger| shape.matrices(ledger, &mut state));
+    let mut ledger = Ledger::with_pages_of(&seen, |ledger| shape.values(ledger, &mut state));
     for _ in 0..2 {
         shape.step(&mut ledger, &mut state);
     }
@@ -114,23 +163,42 @@ impl StepShape<'_> {
         self.rows() * width * self.value
     }
 
-    fn widths(&self) -> [usize; 3] {
+    pub(super) fn widths(&self) -> [usize; 3] {
         let model = self.model;
         let queries = model.num_attention_heads * model.head_dim;
         let keys = model.num_key_value_heads * model.head_dim;
         [model.hidden_size, queries, queries + 2 * keys]
     }
 
-    fn matrices(&self, ledger: &mut Ledger, state: &mut State) {
+    /// What is trained and none of the weights, and what DoRA keeps beside it.
+    fn values(&self, ledger: &mut Ledger, state: &mut State) {
         for _ in 0..self.model.num_hidden_layers {
             for ((_, [inputs, outputs]), rank) in linear_features(self.model).iter().zip(self.ranks)
             {
                 for width in [inputs, outputs] {
                     let held = ledger.take_some(Use::Trained, 4 * rank * width);
-                    state.matrices.extend(held);
+                    state.values.extend(held);
+                }
+                if self.dora && rank > 0 {
+                    // The weight and its squares, in f32, of which the lengths come.
+                    let both = [(); 2].map(|()| ledger.take(Use::Layer, 4 * inputs * outputs));
+                    ledger.free(both);
+                    // The lengths, those of the base's rows squared, and those of the rows as they are.
+                    let held = [(); 3].map(|()| ledger.take(Use::Trained, 4 * outputs));
+                    state.values.extend(held);
                 }
             }
         }
+        let saved = self.tables.into_iter().filter(|saved| *saved && !self.full);
+        for _ in saved {
+            let table = ledger.take(Use::Trained, self.table(4));
+            state.values.push(table);
+        }
+    }
+
+    /// Bytes of embeddings or head, given those of a value.
+    pub(super) fn table(&self, value: usize) -> usize {
+        self.model.vocab_size * self.model.hidden_size * value
     }
 
     fn group(&self, ledger: &mut Ledger, layers: &[usize]) -> Group {
@@ -156,16 +224,23 @@ impl StepShape<'_> {
         if self.model.attention_bias && layers.len() == 3 {
             take(4 * outputs);
         }
+        if self.dora && ranks > 0 {
+            // Factors and lengths.
+            take(4 * outputs);
+            take(4 * outputs);
+        }
+        let layers = layers.iter().map(|&layer| [layer, features[layer].1[1]]);
         Group {
             held,
             inputs,
             outputs,
             ranks,
+            layers: layers.collect(),
             parts,
         }
     }
 
-    fn groups(&self, ledger: &mut Ledger) -> [Group; 4] {
+    pub(super) fn groups(&self, ledger: &mut Ledger) -> [Group; 4] {
         GROUPS.map(|layers| self.group(ledger, layers))
     }
 
@@ -186,13 +261,16 @@ impl StepShape<'_> {
     }
 
     /// What a group makes of its input.
-    fn result(&self, ledger: &mut Ledger, usage: Use, group: &Group) -> Held {
+    pub(super) fn result(&self, ledger: &mut Ledger, usage: Use, group: &Group) -> Held {
+        if self.has_lengths(group) {
+            return self.result_with_lengths(ledger, usage, group);
+        }
         let shape = [self.rows(), group.outputs, group.inputs + group.ranks];
         self.product(ledger, usage, shape, self.value)
     }
 
     /// Sums of the gradients of keys and values, in parts of the query heads where there are few cubes.
-    fn attention_sums(&self) -> usize {
+    pub(super) fn attention_sums(&self) -> usize {
         let model = self.model;
         let (heads, kv_heads) = (model.num_attention_heads, model.num_key_value_heads);
         match TrainingAttention::gradient_parts(self.tokens, heads, kv_heads) {
@@ -202,7 +280,7 @@ impl StepShape<'_> {
     }
 
     /// What the adapters of a group make of its input.
-    fn shrink(&self, ledger: &mut Ledger, group: &Group) -> Option<Held> {
+    pub(super) fn shrink(&self, ledger: &mut Ledger, group: &Group) -> Option<Held> {
         if self.dropout && group.ranks > 0 {
             return Some(self.dropped_shrink(ledger, group));
         }
@@ -244,7 +322,7 @@ impl StepShape<'_> {
     }
 
     /// A layer whose activations are computed again later.
-    fn forward(&self, ledger: &mut Ledger, groups: [Group; 4]) -> Held {
+    pub(super) fn forward(&self, ledger: &mut Ledger, groups: [Group; 4]) -> Held {
         let [hidden, queries, qkv] = self.widths();
         let inner = self.model.intermediate_size;
         let [of_qkv, of_o, of_gate_up, of_down] = groups;
@@ -264,7 +342,11 @@ impl StepShape<'_> {
         ledger.free(of_o.held.into_iter().chain(h).chain([attended]));
         let normed = ledger.take(Use::Layer, self.wide(hidden));
         let h = self.shrink(ledger, &of_gate_up);
+        // Only without DoRA one kernel does both.
+        let gate_up = (self.has_lengths(&of_gate_up))
+            .then(|| self.result_with_lengths(ledger, Use::Layer, &of_gate_up));
         let activated = ledger.take(Use::Layer, self.wide(inner));
+        ledger.free(gate_up);
         ledger.free(of_gate_up.held.into_iter().chain(h).chain([normed]));
         let h = self.shrink(ledger, &of_down);
         let y = self.result(ledger, Use::Kept, &of_down);
@@ -285,8 +367,8 @@ impl StepShape<'_> {
     }
 
     fn step(&self, ledger: &mut Ledger, state: &mut State) {
-        for index in 0..self.micro_batches {
-            self.forward_backward(ledger, &mut state.gradients, index == 0);
+        for _ in 0..self.micro_batches {
+            self.forward_backward(ledger, &mut state.gradients);
         }
         let is_first = state.moments.is_empty();
         for gradient in std::mem::take(&mut state.gradients).into_values() {
@@ -298,22 +380,15 @@ impl StepShape<'_> {
         }
     }
 
-    fn forward_backward(
-        &self,
-        ledger: &mut Ledger,
-        gradients: &mut BTreeMap<Matrix, Held>,
-        is_first: bool,
-    ) {
+    fn forward_backward(&self, ledger: &mut Ledger, gradients: &mut Gradients) {
+        if let Objective::Answers { reference: true } = self.objective {
+            self.reference(ledger);
+        }
         let hidden = self.model.hidden_size;
         let layers = self.model.num_hidden_layers;
         let mut kept = Vec::with_capacity(layers);
-        // Cosines and sines.
-        let half = self.model.head_dim / 2;
-        let angles = [(); 2].map(|()| ledger.take(Use::Kept, 4 * self.rows() * half));
-        let cast = (self.embedding != self.value)
-            .then(|| ledger.take(Use::Layer, self.embedding * self.rows() * hidden));
-        let mut x = ledger.take(Use::Kept, self.wide(hidden));
-        ledger.free(cast);
+        let angles = self.angles(ledger);
+        let mut x = self.embedded(ledger);
         if self.noise {
             // It is added in f32.
             let both = [(); 2].map(|()| ledger.take(Use::Layer, 4 * self.rows() * hidden));
@@ -337,151 +412,39 @@ impl StepShape<'_> {
             kept.push((input, activations));
             x = y;
         }
-        let rows = self.loss(ledger);
-        // All rows, and a zero behind them.
-        let all = ledger.take(Use::Loss, self.wide(hidden));
-        ledger.free(rows);
-        let mut dy = ledger.take(Use::Layer, self.wide(hidden));
-        ledger.free([all, x]);
+        let mut dy = match self.objective {
+            Objective::Tokens => self.loss(ledger, gradients),
+            Objective::Answers { .. } => self.loss_of_answers(ledger, gradients),
+        };
+        ledger.free([x]);
         ledger.free(read);
         for (layer, (x, activations)) in kept.into_iter().enumerate().rev() {
             let groups = self.groups(ledger);
             let x = x.unwrap_or_else(|| ledger.take(Use::Kept, self.wide(hidden)));
             let activations = activations.unwrap_or_else(|| self.activations(ledger, &groups));
-            let mut add = |ledger: &mut Ledger, [place, which]: [usize; 2], bytes| {
-                let part = ledger.take(Use::Trained, bytes);
-                match is_first {
-                    true => drop(gradients.insert([layer, place, which], part)),
-                    // A sum takes the place of one of its parts.
-                    false => ledger.free([part]),
-                }
-            };
-            dy = self.backward(ledger, groups, (x, activations, dy), &mut add);
+            let mut found = Found { layer, gradients };
+            dy = self.backward(ledger, groups, (x, activations, dy), &mut found);
+        }
+        if self.tables[0] {
+            self.embedding_gradient(ledger, gradients);
         }
         ledger.free([dy]);
         ledger.free(angles);
     }
 
-    /// The gradients of the rows with a target: all of them.
-    fn loss(&self, ledger: &mut Ledger) -> Vec<Held> {
-        let (hidden, vocab) = (self.model.hidden_size, self.model.vocab_size);
-        let head = (!self.head_as_it_is).then_some(vocab * hidden * self.value);
-        let head = head.map(|bytes| ledger.take(Use::Loss, bytes));
-        let chunk = chunk_rows(vocab);
-        let mut gradients = Vec::new();
-        let mut left = self.tokens;
-        while left > 0 {
-            let rows = left.min(chunk);
-            left -= rows;
-            let wide = rows * hidden * self.value;
-            let x = ledger.take(Use::Loss, wide);
-            let normed = ledger.take(Use::Loss, wide);
-            let logits = ledger.take(Use::Loss, rows * vocab * self.value);
-            ledger.free([normed]);
-            let d = self.product(ledger, Use::Loss, [rows, hidden, vocab], self.value);
-            ledger.free([logits]);
-            gradients.push(ledger.take(Use::Loss, wide));
-            ledger.free([x, d]);
-        }
-        ledger.free(head);
-        gradients
+    /// Cosines and sines.
+    pub(super) fn angles(&self, ledger: &mut Ledger) -> [Held; 2] {
+        let half = self.model.head_dim / 2;
+        [(); 2].map(|()| ledger.take(Use::Kept, 4 * self.rows() * half))
     }
 
-    /// What a group's backward pass takes: the gradient of its input is left.
-    fn group_backward(
-        &self,
-        ledger: &mut Ledger,
-        group: Group,
-        (x, h): (Option<Held>, Option<Held>),
-        add: &mut impl FnMut(&mut Ledger, [usize; 2], usize),
-    ) -> Held {
-        let dh = self.adapter_input(ledger, &group);
-        self.adapter_gradients(ledger, &group, (x, h), add);
-        let dx = self.input_gradient(ledger, &group);
-        ledger.free(dh.into_iter().chain(group.held));
-        dx
-    }
-
-    fn adapter_input(&self, ledger: &mut Ledger, group: &Group) -> Option<Held> {
-        let shape = [self.rows(), group.ranks, group.outputs];
-        (group.ranks > 0).then(|| self.product(ledger, Use::Layer, shape, self.value))
-    }
-
-    fn adapter_gradients(
-        &self,
-        ledger: &mut Ledger,
-        group: &Group,
-        (x, h): (Option<Held>, Option<Held>),
-        add: &mut impl FnMut(&mut Ledger, [usize; 2], usize),
-    ) {
-        if group.ranks == 0 {
-            ledger.free(x.into_iter().chain(h));
-            return;
-        }
-        let (rows, ranks) = (self.rows(), group.ranks);
-        let shape = [group.outputs, ranks, rows];
-        let db = self.product(ledger, Use::Layer, shape, 4);
-        ledger.free(h);
-        let da = match self.dropout {
-            true => self.dropped_sums(ledger, group),
-            false => self.product(ledger, Use::Layer, [group.inputs, ranks, rows], 4),
-        };
-        ledger.free(x);
-        for &[place, rank, outputs] in &group.parts {
-            add(ledger, [place, 0], 4 * rank * group.inputs);
-            add(ledger, [place, 1], 4 * rank * outputs);
-        }
-        ledger.free([da, db]);
-    }
-
-    fn input_gradient(&self, ledger: &mut Ledger, group: &Group) -> Held {
-        if self.dropout && group.ranks > 0 {
-            return self.dropped_gradient(ledger, group);
-        }
-        let shape = [self.rows(), group.inputs, group.outputs + group.ranks];
-        self.product(ledger, Use::Layer, shape, self.value)
-    }
-
-    fn backward(
-        &self,
-        ledger: &mut Ledger,
-        groups: [Group; 4],
-        (x, a, dy): (Held, Activations, Held),
-        add: &mut impl FnMut(&mut Ledger, [usize; 2], usize),
-    ) -> Held {
-        let [hidden, _, qkv] = self.widths();
-        let [of_qkv, of_o, of_gate_up, of_down] = groups;
-        let dh = self.adapter_input(ledger, &of_down);
-        // The gradient becomes what it is the gradient of, and `gate_up` its own.
-        let activated = self.input_gradient(ledger, &of_down);
-        let h = self.shrink(ledger, &of_down);
-        self.adapter_gradients(ledger, &of_down, (Some(activated), h), add);
-        ledger.free(dh.into_iter().chain(of_down.held));
-        let of_normed = (Some(a.middle_normed), a.gate_up_h);
-        let d = self.group_backward(ledger, of_gate_up, of_normed, add);
-        ledger.free([a.gate_up]);
-        let dx = ledger.take(Use::Layer, self.wide(hidden));
-        ledger.free([a.middle, d, dy]);
-        let dy = dx;
-
-        let d = self.group_backward(ledger, of_o, (None, a.o_h), add);
-        let d_qkv = ledger.take(Use::Layer, self.wide(qkv));
-        let delta = ledger.take(Use::Layer, 4 * self.rows() * self.model.num_attention_heads);
-        let sums = ledger.take_some(Use::Layer, self.attention_sums());
-        ledger.free(sums);
-        ledger.free([a.qkv, a.attended, a.lse, d, delta]);
-        let d = match a.unrotated {
-            Some(unrotated) => {
-                let turned = ledger.take(Use::Layer, self.wide(qkv));
-                ledger.free([unrotated, d_qkv]);
-                turned
-            }
-            None => d_qkv,
-        };
-        let dx = self.group_backward(ledger, of_qkv, (Some(a.normed), a.qkv_h), add);
-        ledger.free([d]);
-        let to = ledger.take(Use::Layer, self.wide(hidden));
-        ledger.free([x, dx, dy]);
-        to
+    /// The embeddings of the tokens.
+    pub(super) fn embedded(&self, ledger: &mut Ledger) -> Held {
+        let hidden = self.model.hidden_size;
+        let cast = (self.embedding != self.value)
+            .then(|| ledger.take(Use::Layer, self.embedding * self.rows() * hidden));
+        let x = ledger.take(Use::Kept, self.wide(hidden));
+        ledger.free(cast);
+        x
     }
 }

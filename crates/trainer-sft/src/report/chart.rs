@@ -2,6 +2,8 @@
 
 use std::fmt::Write as _;
 
+use super::escape;
+
 /// Size of a picture, and of the room for its labels.
 const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 260.0;
@@ -181,6 +183,7 @@ impl Bars<'_> {
 }
 
 fn start(title: &str) -> String {
+    let title = escape(title);
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\">\
          <title>{title}</title><text x=\"{LEFT}\" y=\"18\" font-weight=\"bold\">{title}</text>"

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use model_qwen::Tokenizer;
 
 use super::escape;
+use crate::config::Method;
 use crate::data::{DataError, Examples};
 use crate::preview::{Span, spans};
 
@@ -35,12 +36,12 @@ pub(crate) fn pictures(
         } else {
             " (not wanted)"
         };
-        let title = format!(
-            "{}{wanted}: {} tokens, {} learnt",
-            example.source,
-            example.tokens.len(),
-            example.num_targets()
-        );
+        let (source, num_tokens) = (&example.source, example.tokens.len());
+        let title = match example.num_targets() {
+            // A prompt, to which answers are drawn.
+            0 => format!("{source}: {num_tokens} tokens"),
+            learnt => format!("{source}{wanted}: {num_tokens} tokens, {learnt} learnt"),
+        };
         let spans = spans(&example, tokenizer);
         Ok(Picture { title, spans })
     });
@@ -48,7 +49,7 @@ pub(crate) fn pictures(
 }
 
 /// The pictures with a heading; empty without any.
-pub(super) fn section(pictures: &[Picture]) -> String {
+pub(super) fn section(pictures: &[Picture], method: Method) -> String {
     let mut section = String::new();
     for Picture { title, spans } in pictures {
         let text: String = spans
@@ -65,13 +66,16 @@ pub(super) fn section(pictures: &[Picture]) -> String {
             escape(title)
         );
     }
+    let (title, told) = match method {
+        Method::Grpo => (
+            "First prompts",
+            "What is learnt is how to answer them: the model draws the answers while it trains.",
+        ),
+        _ => ("First examples", "What is learnt is <mark>marked</mark>."),
+    };
     match section.is_empty() {
         true => section,
-        false => {
-            format!(
-                "<h2>First examples</h2>\n<p>What is learnt is <mark>marked</mark>.</p>\n{section}"
-            )
-        }
+        false => format!("<h2>{title}</h2>\n<p>{told}</p>\n{section}"),
     }
 }
 
@@ -90,10 +94,13 @@ mod tests {
             title: "<a>.jsonl:1".to_owned(),
             spans: vec![span("<|im_start|>", false), span("a & b", true)],
         };
-        let page = section(&[picture]);
+        let page = section(std::slice::from_ref(&picture), Method::Sft);
+        assert!(page.contains("First examples"), "{page}");
+        let of_prompts = section(&[picture], Method::Grpo);
+        assert!(of_prompts.contains("First prompts"), "{of_prompts}");
         assert!(page.contains("<h3>&lt;a&gt;.jsonl:1</h3>"), "{page}");
         let text = "\">&lt;|im_start|&gt;<mark>a &amp; b</mark></pre>";
         assert!(page.contains(text), "{page}");
-        assert_eq!(section(&[]), "");
+        assert_eq!(section(&[], Method::Sft), "");
     }
 }

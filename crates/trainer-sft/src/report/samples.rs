@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::escape;
 use crate::samples::Sample;
 
-/// For each prompt the first and the last answer, and those in between to be unfolded; empty without answers.
+/// For each prompt the first answer and the last one, which is that of the result, and those in between to be unfolded; empty without answers.
 pub(super) fn section(answers: &[Sample], prompts: &[String]) -> String {
     let mut section = String::new();
     for (index, prompt) in prompts.iter().enumerate() {
@@ -24,7 +24,9 @@ pub(super) fn section(answers: &[Sample], prompts: &[String]) -> String {
             shown(first),
             shown(last),
         );
-        let between = &own[1..own.len().max(2) - 1];
+        // The step that is kept (`--load-best`) has answered before: the same.
+        let between = own[1..own.len().max(2) - 1].iter();
+        let between: Vec<_> = between.filter(|a| a.step != last.step).collect();
         if !between.is_empty() {
             let rows = between.iter();
             let rows =

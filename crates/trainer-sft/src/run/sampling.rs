@@ -23,14 +23,15 @@ impl Run<'_> {
         if self.samples.is_none() {
             return Ok(());
         }
-        let step = self.trainer.num_steps();
+        // The model has the weights of the best step once these are the result.
+        let step = (self.summary.best_step).unwrap_or_else(|| self.trainer.num_steps());
         self.on_device(step, |run| {
             run.read_checks()?;
             let Some(samples) = &mut run.samples else {
                 return Ok(());
             };
             let prompts = samples.shown();
-            let answers = match samples.answer(&mut run.trainer) {
+            let answers = match samples.answer(&mut run.trainer, step) {
                 Ok(answers) => answers,
                 Err(error @ TrainError::Output { .. }) => {
                     warn!("step {step}: {error}; the run goes on");

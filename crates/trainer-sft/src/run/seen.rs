@@ -65,8 +65,8 @@ impl Metrics {
 }
 
 impl Run<'_> {
-    /// Writes `report.html` and `loss.svg`.
-    pub(super) fn write_report(&self) {
+    /// Writes `report.html` and `loss.svg` of a run that has ended, by an error where there is a `failure`.
+    pub(super) fn write_report(&self, failure: Option<&TrainError>) {
         let records = self.state.log_history.iter();
         let records = records.filter_map(|line| serde_json::from_str(line.get()).ok());
         let report = Report {
@@ -76,6 +76,8 @@ impl Run<'_> {
             samples: self.samples.as_ref(),
             pictures: &self.pictures,
             examples: (self.loader.steps_per_epoch()).map(|_| self.loader.examples()),
+            method: self.config.method.method,
+            failure: failure.map(TrainError::to_string),
         };
         for (name, text) in [
             ("report.html", report.html()),
@@ -85,10 +87,9 @@ impl Run<'_> {
             if !text.is_empty()
                 && let Err(error) = fs::write(&path, text)
             {
-                warn!(
-                    "{}: {error}; the result is complete without it",
-                    path.display()
-                );
+                // Half of it shows nothing.
+                let _ = fs::remove_file(&path);
+                warn!("{}: {error}; nothing else needs it", path.display());
             }
         }
     }

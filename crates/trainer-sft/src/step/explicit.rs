@@ -366,7 +366,7 @@ impl<'a> Layer<'a> {
         let [q, k, v, o, gate, up, down] = LINEARS;
         let dz = self.down.scaled(&dy); // [tokens, hidden]
         let dh = self.down.adapter_input(&dz);
-        let d = self.down.input_gradient(&dz, dh.clone()); // [tokens, intermediate]
+        let d = self.down.input_gradient([&dy, &dz], dh.clone()); // [tokens, intermediate]
         let (d, activated) = swiglu_backward(gate_up, d);
         found.weights(&self.down, &[(down, &mlp.down_proj)], &activated, &dy);
         let down_h = self.down.shrink(&activated);
@@ -378,7 +378,6 @@ impl<'a> Layer<'a> {
         found.weights(&self.gate_up, &layers, &a.middle_normed, &d);
         let lengths = (self.gate_up).lengths(&a.middle_normed, gate_up_h.as_ref(), &d);
         found.lengths(&[gate, up], lengths);
-        let d = self.gate_up.scaled(&d); // [tokens, 2 * intermediate]
         let (d, gradients) = self.gate_up.backward(a.middle_normed, gate_up_h, &d);
         found.adapters(&[gate, up], gradients);
         let norm = self.norm(&self.layer.post_attention_layernorm);
@@ -387,8 +386,7 @@ impl<'a> Layer<'a> {
 
         found.weights(&self.o, &[(o, &attn.o_proj)], &a.attended, &dy);
         found.lengths(&[o], self.o.lengths(&a.attended, a.o_h.as_ref(), &dy));
-        let dz = self.o.scaled(&dy); // [tokens, hidden]
-        let (d, gradients) = self.o.backward(a.attended.clone(), a.o_h, &dz);
+        let (d, gradients) = self.o.backward(a.attended.clone(), a.o_h, &dy);
         found.adapters(&[o], gradients);
         let d = shared.attention.backward(a.qkv, a.attended, a.lse, d);
         let norms = self.head_norms();
@@ -404,7 +402,6 @@ impl<'a> Layer<'a> {
             &[q, k, v],
             self.qkv.lengths(&a.normed, a.qkv_h.as_ref(), &d),
         );
-        let d = self.qkv.scaled(&d); // [tokens, (heads + 2 * kv_heads) * head_dim]
         let (d, gradients) = self.qkv.backward(a.normed, a.qkv_h, &d);
         found.adapters(&[q, k, v], gradients);
         let norm = self.norm(&self.layer.input_layernorm);

@@ -1,13 +1,10 @@
 //! What a model makes of batches, without training.
 
-use std::borrow::Cow;
-
 use lora_4bit::AdapterSelection;
 use model_qwen::QwenModel;
 
-use super::{forward, is_explicit};
+use super::forward;
 use crate::batch::Batch;
-use crate::even::even_batches;
 
 /// Means over the target tokens of some batches.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,11 +33,9 @@ pub fn measure<E>(
             continue;
         }
         num_targets += batch.num_targets();
-        for batch in pieces(model, &batch, adapters).iter() {
-            let found = forward(model, batch, adapters).into_data(); // [3]
-            for (sum, value) in sums.iter_mut().zip(found.iter::<f64>()) {
-                *sum += value;
-            }
+        let found = forward(model, &batch, adapters).into_data(); // [3]
+        for (sum, value) in sums.iter_mut().zip(found.iter::<f64>()) {
+            *sum += value;
         }
     }
     let [loss, token_accuracy, entropy] = sums.map(|sum| sum / num_targets.max(1) as f64);
@@ -50,16 +45,4 @@ pub fn measure<E>(
         entropy,
     };
     Ok((num_targets > 0).then_some((means, num_targets)))
-}
-
-/// What is computed for a batch.
-pub(crate) fn pieces<'b>(
-    model: &QwenModel,
-    batch: &'b Batch,
-    adapters: &AdapterSelection,
-) -> Cow<'b, [Batch]> {
-    match is_explicit(model, adapters) {
-        true => Cow::Borrowed(std::slice::from_ref(batch)),
-        false => even_batches(batch, &model.device()),
-    }
 }

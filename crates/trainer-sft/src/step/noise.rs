@@ -13,13 +13,10 @@ pub struct Noise {
     pub alpha: f64,
     /// What the values depend on.
     pub seed: u64,
-    /// Batches of one seed differ by it.
-    pub stream: u64,
 }
 
 impl Noise {
-    /// Adds the noise to `x [tokens, hidden]`, the embeddings of a batch. Padding and rows behind the documents stay as they
-    /// are.
+    /// Adds the noise to `x [tokens, hidden]`, the embeddings of a batch. Rows behind the documents stay as they are.
     pub(crate) fn add(self, x: Tensor<2>, batch: &Batch) -> Tensor<2> {
         let ([rows, hidden], device, dtype) = (x.dims(), x.device(), x.dtype());
         let mut values = self.values(batch, hidden);
@@ -32,13 +29,12 @@ impl Noise {
     fn values(self, batch: &Batch, hidden: usize) -> Vec<f32> {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         // Apart from what else is drawn from the seed of a run.
-        rng.set_stream(!self.stream);
+        rng.set_stream(u64::MAX);
         let mut values = Vec::with_capacity(batch.num_tokens() * hidden);
-        for (length, padding) in batch.documents() {
-            let count = (length - padding) * hidden;
+        for length in &batch.lengths {
+            let count = length * hidden;
             let bound = (self.alpha / (count.max(1) as f64).sqrt()) as f32;
             values.extend((0..count).map(|_| bound * rng.random_range(-1.0f32..1.0)));
-            values.extend(std::iter::repeat_n(0.0, padding * hidden));
         }
         values
     }
@@ -51,11 +47,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_document_has_its_bound_and_padding_has_none() {
+    fn each_document_has_its_bound() {
         let noise = Noise {
             alpha: 5.0,
             seed: 3,
-            stream: 0,
         };
         let x = Tensor::<2>::zeros([8, 50], (&Device::flex(), DType::F32));
         let batch = Batch {
@@ -78,17 +73,7 @@ mod tests {
         }
         assert!(values[300..].iter().all(|value| *value == 0.0));
         assert!(values == of(noise), "the noise repeats");
-        for other in [Noise { seed: 4, ..noise }, Noise { stream: 1, ..noise }] {
-            assert!(values != of(other), "{other:?}");
-        }
-        // Padding within the documents changes nothing for their own tokens.
-        let padded = Batch {
-            lengths: vec![4, 4],
-            padding: vec![2, 0],
-            ..Batch::default()
-        };
-        let padded: Vec<f32> = noise.add(x, &padded).into_data().iter().collect();
-        assert!(padded[..100] == values[..100] && padded[200..] == values[100..300]);
-        assert!(padded[100..200].iter().all(|value| *value == 0.0));
+        let other = of(Noise { seed: 4, ..noise });
+        assert!(values != other, "another seed has the same noise");
     }
 }

@@ -3,15 +3,11 @@
 //! A loss that is no sum over tokens, such as one that compares answers, is a function of the cross-entropies of its targets. Its
 //! gradient is that of their sum, each weighted by the derivative of the loss.
 
-use std::borrow::Cow;
-
-use burn::backend::DispatchDevice;
 use lora_4bit::AdapterSelection;
 use model_qwen::QwenModel;
 
-use super::{How, head, hidden, is_explicit, pull};
+use super::{How, head, hidden, pull};
 use crate::batch::Batch;
-use crate::even;
 use crate::loss::{self, Targets};
 use crate::parameters::GradientStore;
 
@@ -20,8 +16,7 @@ pub(crate) type Known = [f32; 3];
 
 /// What is known of each target of `batch`, without gradients.
 pub(crate) fn forward(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) -> Vec<Known> {
-    let batch = evened(model, batch, adapters);
-    let x = hidden(model, &batch, adapters); // [tokens, hidden]
+    let x = hidden(model, batch, adapters); // [tokens, hidden]
     loss::known_of_targets(&head(model), &x, &Targets::new(&batch.targets), 1.0)
 }
 
@@ -33,18 +28,8 @@ pub(crate) fn forward_backward(
     store: &mut GradientStore,
     weigh: impl FnOnce(&[Known]) -> Vec<f32>,
 ) {
-    let batch = evened(model, batch, how.1);
     let targets = Targets::new(&batch.targets);
-    pull(model, &batch, how, store, |head, x, trained| {
+    pull(model, batch, how, store, |head, x, trained| {
         ((), loss::backward_rows(head, x, &targets, weigh, trained))
     });
-}
-
-/// The batch itself on the CPU and for the step of a GPU; elsewhere its documents, in their order, all as long as the longest one.
-fn evened<'b>(model: &QwenModel, batch: &'b Batch, adapters: &AdapterSelection) -> Cow<'b, Batch> {
-    match model.device().as_dispatch() {
-        DispatchDevice::Flex(_) => Cow::Borrowed(batch),
-        _ if is_explicit(model, adapters) => Cow::Borrowed(batch),
-        _ => Cow::Owned(even::widened(batch)),
-    }
 }

@@ -7,8 +7,9 @@ use model_qwen::flags::some_of;
 use model_qwen::gguf::TensorType;
 use model_qwen::{Dtype, Quantization};
 
+use super::reading::ReadingArgs;
+use crate::config::RunConfig;
 use crate::config::args::{DTYPE, QUANTIZATION, whole};
-use crate::config::{DataConfig, RunConfig, Thinking, TrainOn};
 
 /// `trainer-sft merge`.
 #[derive(Clone, Debug, Args)]
@@ -41,6 +42,10 @@ pub struct MergeArgs {
     /// form that the run of the adapter had it in, and for the merged model, dense and in 4 bits; repeat for several
     #[arg(long, value_name = "FILE", visible_alias = "eval-data", num_args = 1..)]
     pub data: Vec<PathBuf>,
+
+    /// How the records of --data are read.
+    #[command(flatten)]
+    pub reading: ReadingArgs,
 
     /// auto, cpu, cuda and so on, for --data
     #[arg(long, value_name = "DEVICE", default_value = "auto", requires = "data")]
@@ -125,27 +130,9 @@ pub struct EvalArgs {
     #[arg(long, value_name = "FILE", visible_alias = "eval-data", num_args = 1.., required = true)]
     pub data: Vec<PathBuf>,
 
-    /// Names of the fields in the data, as in training
-    #[arg(long, value_name = "PART=FIELD", value_delimiter = ',', num_args = 1..)]
-    pub columns: Vec<String>,
-
-    /// Longest example in tokens, at most the model's context
-    #[arg(
-        long,
-        value_name = "TOKENS",
-        default_value_t = DataConfig::default().max_length,
-        value_parser = whole,
-        visible_alias = "max-seq-length"
-    )]
-    pub max_length: usize,
-
-    /// Tokens that are measured
-    #[arg(long, value_enum, default_value_t = DataConfig::default().train_on)]
-    pub train_on: TrainOn,
-
-    /// For templates that open a think block, as in training
-    #[arg(long, value_enum, default_value_t = DataConfig::default().thinking)]
-    pub thinking: Thinking,
+    /// How the records are read.
+    #[command(flatten)]
+    pub reading: ReadingArgs,
 
     /// Examples computed at once
     #[arg(long, value_name = "N", default_value_t = RunConfig::default().batch_size, value_parser = whole)]

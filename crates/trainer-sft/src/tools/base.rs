@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use lora_4bit::peft::LoraAdapter;
 use model_qwen::{Quantization, bundled_model_dir, resolve_model};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::ToolError;
@@ -100,16 +101,24 @@ impl BaseForm {
     /// # Errors
     /// When the folder has settings that cannot be read.
     pub(super) fn of_run(folder: &Path) -> Result<Self, ToolError> {
-        match settings_of_run(folder)? {
-            Some(settings) => serde_json::from_value(settings)
-                .map_err(|error| unreadable(&folder.join(SETTINGS), error)),
-            None => Ok(Self::STORED),
-        }
+        Ok(settings_of_run(folder)?.unwrap_or(Self::STORED))
     }
 }
 
-/// The settings in the folder of a checkpoint or of a run.
-fn settings_of_run(folder: &Path) -> Result<Option<Value>, ToolError> {
+/// What the settings in the folder of a checkpoint or of a run say of something; `None` where the folder has none.
+///
+/// # Errors
+/// When they cannot be read.
+pub(super) fn settings_of_run<T: DeserializeOwned>(folder: &Path) -> Result<Option<T>, ToolError> {
+    let Some((path, settings)) = all_settings(folder)? else {
+        return Ok(None);
+    };
+    let some = serde_json::from_value(settings).map_err(|error| unreadable(&path, error))?;
+    Ok(Some(some))
+}
+
+/// The file with the settings of a run, and all of them.
+fn all_settings(folder: &Path) -> Result<Option<(PathBuf, Value)>, ToolError> {
     let read = |name: &str| {
         let path = folder.join(name);
         match path.is_file() {
@@ -119,15 +128,17 @@ fn settings_of_run(folder: &Path) -> Result<Option<Value>, ToolError> {
         .map_err(super::error::io_error(&path))
     };
     if let Some(text) = read(STATE_FILE)? {
-        let state: Value = serde_json::from_str(&text)
-            .map_err(|error| unreadable(&folder.join(STATE_FILE), error))?;
-        return Ok(state.pointer("/run/settings").cloned());
+        let path = folder.join(STATE_FILE);
+        let state: Value = serde_json::from_str(&text).map_err(|error| unreadable(&path, error))?;
+        let settings = state.pointer("/run/settings").cloned();
+        return Ok(settings.map(|settings| (path, settings)));
     }
-    let text = read(SETTINGS)?;
-    text.map(|text| {
-        toml::from_str(&text).map_err(|error| unreadable(&folder.join(SETTINGS), error.message()))
-    })
-    .transpose()
+    let Some(text) = read(SETTINGS)? else {
+        return Ok(None);
+    };
+    let path = folder.join(SETTINGS);
+    let settings = toml::from_str(&text).map_err(|error| unreadable(&path, error.message()))?;
+    Ok(Some((path, settings)))
 }
 
 fn unreadable(path: &Path, found: impl ToString) -> ToolError {

@@ -12,9 +12,10 @@ use serde_json::json;
 use super::arguments::EvalArgs;
 use super::base::{BaseForm, model_and_adapter};
 use super::error::ToolError;
+use super::reading::ReadingArgs;
 use crate::batch::{Batch, sequential_batches};
 use crate::chat_format::ChatFormat;
-use crate::config::{Config, DataConfig};
+use crate::config::Config;
 use crate::data::{DataError, Dataset, Examples};
 use crate::lora;
 use crate::step::{self, Means};
@@ -106,10 +107,15 @@ pub(super) struct EvalData {
 }
 
 impl EvalData {
-    /// Reads records for a model, as training does without flags.
-    pub(super) fn load(model: &Path, files: &[PathBuf], device: &str) -> Result<Self, ToolError> {
+    /// Reads records for a model, as the run of an adapter did.
+    pub(super) fn load(
+        model: &Path,
+        (files, device): (&[PathBuf], &str),
+        (reading, adapter): (&ReadingArgs, &Path),
+    ) -> Result<Self, ToolError> {
         let mut config = Config::new("");
         config.data.train = files.to_vec();
+        reading.put_into(&mut config, Some(adapter))?;
         config.model.device = device.to_owned();
         Self::with(config, model)
     }
@@ -183,31 +189,22 @@ impl EvalData {
 
 /// Measures, and says what was found.
 pub(super) fn evaluate(args: &EvalArgs) -> Result<String, ToolError> {
-    for (flag, value) in [
-        ("batch-size", args.batch_size),
-        ("max-length", args.max_length),
-    ] {
-        if value == 0 {
-            return Err(ToolError::Flag {
-                flag,
-                expected: "a whole number, 1 or more".to_owned(),
-                found: value.to_string(),
-            });
-        }
+    if args.batch_size == 0 {
+        return Err(ToolError::Flag {
+            flag: "batch-size",
+            expected: "a whole number, 1 or more".to_owned(),
+            found: "0".to_owned(),
+        });
     }
     let (model, adapter) = model_and_adapter(args.model.as_deref(), args.adapter.as_deref())?;
     let mut config = Config::new("");
-    config.data = DataConfig {
-        train: args.data.clone(),
-        columns: args.columns.clone(),
-        max_length: args.max_length,
-        train_on: args.train_on,
-        thinking: args.thinking,
-        ..DataConfig::default()
-    };
+    config.data.train.clone_from(&args.data);
+    args.reading
+        .put_into(&mut config, args.adapter.as_deref())?;
     config.model.device.clone_from(&args.device);
     config.model.quantization = Some(args.quantization);
     config.run.batch_size = args.batch_size;
+    let read = config.data.clone();
     let data = EvalData::with(config, &model)?;
     let which = match &adapter {
         None => Which::Model(&model),
@@ -231,6 +228,10 @@ pub(super) fn evaluate(args: &EvalArgs) -> Result<String, ToolError> {
             "num_examples": num_examples,
             "model": model,
             "adapter": args.adapter,
+            "max_length": read.max_length,
+            "train_on": read.train_on,
+            "thinking": read.thinking,
+            "columns": read.columns,
         });
         return Ok(format!("{json:#}\n"));
     }

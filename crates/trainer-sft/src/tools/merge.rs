@@ -43,7 +43,8 @@ pub(super) fn merge(
         [] => None,
         files => {
             let form = BaseForm::of_run(&args.adapter)?;
-            Some((EvalData::load(&base, files, &args.device)?, form))
+            let reading = (&args.reading, args.adapter.as_path());
+            Some((EvalData::load(&base, (files, &args.device), reading)?, form))
         }
     };
     let double_quant = (args.quantization == Quantization::Nf4).then_some(!args.no_double_quant);
@@ -166,12 +167,7 @@ impl Job<'_> {
         };
         Ok(Written {
             summary,
-            dtype: match self.dtype {
-                Dtype::Auto => weights.config().dtype,
-                Dtype::F32 => DType::F32,
-                Dtype::Bf16 => DType::BF16,
-                Dtype::F16 => DType::F16,
-            },
+            dtype: self.dtype.or(weights.config().dtype),
             dense,
         })
     }

@@ -221,6 +221,8 @@ fn numbers_that_are_none_stop_a_run_before_anything_is_written() {
             .join("adapter_model.safetensors")
             .exists()
     );
+    let page = fs::read_to_string(Path::new(&output).join("report.html")).unwrap();
+    assert!(page.contains("<th>Ended</th><td>by an error: "), "{page}");
 }
 
 #[test]

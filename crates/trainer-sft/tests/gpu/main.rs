@@ -178,6 +178,17 @@ fn gradients_equal_those_of_the_cpu() {
             ..PLAIN
         },
         Kind {
+            dora: true,
+            dropout: true,
+            ..PLAIN
+        },
+        Kind {
+            dora: true,
+            dropout: true,
+            some: true,
+            ..PLAIN
+        },
+        Kind {
             full: true,
             ..PLAIN
         },
@@ -306,8 +317,8 @@ fn compared_answers_follow_those_of_the_cpu() {
 fn inputs_of_layers_come_back_from_the_host() {
     let device = gpu();
     let batches = [batch(&[5, 70, 33]), batch(&[64, 1, 130])];
-    // The last one through graphs, and not through the step of a GPU: DoRA with dropout.
-    let graphs = Kind {
+    // The last one with dropout, too.
+    let dora = Kind {
         dora: true,
         ..PLAIN
     };
@@ -322,7 +333,7 @@ fn inputs_of_layers_come_back_from_the_host() {
                 label_smoothing: 0.0,
             }),
         ),
-        (graphs, ComputeDtype::F32, None),
+        (dora, ComputeDtype::F32, None),
     ] {
         let losses = |checkpointing| {
             let mut options = *trainer(kind, compute, &device).options();

@@ -77,7 +77,11 @@ fn a_reward_rises() {
     assert!(last > first + 0.2, "{first} → {last}");
     assert!(summary.to_string().contains("; reward 0."), "{summary}");
     let page = fs::read_to_string(summary.output.join("report.html")).unwrap();
-    assert!(page.contains("Reward") && page.contains("Tokens per answer"));
+    for title in ["Reward", "Reward length", "Tokens per answer"] {
+        assert!(page.contains(&format!("<title>{title}</title>")), "{title}");
+    }
+    let (_, shown) = page.split_once("<h2>First prompts</h2>").unwrap();
+    assert_eq!(shown.matches("<pre class=\"example\">").count(), 3);
 }
 
 #[test]

@@ -112,6 +112,12 @@ fn a_program_that_fails_is_named_and_the_steps_so_far_are_kept() {
         assert!(refused.starts_with("--reward-url http://"), "{refused}");
         assert!(refused.contains(expected), "{refused}");
         assert!(config.run.output.join("checkpoint-1").is_dir());
+        let page = std::fs::read_to_string(config.run.output.join("report.html")).unwrap();
+        assert!(page.contains("<th>Steps</th><td>1</td>"), "{page}");
+        assert!(
+            page.contains("<td>by an error: --reward-url http://"),
+            "{page}"
+        );
     }
     let dir = tempfile::tempdir().unwrap();
     let mut config = config(&dir.path().join("a"));

@@ -20,6 +20,9 @@ pub(crate) const CASES: [&str; 4] = ["qwen2-untied", "qwen3", "qwen2-heads64", "
 /// Those of them that are trained over NF4, too.
 pub(crate) const OVER_NF4: [&str; 2] = ["qwen2-heads64", "qwen3-heads64"];
 
+/// DoRA's lengths, as PEFT names them among the matrices.
+const MAGNITUDE: &str = "magnitude_vector";
+
 /// What is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -29,6 +32,8 @@ pub(crate) enum Kind {
     Adapter,
     /// The same, whose inputs lose a quarter of their values.
     Dropped,
+    /// The same with DoRA.
+    DoraDropped,
     /// An adapter over a base in NF4 with double quantization.
     Nf4,
 }
@@ -37,8 +42,14 @@ impl Kind {
     /// What the files have of a case.
     pub(crate) fn of(case: &str) -> &'static [Self] {
         match OVER_NF4.contains(&case) {
-            true => &[Self::Full, Self::Adapter, Self::Dropped, Self::Nf4],
-            false => &[Self::Full, Self::Adapter, Self::Dropped],
+            true => &[
+                Self::Full,
+                Self::Adapter,
+                Self::Dropped,
+                Self::DoraDropped,
+                Self::Nf4,
+            ],
+            false => &[Self::Full, Self::Adapter, Self::Dropped, Self::DoraDropped],
         }
     }
 
@@ -48,6 +59,7 @@ impl Kind {
             Self::Full => "full",
             Self::Adapter => "lora",
             Self::Dropped => "dropped",
+            Self::DoraDropped => "dora_dropped",
             Self::Nf4 => "nf4",
         }
     }
@@ -122,7 +134,7 @@ fn both(
     };
     let quantization = match kind {
         Kind::Nf4 => Quantization::Nf4,
-        Kind::Full | Kind::Adapter | Kind::Dropped => Quantization::None,
+        Kind::Full | Kind::Adapter | Kind::Dropped | Kind::DoraDropped => Quantization::None,
     };
     let mut model = load(&folder, quantization, device);
     model.set_compute_dtype(compute);
@@ -132,7 +144,7 @@ fn both(
     let (first, second) = file.documents.split_at(2);
     let batches = [packed(first), packed(second)];
     if kind != Kind::Full {
-        put_adapter(&mut model, &tensors);
+        put_adapter(&mut model, kind, &tensors);
     }
     let (loss, store) = gradients(&model, kind, step, &batches);
     let names = store.names().map(str::to_owned);
@@ -167,13 +179,14 @@ fn gradients(model: &QwenModel, kind: Kind, step: Step, batches: &[Batch]) -> (f
     let scale = 1.0 / num_targets as f64;
     let (mut store, mut sum) = (GradientStore::default(), 0.0);
     for (seed, batch) in (meta.seed..).zip(batches) {
-        let dropout = (kind == Kind::Dropped).then_some(Dropout {
+        let has_dropout = matches!(kind, Kind::Dropped | Kind::DoraDropped);
+        let dropout = has_dropout.then_some(Dropout {
             p: meta.dropout,
             seed,
         });
         let (trainable, adapters) = match kind {
             Kind::Full => (Trainable::Full, AdapterSelection::Base),
-            Kind::Adapter | Kind::Dropped | Kind::Nf4 => (
+            Kind::Adapter | Kind::Dropped | Kind::DoraDropped | Kind::Nf4 => (
                 Trainable::Adapter { slot: 0 },
                 AdapterSelection::All { slot: 0, dropout },
             ),
@@ -186,7 +199,7 @@ fn gradients(model: &QwenModel, kind: Kind, step: Step, batches: &[Batch]) -> (f
 }
 
 /// Puts the adapter of the file on all linear layers.
-fn put_adapter(model: &mut QwenModel, tensors: &Tensors) {
+fn put_adapter(model: &mut QwenModel, kind: Kind, tensors: &Tensors) {
     let device = model.device();
     let modules: Vec<String> = model.linears().into_iter().map(|(name, _)| name).collect();
     for module in &modules {
@@ -196,8 +209,14 @@ fn put_adapter(model: &mut QwenModel, tensors: &Tensors) {
             let data = TensorData::new(values, [shape[0], shape[1]]);
             Tensor::<2>::from_data(data, (&device, DType::F32))
         };
-        let weights = LoraWeights::new(tensor("A"), tensor("B"), 2.0);
+        let mut weights = LoraWeights::new(tensor("A"), tensor("B"), 2.0);
         let linear = model.linear_mut(module).unwrap();
+        if kind == Kind::DoraDropped {
+            let (_, values) = &tensors[&format!("adapter.{}", peft_name(module, MAGNITUDE))];
+            let data = TensorData::new(values.clone(), [values.len()]);
+            let magnitude = Tensor::<1>::from_data(data, (&device, DType::F32));
+            weights = weights.with_magnitude(&linear.weight, Some(magnitude));
+        }
         linear.set_adapter(0, Some(weights));
     }
 }
@@ -222,10 +241,14 @@ fn expected_gradients(
         let b_t: Vec<f32> = (0..shape[1])
             .flat_map(|column| b.iter().skip(column).step_by(shape[1]).copied())
             .collect();
-        [
-            (format!("{module}.lora_A"), of("A").1.clone()),
-            (format!("{module}.lora_B_t"), b_t),
-        ]
+        let lengths = (kind == Kind::DoraDropped).then(|| {
+            let name = format!("{module}.lora_magnitude_vector");
+            (name, of(MAGNITUDE).1.clone())
+        });
+        let a = (format!("{module}.lora_A"), of("A").1.clone());
+        [a, (format!("{module}.lora_B_t"), b_t)]
+            .into_iter()
+            .chain(lengths)
     });
     both.collect()
 }

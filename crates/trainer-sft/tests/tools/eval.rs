@@ -1,5 +1,7 @@
 //! `trainer-sft eval`.
 
+use std::fs;
+
 use burn::tensor::Device;
 use kv_paging::CausalAttention;
 use lora_4bit::{AdapterSelection, ComputeDtype};
@@ -11,6 +13,7 @@ use trainer_sft::config::Config;
 use trainer_sft::data::{Dataset, Examples};
 use trainer_sft::tools::measure;
 
+use super::support::program;
 use super::{adapter, copy, data_folder, edit, fail, refuse, succeed, text_of};
 
 #[test]
@@ -42,6 +45,68 @@ fn the_numbers_are_those_of_the_tokens() {
     refuse(
         &["eval", "--data", text_of(&file), "--batch-size", "0"],
         &["--batch-size", "1 or more"],
+    );
+}
+
+#[test]
+fn records_are_read_as_the_run_of_the_adapter_read_them() {
+    let folder = TempDir::new().unwrap();
+    let adapter = adapter(folder.path());
+    let file = data_folder().join("eval.jsonl");
+    let flags = ["--adapter", text_of(&adapter), "--data", text_of(&file)];
+    let eval = |own: &[&str]| -> (Value, String) {
+        let said = program(&[&["eval", "--json"], &flags[..], own].concat());
+        assert!(said.is_success(), "{}", said.err);
+        (serde_json::from_str(&said.out).unwrap(), said.err)
+    };
+    let own = ["--train-on", "all", "--max-length", "40"];
+    let (expected, _) = eval(&own);
+    let (plain, told) = eval(&[]);
+    assert!(told.contains("has no settings of a run"), "{told}");
+    fs::write(
+        adapter.join("run.toml"),
+        "quantization = \"none\"\ntrain_on = \"all\"\nmax_length = 40\n",
+    )
+    .unwrap();
+    let (found, told) = eval(&[]);
+    assert_eq!(found, expected);
+    let line = "read them: --max-length 40 --train-on all --thinking keep";
+    assert!(told.contains(line), "{told}");
+    let (found, told) = eval(&["--train-on", "assistant", "--max-length", "1024"]);
+    assert_eq!(found, plain);
+    let line = "; by flags: --max-length 1024 --train-on assistant";
+    assert!(told.contains(line), "{told}");
+    // The same of the losses that a merge prints.
+    let merge = |output: &str, own: &[&str]| {
+        let output = folder.path().join(output);
+        let output = ["--output", text_of(&output)];
+        succeed(&[&["merge"], &flags[..], &output, own].concat())
+    };
+    for (output, own, measured) in [
+        ("run", &[][..], &expected),
+        (
+            "flags",
+            &["--train-on", "assistant", "--max-length", "1024"],
+            &plain,
+        ),
+    ] {
+        let loss = measured["loss"].as_f64().unwrap();
+        let line = format!("  base, with the adapter        {loss:.4}");
+        let said = merge(output, own);
+        assert!(said.contains(&line), "expected {line:?} in: {said}");
+    }
+    let output = folder.path().join("none");
+    refuse(
+        &[
+            "merge",
+            "--adapter",
+            "a",
+            "--output",
+            text_of(&output),
+            "--train-on",
+            "all",
+        ],
+        &["--data"],
     );
 }
 

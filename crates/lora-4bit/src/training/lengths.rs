@@ -1,0 +1,185 @@
+//! DoRA in a [`Group`]: what its lengths do to the result, and their gradients.
+
+use burn::tensor::{DType, Device, Tensor};
+
+use super::{Group, masked};
+use crate::kernels::training::{self as ops, Epilogue, Factor, Part, sum_rows};
+use crate::linear::Linear;
+use crate::lora::{Dora, LoraWeights};
+
+/// What DoRA does to the outputs of a group. Those of layers without it have ones.
+#[derive(Clone, Debug)]
+pub(super) struct Lengths {
+    /// `m / ‖W + s·B·A‖`, f32: `[out]`.
+    factor: Tensor<1>,
+    /// `‖W + s·B·A‖`, f32: `[out]`.
+    norm: Tensor<1>,
+    /// Which layers have it.
+    has: Vec<bool>,
+}
+
+impl Lengths {
+    /// Those of the layers one after the other, if one has any.
+    pub(super) fn stack(
+        layers: &[&Linear],
+        adapters: &[Option<LoraWeights>],
+        device: &Device,
+    ) -> Option<Self> {
+        let all = || {
+            let adapters = adapters.iter().map(Option::as_ref);
+            adapters.map(|adapter| adapter.and_then(|adapter| adapter.dora.as_ref()))
+        };
+        let has: Vec<bool> = all().map(|dora| dora.is_some()).collect();
+        has.contains(&true).then(|| {
+            let stacked = |of: &dyn Fn(&Dora) -> Tensor<1>| {
+                let parts = layers.iter().zip(all()).map(|(layer, dora)| match dora {
+                    Some(dora) => of(dora),
+                    None => Tensor::ones([layer.out_features()], (device, DType::F32)),
+                });
+                Tensor::cat(parts.collect(), 0) // [out]
+            };
+            Self {
+                factor: stacked(&Dora::factor),
+                norm: stacked(&|dora| dora.norm().clone()),
+                has,
+            }
+        })
+    }
+
+    /// How far the factors are from one: `[out]`.
+    fn change(&self) -> Tensor<1> {
+        self.factor.clone() - 1.0
+    }
+}
+
+impl Group {
+    /// The result with DoRA. `h` is of [`Group::shrink`].
+    ///
+    /// # Shapes
+    ///
+    /// `x [tokens, in]`, `residual [tokens, out]` → `[tokens, out]`
+    pub(super) fn with_lengths(
+        &self,
+        lengths: &Lengths,
+        (x, h): (&Tensor<2>, Option<&Tensor<2>>),
+        residual: Option<Tensor<2>>,
+    ) -> Tensor<2> {
+        let bias = self.bias.clone();
+        let Some(masked) = self.through_masked(lengths, x) else {
+            let z = self.product(x, h, Epilogue::plain(x.dtype())); // [tokens, out]
+            return ops::rescale(z, &lengths.factor, bias, residual);
+        };
+        let base = Epilogue {
+            bias,
+            residual,
+            ..Epilogue::plain(x.dtype())
+        };
+        let base = ops::product(
+            Factor::rows(x.clone(), None),
+            Factor::rows(self.weight.clone(), None),
+            base,
+        ); // [tokens, out]
+        let y = ops::rescale(masked, &lengths.change(), None, Some(base));
+        match self.expand(h) {
+            Some(update) => ops::rescale(update, &lengths.factor, None, Some(y)),
+            None => y,
+        }
+    }
+
+    /// `x' · Wᵀ` of what dropout leaves to each layer with DoRA, zero for the others; `None` without dropout.
+    ///
+    /// # Shapes
+    ///
+    /// `x [tokens, in]` → `[tokens, out]`
+    fn through_masked(&self, lengths: &Lengths, x: &Tensor<2>) -> Option<Tensor<2>> {
+        let dropout = self.adapters.as_ref()?.dropout?;
+        let [tokens, _] = x.dims();
+        let parts = (self.layers.iter().zip(&lengths.has)).map(|(part, &has)| match has {
+            true => ops::product(
+                Factor::rows(masked(x, dropout, part.id), None),
+                Factor::rows(self.weight_of(part), None),
+                Epilogue::plain(x.dtype()),
+            ),
+            false => Tensor::zeros([tokens, part.rows], (&x.device(), x.dtype())),
+        });
+        let mut parts: Vec<_> = parts.collect();
+        Some(match parts.len() {
+            1 => parts.swap_remove(0),
+            _ => Tensor::cat(parts, 1),
+        })
+    }
+
+    /// `h · (s·B)ᵀ`.
+    ///
+    /// # Shapes
+    ///
+    /// `h [tokens, ranks]` → `[tokens, out]`
+    fn expand(&self, h: Option<&Tensor<2>>) -> Option<Tensor<2>> {
+        let (adapters, h) = (self.adapters.as_ref()?, h?);
+        Some(ops::product(
+            Factor::rows(h.clone(), None),
+            Factor::rows(adapters.b.clone(), None),
+            Epilogue::plain(h.dtype()),
+        ))
+    }
+
+    /// The rows of the weight that are one layer's.
+    ///
+    /// # Shapes
+    ///
+    /// `[out of the layer, in]`
+    pub(super) fn weight_of(&self, part: &Part) -> Tensor<2> {
+        self.weight.clone().narrow(0, part.row, part.rows)
+    }
+
+    /// The gradient of `z`, of which those of the adapters are made, from that of the result: `dy` itself without DoRA.
+    ///
+    /// # Shapes
+    ///
+    /// `dy [tokens, out]` → `[tokens, out]`
+    #[must_use]
+    pub fn scaled(&self, dy: &Tensor<2>) -> Tensor<2> {
+        match &self.lengths {
+            Some(lengths) => ops::rescale(dy.clone(), &lengths.factor, None, None),
+            None => dy.clone(),
+        }
+    }
+
+    /// `dz - dy` of [`Group::scaled`], with one rounding; `None` without DoRA.
+    ///
+    /// # Shapes
+    ///
+    /// `dy [tokens, out]` → `[tokens, out]`
+    pub(super) fn change(&self, dy: &Tensor<2>) -> Option<Tensor<2>> {
+        let lengths = self.lengths.as_ref()?;
+        Some(ops::rescale(dy.clone(), &lengths.change(), None, None))
+    }
+
+    /// The gradients of DoRA's lengths, f32: `[out]` of each layer that has it. `h` is what [`Group::forward`] gave with `x`.
+    ///
+    /// # Shapes
+    ///
+    /// `x [tokens, in]`, `dy [tokens, out]`, the gradient of the result
+    #[must_use]
+    pub fn lengths(
+        &self,
+        x: &Tensor<2>,
+        h: Option<&Tensor<2>>,
+        dy: &Tensor<2>,
+    ) -> Vec<Option<Tensor<1>>> {
+        let Some(lengths) = &self.lengths else {
+            return vec![None; self.layers.len()];
+        };
+        let z = match self.through_masked(lengths, x) {
+            None => self.product(x, h, Epilogue::plain(x.dtype())),
+            Some(masked) => match self.expand(h) {
+                Some(update) => masked + update,
+                None => masked,
+            },
+        }; // [tokens, out]
+        let dm = sum_rows(z * dy.clone()) / lengths.norm.clone(); // [out]
+        let gradients = (self.layers.iter().zip(&lengths.has))
+            .map(|(part, &has)| has.then(|| dm.clone().narrow(0, part.row, part.rows)));
+        gradients.collect()
+    }
+}
