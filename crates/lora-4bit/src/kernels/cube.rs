@@ -61,6 +61,17 @@ impl LinearOps for Cube {
         linear(x, WeightOperand::Dense(w), None, None, compute)
     }
 
+    fn dense_linear_t(
+        dy: FloatTensor<Self>,
+        w: FloatTensor<Self>,
+        compute: ComputeDtype,
+    ) -> FloatTensor<Self> {
+        match compute == ComputeDtype::Bf16 && gemm::supports_linear_t(&dy, &w) {
+            true => gemm::linear_t(dy, w),
+            false => naive::dense_linear_t::<Self>(dy, w),
+        }
+    }
+
     fn nf4_linear(
         x: FloatTensor<Self>,
         w: Nf4Operand<Self>,
@@ -72,9 +83,13 @@ impl LinearOps for Cube {
     fn nf4_linear_t(
         dy: FloatTensor<Self>,
         w: Nf4Operand<Self>,
-        _compute: ComputeDtype,
+        compute: ComputeDtype,
     ) -> FloatTensor<Self> {
-        naive::dense_linear_t::<Self>(dy, nf4::dequantize(w, DType::F32))
+        let dtype = match compute {
+            ComputeDtype::Bf16 if features::supports_bf16(&dy) => DType::BF16,
+            _ => DType::F32,
+        };
+        Self::dense_linear_t(dy, nf4::dequantize(w, dtype), compute)
     }
 
     fn nf4_dequantize(w: Nf4Operand<Self>) -> FloatTensor<Self> {

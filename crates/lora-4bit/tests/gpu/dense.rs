@@ -1,7 +1,7 @@
 //! Products with weights as they are, and what is fused with them.
 
 use burn::tensor::DType;
-use lora_4bit::kernels::dense_linear;
+use lora_4bit::kernels::{dense_linear, dense_linear_t};
 use lora_4bit::{AdapterSelection, ComputeDtype, linear_residual, norm_qkv, norm_swiglu};
 
 use crate::{assert_close, gated_by_cpu, gpu, layer, norm, normalised, random, signs, to};
@@ -42,6 +42,23 @@ fn products_of_rounded_factors_equal_those_of_the_cpu() {
                 let found = dense_linear(to(&x, &gpu), to(&w, &gpu), ComputeDtype::Bf16);
                 // Room for a result in f16, where burn multiplies.
                 assert_close(found, expected, 2e-3 * (k as f32).sqrt());
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_by_rounded_weights_equal_those_of_the_cpu() {
+    let gpu = gpu();
+    let dtypes = [DType::F32, DType::BF16].into_iter();
+    for dtype in dtypes.filter(|dtype| gpu.supports_dtype(*dtype)) {
+        for [n, k] in [[64, 64], [192, 130], [1024, 896], [130, 64]] {
+            let w = random([n, k]).cast(dtype); // [n, k]
+            for m in [1, 9, 100, 300] {
+                let dy = random([m, n]).cast(dtype).cast(DType::F32); // [m, n]
+                let expected = dense_linear_t(dy.clone(), w.clone(), ComputeDtype::F32);
+                let found = dense_linear_t(to(&dy, &gpu), to(&w, &gpu), ComputeDtype::Bf16);
+                assert_close(found, expected, 2e-3 * (n as f32).sqrt());
             }
         }
     }

@@ -4,10 +4,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use kv_paging::{AttentionBatch, DecodeToken, PagedAttention, SequenceChunk};
+use burn::tensor::Tensor;
+use kv_paging::{AttentionBatch, DecodeToken, PagedAttention, PagedKvCache, SequenceChunk};
 use lora_4bit::AdapterSelection;
+use lora_4bit::training::compile_only;
 use model_qwen::{
-    Ahead, ChoiceRow, DecodeRow, GraphRunner, MAX_LOGIT_ROWS, Pending, RowMask, Sampler,
+    Ahead, ChoiceRow, DecodeRow, GraphRunner, MAX_LOGIT_ROWS, Pending, QwenModel, RowMask, Sampler,
     SamplingParams, TokenMask, Want,
 };
 
@@ -91,6 +93,7 @@ impl Worker {
     pub(super) fn warm_up(&mut self, progress: &StartProgress) -> Result<(), String> {
         let steps = self.warm_up_steps();
         let start = Instant::now();
+        self.compile_ahead(&steps);
         let mut reported = start;
         for (i, step) in steps.iter().enumerate() {
             progress.warms_up(i + 1, steps.len());
@@ -103,6 +106,25 @@ impl Worker {
         let seconds = start.elapsed().as_secs_f32();
         tracing::info!(steps = steps.len(), seconds, "warmed up");
         Ok(())
+    }
+
+    /// Has the kernels of a layer and of the output head compiled on all cores, where a launch would wait for one after the other.
+    fn compile_ahead(&mut self, steps: &[WarmUpStep]) {
+        let mut model = self.model.clone();
+        // All layers need the same kernels.
+        model.layers.truncate(1);
+        let pools = self.receiver.pools();
+        let cache = &mut self.cache;
+        compile_only(&self.device, || {
+            for step in steps {
+                if let WarmUpStep::Prompts { lens, slot } = step {
+                    let (hidden, _) = forward(&model, cache, lens, *slot, pools);
+                    if !pools {
+                        drop(model.logits(hidden));
+                    }
+                }
+            }
+        });
     }
 
     /// Large steps come first: smaller ones find room in the memory that these leave.
@@ -193,35 +215,13 @@ impl Worker {
                 self.choose(pending, samplers.iter_mut().enumerate())
             }
             WarmUpStep::Prompts { lens, slot } => {
-                let num_tokens = lens.iter().sum();
-                let positions: Vec<u32> = lens.iter().flat_map(|&len| 0..len as u32).collect();
-                let block_size = self.cache.shape().block_size;
-                let longest = lens.iter().copied().max().unwrap_or(0);
-                let table: Vec<u32> = (0..longest.div_ceil(block_size) as u32).collect();
-                let chunks: Vec<SequenceChunk<'_>> = (lens.iter())
-                    .map(|&len| SequenceChunk {
-                        query_len: len,
-                        context_len: len,
-                        block_table: &table[..len.div_ceil(block_size)],
-                    })
-                    .collect();
-                let batch = AttentionBatch::new(&chunks, block_size);
-                let adapters = AdapterSelection::per_row(&vec![*slot; num_tokens], &self.device);
-                let mut kv = PagedAttention::new(&mut self.cache, &batch);
-                let tokens = vec![0; num_tokens];
-                if self.receiver.pools() {
-                    let hidden = self.model.forward(&tokens, &positions, &adapters, &mut kv); // [tokens, hidden]
+                let pools = self.receiver.pools();
+                let (hidden, ends) = forward(&self.model, &mut self.cache, lens, *slot, pools);
+                if pools {
                     // Only a read tells what has failed.
                     let first = hidden.narrow(0, 0, 1).try_into_data();
                     return first.map(drop).map_err(|error| error.to_string());
                 }
-                let ends = lens.iter().scan(0, |end, &len| {
-                    *end += len;
-                    Some(*end - 1)
-                });
-                let ends: Vec<usize> = ends.collect();
-                let model = &self.model;
-                let hidden = model.forward_rows(&tokens, &positions, &ends, &adapters, &mut kv); // [ends, hidden]
                 let kinds = Sampling::of(ends.len()).filter(|how| *how != Sampling::Masked);
                 for how in kinds {
                     let mut samplers = self.samplers(ends.len(), how);
@@ -256,6 +256,42 @@ impl Worker {
         let chosen = pending.tokens(&self.model, &mut rows);
         chosen.map(drop).map_err(|error| error.to_string())
     }
+}
+
+/// Computes prompts of these lengths: the hidden states of all tokens or of the last one of each prompt, and the rows of these.
+fn forward(
+    model: &QwenModel,
+    cache: &mut PagedKvCache,
+    lens: &[usize],
+    slot: Option<usize>,
+    all: bool,
+) -> (Tensor<2>, Vec<usize>) {
+    let num_tokens = lens.iter().sum();
+    let positions: Vec<u32> = lens.iter().flat_map(|&len| 0..len as u32).collect();
+    let block_size = cache.shape().block_size;
+    let longest = lens.iter().copied().max().unwrap_or(0);
+    let table: Vec<u32> = (0..longest.div_ceil(block_size) as u32).collect();
+    let chunks: Vec<SequenceChunk<'_>> = (lens.iter())
+        .map(|&len| SequenceChunk {
+            query_len: len,
+            context_len: len,
+            block_table: &table[..len.div_ceil(block_size)],
+        })
+        .collect();
+    let batch = AttentionBatch::new(&chunks, block_size);
+    let adapters = AdapterSelection::per_row(&vec![slot; num_tokens], &model.device());
+    let mut kv = PagedAttention::new(cache, &batch);
+    let tokens = vec![0; num_tokens];
+    let ends = lens.iter().scan(0, |end, &len| {
+        *end += len;
+        Some(*end - 1)
+    });
+    let ends: Vec<usize> = ends.collect();
+    let hidden = match all {
+        true => model.forward(&tokens, &positions, &adapters, &mut kv),
+        false => model.forward_rows(&tokens, &positions, &ends, &adapters, &mut kv),
+    };
+    (hidden, ends)
 }
 
 /// Numbers of tokens that may need kernels of their own, the largest first: which kernel computes a product depends on the number

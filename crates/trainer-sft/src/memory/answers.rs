@@ -68,10 +68,11 @@ impl StepShape<'_> {
             let [x, normed, logits] = self.logits(ledger, rows);
             // The gradient of the logits takes their place, unless a graph of a trained head holds them.
             let d = (self.tables[1]).then(|| ledger.take(Use::Loss, 4 * rows * vocab));
-            // Burn multiplies it with a head in f32.
-            let head = (self.head != 4).then(|| ledger.take(Use::Loss, self.table(4)));
+            // The factor of a product with the head, in the type of the head.
+            let rounded =
+                (self.head != 4).then(|| ledger.take(Use::Loss, rows * vocab * self.head));
             let dy = ledger.take(Use::Loss, wide);
-            ledger.free(head);
+            ledger.free(rounded);
             if self.tables[1] {
                 self.add_table(ledger, 1, gradients);
             }

@@ -16,6 +16,7 @@ mod wgmma;
 
 use burn::backend::cubecl::dtype_to_elem_type;
 use burn::tensor::DType;
+use burn_cubecl::kernel::{cast, into_contiguous};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::Client;
 use cubecl::prelude::*;
@@ -51,8 +52,7 @@ pub(super) enum Gate {
 
 /// Rows of a tile of [`Instruction::WgmmaTma`].
 const WIDE_ROWS: usize = 128;
-/// Rows of a gated product whose tiles are so few that their width is chosen for them. Each number of row tiles may have a kernel of
-/// its own, which servers compile before they are ready.
+/// Rows of a gated product whose tiles are so few that their width is chosen for them.
 const MAX_CHOSEN_ROWS: usize = 512;
 /// What a tile costs beside the products of its columns, in columns.
 const TILE_COLUMNS: usize = 32;
@@ -79,7 +79,7 @@ fn wide_columns(client: &Client, product: &Product) -> usize {
         let tiles = row_tiles * n.div_ceil(columns / 2);
         tiles.div_ceil(multiprocessors) * (columns + TILE_COLUMNS)
     };
-    [256, 192, 144].into_iter().min_by_key(time).unwrap_or(256)
+    [256, 144].into_iter().min_by_key(time).unwrap_or(256)
 }
 
 /// Stages that fit into the shared memory of Hopper, 227 KiB, beside their barriers.
@@ -380,6 +380,39 @@ pub(super) fn linear(
         gate: Gate::None,
         shape: [m, n],
         inner: [k, 0],
+        dtype: DType::F32,
+    };
+    product.run()
+}
+
+/// Whether [`linear_t`] takes these factors.
+pub(super) fn supports_linear_t(dy: &CubeTensor, w: &CubeTensor) -> bool {
+    let [m, n] = dy.meta.shape().dims();
+    let [_, k] = w.meta.shape().dims();
+    supports(&w.client, w.dtype, [m, k], [n, 0], Major::Inner)
+}
+
+/// `dy · w` in f32, of factors in the type of `w`.
+pub(super) fn linear_t(dy: CubeTensor, w: CubeTensor) -> CubeTensor {
+    let ([m, n], [_, k]): ([usize; 2], [usize; 2]) =
+        (dy.meta.shape().dims(), w.meta.shape().dims());
+    let dy = match dy.dtype == w.dtype {
+        true => dy,
+        false => cast(dy, w.dtype),
+    };
+    let factor = |first: CubeTensor, major| FactorTensors {
+        first: into_contiguous(first),
+        second: None,
+        major,
+    };
+    let product = Product {
+        a: factor(dy, Major::Inner),
+        b: factor(w, Major::Outer),
+        bias: None,
+        residual: None,
+        gate: Gate::None,
+        shape: [m, k],
+        inner: [n, 0],
         dtype: DType::F32,
     };
     product.run()
