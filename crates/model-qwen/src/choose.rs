@@ -14,12 +14,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Tensor};
 use tracing::trace_span;
 
 use crate::constraint::TokenMask;
 use crate::device::is_gpu;
 use crate::kernels::choice::{draw_tokens, largest_logits, mask_logits};
+use crate::kernels::select_rows;
 use crate::model::QwenModel;
 use crate::sampling::{
     Ahead, Draw, Logprobs, LogprobsMode, RowMask, SampledToken, Sampler, TopLogits, logprobs_of,
@@ -411,15 +412,6 @@ pub(crate) fn select(x: &Tensor<2>, rows: &[ChoiceRow<'_>]) -> Tensor<2> {
     }
     let indices: Vec<usize> = rows.iter().map(|row| row.row).collect();
     select_rows(x, &indices)
-}
-
-/// These rows of `x`.
-pub(crate) fn select_rows(x: &Tensor<2>, indices: &[usize]) -> Tensor<2> {
-    let indices: Vec<i32> = indices.iter().map(|&index| index as i32).collect();
-    let num = indices.len();
-    let indices = TensorData::new(indices, [num]);
-    let indices = Tensor::<1, Int>::from_data(indices, (&x.device(), DType::I32));
-    x.clone().select(0, indices)
 }
 
 /// The values of a tensor on the host; without a copy where they are there already.

@@ -21,6 +21,15 @@ pub mod naive;
 #[cfg(all(test, feature = "gpu"))]
 pub(crate) use cube::first_gpu;
 
+/// These rows of `x`.
+pub(crate) fn select_rows(x: &Tensor<2>, indices: &[usize]) -> Tensor<2> {
+    let indices: Vec<i32> = indices.iter().map(|&index| index as i32).collect();
+    let num = indices.len();
+    let indices = TensorData::new(indices, [num]);
+    let indices = Tensor::<1, Int>::from_data(indices, (&x.device(), DType::I32));
+    x.clone().select(0, indices)
+}
+
 /// Token ids as a tensor for `select`, `[tokens]`.
 pub(crate) fn token_tensor(tokens: &[u32], device: &Device) -> Tensor<1, Int> {
     let ids: Vec<i32> = tokens.iter().map(|&t| t as i32).collect();

@@ -13,10 +13,9 @@ use lora_4bit::{
 };
 use tracing::trace_span;
 
-use crate::choose::select_rows;
 use crate::config::QwenConfig;
 use crate::device::is_gpu;
-use crate::kernels::{on_worker, token_tensor};
+use crate::kernels::{on_worker, select_rows, token_tensor};
 pub use crate::mlp::Mlp;
 use crate::rotary::RotaryFrequencies;
 pub(crate) use int8_head::Int8Head;

@@ -12,12 +12,13 @@ use lora_4bit::{AdapterSelection, StackedRows, Weight};
 
 use super::pending::Unmasked;
 use super::{DecodeRow, Pending, bucket};
-use crate::choose::{MAX_LOGIT_ROWS, select_rows};
+use crate::choose::MAX_LOGIT_ROWS;
 use crate::kernels::choice::{
     MaskTable, argmax_into, change_logits, changes_of, draw_step, read_ids, read_logits,
 };
 use crate::kernels::gpu::device_begin;
 use crate::kernels::graph::CapturedStep;
+use crate::kernels::select_rows;
 use crate::model::Int8Head;
 use crate::model::QwenModel;
 use crate::sampling::{Draw, LogitChanges, RowMask};

@@ -10,6 +10,7 @@ mod draw;
 mod int8_head;
 mod mask;
 mod read;
+mod units;
 
 use burn::backend::cubecl::dtype_to_elem_type;
 use burn::backend::tensor::{FloatTensor, IntTensor};

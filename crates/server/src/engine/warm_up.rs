@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 use burn::tensor::Tensor;
 use kv_paging::{AttentionBatch, DecodeToken, PagedAttention, PagedKvCache, SequenceChunk};
 use lora_4bit::AdapterSelection;
-use lora_4bit::training::compile_only;
 use model_qwen::{
     Ahead, ChoiceRow, DecodeRow, GraphRunner, MAX_LOGIT_ROWS, Pending, QwenModel, RowMask, Sampler,
     SamplingParams, TokenMask, Want,
@@ -93,7 +92,6 @@ impl Worker {
     pub(super) fn warm_up(&mut self, progress: &StartProgress) -> Result<(), String> {
         let steps = self.warm_up_steps();
         let start = Instant::now();
-        self.compile_ahead(&steps);
         let mut reported = start;
         for (i, step) in steps.iter().enumerate() {
             progress.warms_up(i + 1, steps.len());
@@ -106,25 +104,6 @@ impl Worker {
         let seconds = start.elapsed().as_secs_f32();
         tracing::info!(steps = steps.len(), seconds, "warmed up");
         Ok(())
-    }
-
-    /// Has the kernels of a layer and of the output head compiled on all cores, where a launch would wait for one after the other.
-    fn compile_ahead(&mut self, steps: &[WarmUpStep]) {
-        let mut model = self.model.clone();
-        // All layers need the same kernels.
-        model.layers.truncate(1);
-        let pools = self.receiver.pools();
-        let cache = &mut self.cache;
-        compile_only(&self.device, || {
-            for step in steps {
-                if let WarmUpStep::Prompts { lens, slot } = step {
-                    let (hidden, _) = forward(&model, cache, lens, *slot, pools);
-                    if !pools {
-                        drop(model.logits(hidden));
-                    }
-                }
-            }
-        });
     }
 
     /// Large steps come first: smaller ones find room in the memory that these leave.

@@ -5,6 +5,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use super::units::{bound_of_top, of_all_units, places};
 use super::{UNITS, empty_of};
 use crate::sampling::TopLogits;
 use lora_4bit::kernels::sum_of_cube;
@@ -304,106 +305,6 @@ fn top_of_row(
 #[cube]
 fn entry_of(from: usize, candidate: usize) -> usize {
     from + candidate / TOP * PART_WORDS + HEADER + candidate % TOP
-}
-
-/// Bit by bit, the largest key that at least `top` of the cube's keys reach.
-#[cube]
-fn bound_of_top(
-    keys: &Array<u32>,
-    shared: &mut Shared<[u32]>,
-    #[comptime] own: usize,
-    #[comptime] top: usize,
-) -> u32 {
-    let mut bound = 0u32;
-    let mut bit = 0x8000_0000u32.runtime();
-    // Counts of the planes have two places in turn: so units meet once for each bit, and those that are ahead overwrite nothing.
-    let mut place = 0usize.runtime();
-    while bit > 0 {
-        let candidate = bound | bit;
-        let mut count = 0u32;
-        #[unroll]
-        for i in 0..own {
-            count += u32::cast_from(keys[i] >= candidate);
-        }
-        let of_plane = plane_sum(count);
-        if UNIT_POS_PLANE == 0 {
-            shared[place + (UNIT_POS / PLANE_DIM) as usize] = of_plane;
-        }
-        sync_cube();
-        if of_all_planes(shared, place, true) >= top as u32 {
-            bound = candidate;
-        }
-        place = comptime!(UNITS / 2) - place;
-        bit >>= 1u32;
-    }
-    sync_cube();
-    bound
-}
-
-/// The largest of the values that planes have left from `place` on, or the sum of them.
-#[cube]
-fn of_all_planes(shared: &mut Shared<[u32]>, place: usize, #[comptime] is_sum: bool) -> u32 {
-    let planes = CUBE_DIM / PLANE_DIM;
-    let mut result = 0u32;
-    let mut plane = UNIT_POS_PLANE;
-    while plane < planes {
-        let value = shared[place + plane as usize];
-        if comptime!(is_sum) {
-            result += value;
-        } else {
-            result = max(result, value);
-        }
-        plane += PLANE_DIM;
-    }
-    if comptime!(is_sum) {
-        plane_sum(result)
-    } else {
-        plane_max(result)
-    }
-}
-
-/// The largest value of all units, or the sum of them, for each unit.
-#[cube]
-pub(super) fn of_all_units(
-    value: u32,
-    shared: &mut Shared<[u32]>,
-    #[comptime] is_sum: bool,
-) -> u32 {
-    let of_plane = if comptime!(is_sum) {
-        plane_sum(value)
-    } else {
-        plane_max(value)
-    };
-    if UNIT_POS_PLANE == 0 {
-        shared[(UNIT_POS / PLANE_DIM) as usize] = of_plane;
-    }
-    sync_cube();
-    let result = of_all_planes(shared, 0usize, is_sum);
-    sync_cube();
-    result
-}
-
-/// Where a unit writes the first of its `count` entries, and the number of all.
-#[cube]
-pub(super) fn places(count: u32, shared: &mut Shared<[u32]>) -> (usize, usize) {
-    let planes = (CUBE_DIM / PLANE_DIM) as usize;
-    let plane = (UNIT_POS / PLANE_DIM) as usize;
-    let mut at = plane_exclusive_sum(count) as usize;
-    let count = plane_sum(count);
-    if UNIT_POS_PLANE == 0 {
-        shared[plane] = count;
-    }
-    sync_cube();
-    let mut num = 0usize;
-    for other in 0..planes {
-        let count = shared[other] as usize;
-        if other < plane {
-            at += count;
-        }
-        num += count;
-    }
-    sync_cube();
-    (at, num)
 }
 
 /// A key in the order of the values; `nan` for what is not a number.

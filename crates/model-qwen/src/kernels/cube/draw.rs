@@ -8,8 +8,9 @@ use cubecl::prelude::*;
 
 use super::choose::{
     INFINITY, LOWEST, NEG_INFINITY, NONE, OWN, PART, PART_WORDS, ROW_HEADER, ROW_TOP, ROW_WORDS,
-    key_of, largest_of_cube, of_all_units, top_logits, value_of,
+    key_of, largest_of_cube, top_logits, value_of,
 };
+use super::units::of_all_units;
 use super::{UNITS, empty_of};
 use lora_4bit::kernels::sum_of_cube;
 
@@ -219,50 +220,69 @@ fn of_top(
     min_p: f32,
 ) -> u32 {
     let mut ids = Shared::<[u32]>::new_slice(ROW_TOP);
-    let mut keys = Shared::<[u32]>::new_slice(ROW_TOP);
+    let mut values = Shared::<[f32]>::new_slice(ROW_TOP);
+    let mut weights = Shared::<[f32]>::new_slice(ROW_TOP);
     let mut kept = Shared::<[f32]>::new_slice(ROW_TOP);
     let mut shared = Shared::<[u32]>::new_slice(UNITS);
+    let mut largest = 0u32;
     let mut count = 0u32;
     #[unroll]
     for i in 0..ENTRIES {
         let entry = i * UNITS + UNIT_POS as usize;
-        let id = words[from + ROW_HEADER + entry];
-        let mut key = 0u32;
-        if id != NONE {
-            let value = f32::reinterpret(words[from + ROW_HEADER + ROW_TOP + entry]);
-            key = key_of(value, 0u32);
+        ids[entry] = words[from + ROW_HEADER + entry];
+        values[entry] = f32::reinterpret(words[from + ROW_HEADER + ROW_TOP + entry]);
+        if ids[entry] != NONE {
+            largest = max(largest, key_of(values[entry], 0u32));
             count += 1;
+        } else {
+            values[entry] = f32::new(LOWEST);
         }
-        ids[entry] = id;
-        keys[entry] = key;
     }
+    let largest = of_all_units(largest, &mut shared, false);
     let num = of_all_units(count, &mut shared, true) as usize;
-    sort(&mut keys, &mut ids);
-    let largest = keys[0];
+    // What is past the last entry weighs nothing, and comes behind all others.
+    let blocks = num.div_ceil(TOGETHER);
     let max_value = value_of(largest);
-
-    // What is before an entry decides whether top-k and top-p keep it, so that what is kept comes first.
-    let first = UNIT_POS as usize * ENTRIES;
-    let last_of_k = keys[min(max(top_k, 1), ROW_TOP) - 1];
-    let mut weights = Array::<f32>::new(ENTRIES);
-    let mut own = 0.0f32;
-    let mut own_within = 0.0f32;
     #[unroll]
     for i in 0..ENTRIES {
-        let entry = first + i;
-        weights[i] = 0.0;
+        let entry = i * UNITS + UNIT_POS as usize;
+        weights[entry] = 0.0;
         if entry < num {
-            let weight = ((value_of(keys[entry]) - max_value) * scale).exp();
-            own += weight;
-            // Tokens that tie with the k-th stay.
-            if top_k == 0 || keys[entry] >= last_of_k {
-                weights[i] = weight;
+            weights[entry] = ((values[entry] - max_value) * scale).exp();
+        }
+    }
+    sync_cube();
+
+    // What is larger than an entry decides whether top-k and top-p keep it.
+    let mut heavier = Array::<f32>::new(ENTRIES);
+    let mut within = Array::<f32>::new(ENTRIES);
+    let mut own = 0.0f32;
+    #[unroll]
+    for i in 0..ENTRIES {
+        let entry = i * UNITS + UNIT_POS as usize;
+        let (id, value, weight) = (ids[entry], values[entry], weights[entry]);
+        let mut num_larger = 0usize;
+        let mut sum = 0.0f32;
+        for block in 0..blocks {
+            #[unroll]
+            for j in 0..TOGETHER {
+                let other = block * TOGETHER + j;
+                let other_weight = weights[other];
+                num_larger += usize::cast_from(values[other] > value);
+                let is_before =
+                    other_weight > weight || (other_weight == weight && ids[other] < id);
+                sum += select(is_before, other_weight, 0.0f32);
             }
         }
-        own_within += weights[i];
+        heavier[i] = sum;
+        within[i] = 0.0;
+        // Tokens that tie with the k-th stay.
+        if top_k == 0 || num_larger < top_k {
+            within[i] = weight;
+        }
+        own += within[i];
     }
-    let mut heavier = sum_before(own);
-    let sum = sum_of_cube(own_within);
+    let sum = sum_of_cube(own);
     let mut total = sum;
     let mut decides = top_k <= num;
     if top_k == 0 {
@@ -280,30 +300,26 @@ fn of_top(
     }
 
     let mut own = 0.0f32;
-    let mut count = 0u32;
     #[unroll]
     for i in 0..ENTRIES {
-        let weight = weights[i];
-        if (top_p < 1.0 && heavier >= top_p * total) || weight < min_p {
-            weights[i] = 0.0;
+        let mut weight = within[i];
+        if (top_p < 1.0 && heavier[i] >= top_p * total) || weight < min_p {
+            weight = 0.0;
         }
-        heavier += weight;
-        kept[first + i] = weights[i];
-        own += weights[i];
-        count += u32::cast_from(weights[i] > 0.0);
+        kept[i * UNITS + UNIT_POS as usize] = weight;
+        own += weight;
     }
     let left = uniform * sum_of_cube(own);
-    let num_kept = of_all_units(count, &mut shared, true) as usize;
-    // The running sum is in the order of ids.
+    sync_cube();
     let mut found = 0u32;
     let mut last = 0u32;
     #[unroll]
     for i in 0..ENTRIES {
-        let weight = weights[i];
+        let entry = i * UNITS + UNIT_POS as usize;
+        let (id, weight) = (ids[entry], kept[entry]);
         if weight > 0.0 {
-            let id = ids[first + i];
             let mut sum = 0.0f32;
-            for block in 0..num_kept.div_ceil(TOGETHER) {
+            for block in 0..blocks {
                 #[unroll]
                 for j in 0..TOGETHER {
                     let other = block * TOGETHER + j;
@@ -321,38 +337,6 @@ fn of_top(
         id = NONE;
     }
     id
-}
-
-const _: () = assert!(ROW_TOP == 2 * UNITS && ROW_TOP == 1 << SORT_STEPS);
-
-/// Pairs of blocks that are merged one after the other when [`sort`] sorts.
-const SORT_STEPS: u32 = 9;
-
-/// Sorts entries, the largest key first, and of equal ones the lowest id: a bitonic sort, a pair for each unit.
-#[cube]
-fn sort(keys: &mut Shared<[u32]>, ids: &mut Shared<[u32]>) {
-    let mut size = 1u32.runtime();
-    while size <= SORT_STEPS {
-        let mut distance = size;
-        while distance > 0 {
-            distance -= 1;
-            sync_cube();
-            let below = UNIT_POS & ((1u32 << distance) - 1);
-            let a = ((UNIT_POS >> distance << (distance + 1)) | below) as usize;
-            let b = a + (1u32 << distance) as usize;
-            let (key_a, key_b, id_a, id_b) = (keys[a], keys[b], ids[a], ids[b]);
-            let is_sorted = key_a > key_b || (key_a == key_b && id_a <= id_b);
-            let descends = (a as u32 >> size) & 1 == 0;
-            if is_sorted != descends {
-                keys[a] = key_b;
-                keys[b] = key_a;
-                ids[a] = id_b;
-                ids[b] = id_a;
-            }
-        }
-        size += 1;
-    }
-    sync_cube();
 }
 
 /// The sum of the values of the units before this one.

@@ -4,7 +4,8 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 use super::super::UNITS;
-use super::super::choose::{key_of, places, value_of};
+use super::super::choose::{key_of, value_of};
+use super::super::units::places;
 use super::{Kind, PART, ROWS};
 use lora_4bit::kernels::sum_of_cube;
 
