@@ -51,6 +51,7 @@ pub(crate) fn run() -> Result<()> {
     run_step("rustdoc", || {
         command("cargo", &["doc", "--workspace", "--no-deps"])
     })?;
+    run_step("macOS", macos)?;
     run_step("libraries without the hub", || {
         let libraries = ["-p", "server", "-p", "trainer-sft", "--lib"];
         command(
@@ -85,12 +86,19 @@ pub(crate) fn run() -> Result<()> {
 /// Known faults of dependencies, where the database of RustSec can be reached.
 fn advisories() -> Result<()> {
     if let Err(error) = command("cargo", &["deny", "fetch", "db"]) {
-        let is_fault = is_ci() && reaches("github.com");
-        ensure!(!is_fault, "github.com can be reached, but {error:#}");
+        ensure!(
+            !must_reach("github.com"),
+            "github.com can be reached, but {error:#}"
+        );
         println!("left out: the database of advisories is out of reach");
         return Ok(());
     }
     command("cargo", &["deny", "--all-features", "check", "advisories"])
+}
+
+/// Whether it is a fault that something of a host could not be had: nobody watches, and the host can be reached.
+pub(crate) fn must_reach(host: &str) -> bool {
+    is_ci() && reaches(host)
 }
 
 /// Whether a connection to a host can be opened.
@@ -174,6 +182,31 @@ fn with_server(requirements: &str, script: &[&str]) -> Result<()> {
     let target = crate::target_directory()?;
     let server = format!("{target}/debug/server{}", std::env::consts::EXE_SUFFIX);
     command(&python, &[script, &[&server]].concat())
+}
+
+/// Whether the program compiles for macOS, where the standard library of that target is there or can be had.
+fn macos() -> Result<()> {
+    const TARGET: &str = "aarch64-apple-darwin";
+    if let Err(error) = command("rustup", &["target", "add", TARGET]) {
+        ensure!(!must_reach("static.rust-lang.org"), "{error:#}");
+        println!("left out: the standard library for {TARGET} is out of reach");
+        return Ok(());
+    }
+    let check = [
+        "check",
+        "-p",
+        "server",
+        "--bin",
+        "qwen-burn",
+        "--target",
+        TARGET,
+    ];
+    // Nothing is linked, so that C sources of dependencies need no compiler for macOS.
+    let variables = [
+        ("CC_aarch64_apple_darwin", "true"),
+        ("AR_aarch64_apple_darwin", "true"),
+    ];
+    command_with("cargo", &check, &variables)
 }
 
 /// The tests of the GPU kernels on Mesa's Vulkan device, which runs on the CPU.
