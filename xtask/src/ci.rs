@@ -1,10 +1,10 @@
 //! What CI checks, cheap things first.
 
-use std::net::{TcpStream, ToSocketAddrs as _};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use anyhow::{Result, bail, ensure};
 
+use crate::reach::{is_ci, must_reach};
 use crate::{arch, docs, installed, package, run as command, run_with as command_with};
 
 /// One check, with the time it took.
@@ -94,25 +94,6 @@ fn advisories() -> Result<()> {
         return Ok(());
     }
     command("cargo", &["deny", "--all-features", "check", "advisories"])
-}
-
-/// Whether it is a fault that something of a host could not be had: nobody watches, and the host can be reached.
-pub(crate) fn must_reach(host: &str) -> bool {
-    is_ci() && reaches(host)
-}
-
-/// Whether a connection to a host can be opened.
-fn reaches(host: &str) -> bool {
-    let addresses = (host, 443).to_socket_addrs().into_iter().flatten();
-    let patience = Duration::from_secs(10);
-    addresses
-        .take(3)
-        .any(|address| TcpStream::connect_timeout(&address, patience).is_ok())
-}
-
-/// Whether this is a machine that nobody watches: what is missing there would be missing for good.
-fn is_ci() -> bool {
-    std::env::var_os("CI").is_some()
 }
 
 /// Seconds for each of the twenty targets of changed inputs, two at a time: eleven minutes on two cores.

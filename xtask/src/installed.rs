@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::{ci, output, release, root};
+use crate::{output, reach, release, root};
 
 mod image;
 
@@ -150,7 +150,7 @@ impl Installed {
         let python = self.python.to_string_lossy();
         let pip = ["-m", "pip", "install", "--quiet", "--retries", "1", UV];
         if let Err(error) = output(&python, &pip) {
-            ensure!(!ci::must_reach("pypi.org"), "no {UV}: {error:#}");
+            ensure!(!reach::must_reach("pypi.org"), "no {UV}: {error:#}");
             println!("left out: uvx, since {UV} is out of reach");
             return Ok(());
         }
