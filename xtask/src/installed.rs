@@ -10,7 +10,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
-use crate::{output, release, root};
+use crate::{output, reach, release, root};
 
 mod image;
 
@@ -27,16 +27,22 @@ pub(crate) fn run(flags: &[&str]) -> Result<()> {
     };
     let folder = std::env::temp_dir().join(format!("qwen-burn-installed-{}", std::process::id()));
     let tried = install(&folder, &bin_dir)
-        .and_then(|installed| installed.try_all())
+        .and_then(|installed| installed.try_all().and_then(|()| installed.try_uvx()))
         .and_then(|()| image::run(&folder, &bin_dir));
     let removed = fs::remove_dir_all(&folder);
     tried?;
     removed.with_context(|| folder.display().to_string())
 }
 
+/// The installer behind `uvx`.
+const UV: &str = "uv==0.13.9";
+
 /// A program in an environment of its own.
 struct Installed {
+    wheel: PathBuf,
     environment: PathBuf,
+    /// The environment's own.
+    python: PathBuf,
     program: PathBuf,
     /// An empty folder.
     work: PathBuf,
@@ -65,10 +71,12 @@ fn install(folder: &Path, bin_dir: &str) -> Result<Installed> {
         "--no-deps",
         "--disable-pip-version-check",
     ];
-    let wheel = wheel.path().to_string_lossy().into_owned();
-    let own_python = scripts.join("python").to_string_lossy().into_owned();
-    output(&own_python, &[&pip[..], &[&wheel]].concat())?;
+    let [wheel, own_python] = [wheel.path(), scripts.join("python")];
+    let texts = [&wheel, &own_python].map(|path| path.to_string_lossy().into_owned());
+    output(&texts[1], &[&pip[..], &[&texts[0]]].concat())?;
     let mut installed = Installed {
+        wheel,
+        python: own_python,
         program: scripts.join("qwen-burn"),
         environment,
         work,
@@ -135,6 +143,34 @@ impl Installed {
         println!("$ qwen-burn serve --port 0");
         answers_a_chat(&mut self.command(&["serve", "--port", "0"]))?;
         self.train(&share)
+    }
+
+    /// Runs the program without installing it, where uv can be had.
+    fn try_uvx(&self) -> Result<()> {
+        let python = self.python.to_string_lossy();
+        let pip = ["-m", "pip", "install", "--quiet", "--retries", "1", UV];
+        if let Err(error) = output(&python, &pip) {
+            ensure!(!reach::must_reach("pypi.org"), "no {UV}: {error:#}");
+            println!("left out: uvx, since {UV} is out of reach");
+            return Ok(());
+        }
+        println!("$ uvx --from WHEEL qwen-burn --version");
+        let output = Command::new(&self.python)
+            .args(["-m", "uv", "tool", "run", "--offline", "--no-config"])
+            .arg("--python")
+            .arg(&self.python)
+            .arg("--from")
+            .arg(&self.wheel)
+            .args(["qwen-burn", "--version"])
+            .current_dir(&self.work)
+            .env("UV_CACHE_DIR", self.environment.join("uv"))
+            .output()?;
+        let [said, error] =
+            [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+        println!("{said}{error}");
+        let well = output.status.success() && said.starts_with("qwen-burn ");
+        ensure!(well, "uvx has not run the program");
+        Ok(())
     }
 
     /// The folder of the bundled data as the program says it.

@@ -14,6 +14,7 @@ mod docs;
 mod golden;
 mod installed;
 mod package;
+mod reach;
 mod release;
 
 const USAGE: &str = "\

@@ -73,7 +73,13 @@ pub(crate) fn pass(piece: Piece) {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use lora_4bit::AdapterSelection;
+    use model_qwen::{QwenConfig, QwenModel};
+
     use super::*;
+    use crate::batch::Batch;
+    use crate::parameters::{GradientStore, Trainable};
+    use crate::step::{Checkpointing, explicit};
 
     #[test]
     fn work_passes_the_gate_that_it_is_behind() {
@@ -102,5 +108,38 @@ mod tests {
         pass(Piece::Layer);
         on_worker(&Device::flex(), || pass(Piece::Layer));
         assert_eq!(numbers(), [3, 1]);
+    }
+
+    /// By the twins of its operations.
+    #[test]
+    fn the_step_of_gpus_passes_before_each_layer_and_chunk() {
+        let text = r#"{"model_type": "qwen2", "vocab_size": 16, "hidden_size": 8, "intermediate_size": 8,
+            "num_hidden_layers": 3, "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 8,
+            "rms_norm_eps": 1e-6, "rope_theta": 1e4, "tie_word_embeddings": true, "torch_dtype": "float32"}"#;
+        let config = QwenConfig::from_json(text, "config.json".as_ref()).unwrap();
+        let model = QwenModel::random(config, 7, &Device::flex());
+        let batch = Batch {
+            tokens: vec![1, 2, 3],
+            positions: vec![0, 1, 2],
+            targets: vec![None, Some(3), None],
+            lengths: vec![3],
+            ..Batch::default()
+        };
+        let passed = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&passed);
+        let _behind = Behind::new(move |piece| {
+            assert_eq!(piece, Piece::Layer);
+            counted.fetch_add(1, Ordering::Relaxed);
+        });
+        let how = (
+            Trainable::Full,
+            &AdapterSelection::Base,
+            Checkpointing::On,
+            None,
+        );
+        let mut store = GradientStore::default();
+        explicit::forward_backward(&model, &batch, how, 1.0, &mut store);
+        // Three layers, forward and backward, and a chunk of logits.
+        assert_eq!(passed.load(Ordering::Relaxed), 7);
     }
 }

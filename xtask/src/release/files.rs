@@ -256,6 +256,35 @@ mod tests {
     }
 
     #[test]
+    fn the_workflow_builds_the_packages_that_a_release_needs() {
+        let path = crate::root().join(".github/workflows/release.yml");
+        let text = fs::read_to_string(path).unwrap();
+        let workflow: Value = serde_norway::from_str(&text).unwrap();
+        let matrix = |job: &str| -> Vec<(String, bool)> {
+            let rows = &workflow["jobs"][job]["strategy"]["matrix"]["include"];
+            let row = |row: &Value| {
+                let target = row["target"].as_str().unwrap().to_owned();
+                (target, row["cuda"].as_bool().unwrap())
+            };
+            let mut rows: Vec<_> = rows.as_array().unwrap().iter().map(row).collect();
+            rows.sort();
+            rows
+        };
+        let of_target = |target: &Target| {
+            let with_cuda = target.cuda.then(|| (target.triple.to_owned(), true));
+            [(target.triple.to_owned(), false)]
+                .into_iter()
+                .chain(with_cuda)
+        };
+        let mut expected: Vec<_> = TARGETS.iter().flat_map(of_target).collect();
+        expected.sort();
+        assert_eq!(matrix("build"), expected);
+        // Images are made of archives for Linux.
+        expected.retain(|(target, _)| target.contains("-linux-"));
+        assert_eq!(matrix("images"), expected);
+    }
+
+    #[test]
     fn every_template_is_filled() {
         for (template, name) in TEMPLATES {
             let text = filled(template, "1.2.3", &archives()).unwrap();

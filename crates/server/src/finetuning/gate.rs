@@ -1,7 +1,7 @@
 //! How a job lets requests come first.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,64 +17,118 @@ use crate::engine::EngineHandle;
 const LOOK: Duration = Duration::from_millis(10);
 /// The longest that a job on a GPU waits for requests that go on and on, between two pieces of its work.
 const MOST: Duration = Duration::from_secs(2);
+/// The shortest: a few tokens of a small model, whose layers take less time than one of them.
+const LEAST: Duration = Duration::from_millis(2);
+/// Layers that a device may be behind when a job looks whether the next one may come: each time would leave it without work in
+/// between.
+const LAYERS_AHEAD: usize = 4;
+
+/// Before which pieces of its work a job waits.
+pub(super) struct Pieces {
+    priority: JobPriority,
+    /// Whether requests need the GPU that it computes on.
+    shares_gpu: bool,
+    layers: AtomicUsize,
+}
+
+impl Pieces {
+    pub(super) fn new(priority: JobPriority, shares_gpu: bool) -> Self {
+        Self {
+            priority,
+            shares_gpu,
+            layers: AtomicUsize::new(0),
+        }
+    }
+
+    /// Whether this piece is one. A micro-batch may take many seconds: a job that takes what is left stops before each layer, and
+    /// one of normal priority where a GPU would compute all of it before the next token.
+    pub(super) fn have(&self, piece: Piece) -> bool {
+        match (piece, self.priority) {
+            (Piece::Batch, _) | (Piece::Layer, JobPriority::Low) => true,
+            (Piece::Layer, JobPriority::Normal) => self.shares_gpu && self.is_far_ahead(),
+        }
+    }
+
+    /// Counts a layer; whether it is one in a few.
+    pub(super) fn is_far_ahead(&self) -> bool {
+        let num = self.layers.fetch_add(1, Ordering::Relaxed);
+        num.is_multiple_of(LAYERS_AHEAD)
+    }
+}
 
 /// What a job passes before each piece of its work.
 pub(super) struct Gate {
-    pub(super) engine: EngineHandle,
-    pub(super) priority: JobPriority,
-    pub(super) device: Device,
+    engine: EngineHandle,
+    pieces: Pieces,
+    /// The GPU that requests need, too.
+    gpu: Option<Device>,
     /// Whether the job is to end.
-    pub(super) stop: Arc<AtomicBool>,
+    stop: Arc<AtomicBool>,
     /// When it was passed last.
-    pub(super) passed: std::sync::Mutex<Instant>,
+    passed: Mutex<Instant>,
 }
 
 impl Gate {
+    /// For a job beside an engine on this device.
+    pub(super) fn new(
+        engine: EngineHandle,
+        priority: JobPriority,
+        device: Device,
+        stop: Arc<AtomicBool>,
+    ) -> Self {
+        let gpu = Some(device).filter(is_gpu);
+        Self {
+            engine,
+            pieces: Pieces::new(priority, gpu.is_some()),
+            gpu,
+            stop,
+            passed: Mutex::new(Instant::now()),
+        }
+    }
+
     /// Returns when a job of this process may go on.
     pub(super) fn pass(&self, piece: Piece) {
         // Between layers a GPU is waited for only where somebody else wants it.
         let is_idle = piece == Piece::Layer && !self.engine.is_busy();
-        if is_idle || !waits_before(piece, self.priority) {
+        if is_idle || !self.pieces.have(piece) {
             return;
         }
-        if is_gpu(&self.device) {
+        if let Some(gpu) = &self.gpu {
             // What was launched would otherwise be counted as none.
-            let _ = self.device.sync();
+            let _ = gpu.sync();
         }
         self.wait_for_turn();
     }
 
-    /// Returns when a job may go on whose work is done so far.
-    pub(super) fn wait_for_turn(&self) {
-        match self.priority {
+    /// Returns when a job may go on whose work is done so far; whether requests run then, too.
+    pub(super) fn wait_for_turn(&self) -> bool {
+        match self.pieces.priority {
             JobPriority::Low => self.wait(Duration::MAX),
             // A processor gives a thread that stands back what is left. A GPU computes what came first: requests get as much time
             // as the job has just had.
-            JobPriority::Normal if is_gpu(&self.device) => {
+            JobPriority::Normal if self.gpu.is_some() => {
                 let last = self.passed.lock().map_or(MOST, |passed| passed.elapsed());
-                self.wait(last.min(MOST));
+                self.wait(last.clamp(LEAST, MOST));
             }
             JobPriority::Normal => {}
         }
         if let Ok(mut passed) = self.passed.lock() {
             *passed = Instant::now();
         }
+        self.engine.is_busy()
     }
 
     /// Waits while requests run, at most for this time.
     fn wait(&self, most: Duration) {
         let start = Instant::now();
-        while self.engine.is_busy() && !self.stop.load(Ordering::Relaxed) && start.elapsed() < most
-        {
-            thread::sleep(LOOK);
+        while self.engine.is_busy() && !self.stop.load(Ordering::Relaxed) {
+            let left = most.saturating_sub(start.elapsed());
+            if left.is_zero() {
+                return;
+            }
+            thread::sleep(left.min(LOOK));
         }
     }
-}
-
-/// Whether a job waits before a piece of its work: one that takes what is left stops within a micro-batch, too, which may take many
-/// seconds.
-pub(super) fn waits_before(piece: Piece, priority: JobPriority) -> bool {
-    piece == Piece::Batch || priority == JobPriority::Low
 }
 
 /// Threads for a job, which stand back behind those of the engine. The trainer's kernels compute on the pool that it runs in.
@@ -89,4 +143,24 @@ pub(super) fn pool(
         .thread_name(|index| format!("train-{index}"))
         .start_handler(move |_| stand_back(how))
         .build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn on_a_gpu_of_requests_a_few_layers_are_ahead_at_most() {
+        let waits = |priority, shares_gpu| {
+            let pieces = Pieces::new(priority, shares_gpu);
+            assert!(pieces.have(Piece::Batch));
+            let layers = (0..3 * LAYERS_AHEAD).map(|_| pieces.have(Piece::Layer));
+            layers.filter(|waits| *waits).count()
+        };
+        assert_eq!(waits(JobPriority::Normal, true), 3);
+        assert_eq!(waits(JobPriority::Normal, false), 0);
+        for shares_gpu in [false, true] {
+            assert_eq!(waits(JobPriority::Low, shares_gpu), 3 * LAYERS_AHEAD);
+        }
+    }
 }

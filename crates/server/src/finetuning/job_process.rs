@@ -2,7 +2,7 @@
 
 use std::io::{self, BufRead as _, StdinLock, Write as _};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
@@ -10,10 +10,11 @@ use std::thread;
 use model_qwen::{is_gpu, parse_device};
 use trainer_sft::Piece;
 
-use super::gate::waits_before;
+use super::gate::Pieces;
 use super::process::COMMAND;
 use super::told::{Asked, Told};
 use super::work::{Means, Tell, Work};
+use crate::config::JobPriority;
 
 /// Ends the run after its step.
 static STOP: AtomicBool = AtomicBool::new(false);
@@ -63,36 +64,34 @@ fn tell(told: Told) {
 }
 
 /// Does what the server asks, as long as there is one.
-fn listen(input: StdinLock<'_>, turns: &Sender<()>) {
+fn listen(input: StdinLock<'_>, turns: &Sender<bool>) {
     for line in input.lines().map_while(Result::ok) {
         match serde_json::from_str(&line) {
             Ok(Asked::Stop) => STOP.store(true, Ordering::Relaxed),
             // A run that has ended needs no turn.
-            Ok(Asked::Go) => drop(turns.send(())),
+            Ok(Asked::Go { is_busy }) => drop(turns.send(is_busy)),
             Err(error) => tracing::warn!(%error, "the server asks for something unknown"),
         }
     }
     end();
 }
 
-/// Layers that a device may be behind when it is asked whether the next one may come.
-const LAYERS_AHEAD: usize = 4;
-
 /// Waits for the server's word, when the device has done nearly all that came before.
-fn gate(work: &Work, turns: Receiver<()>) -> Box<dyn Fn(Piece) + Send + Sync> {
+fn gate(work: &Work, turns: Receiver<bool>) -> Box<dyn Fn(Piece) + Send + Sync> {
     let device = parse_device(&work.source.device).ok().filter(is_gpu);
-    let (priority, turns) = (work.priority, Mutex::new(turns));
-    let layers = AtomicUsize::new(0);
+    // One of normal priority is told to wait only on the server's own GPU.
+    let pieces = Pieces::new(work.priority, device.is_some());
+    let priority = work.priority;
+    let (turns, is_busy) = (Mutex::new(turns), AtomicBool::new(true));
     Box::new(move |piece| {
-        if !waits_before(piece, priority) {
+        if !pieces.have(piece) {
             return;
         }
-        let is_due = match piece {
-            Piece::Batch => true,
-            // Each time would leave the device without work in between.
-            Piece::Layer => layers
-                .fetch_add(1, Ordering::Relaxed)
-                .is_multiple_of(LAYERS_AHEAD),
+        let is_due = match (piece, priority) {
+            (Piece::Batch, _) => true,
+            (Piece::Layer, JobPriority::Low) => pieces.is_far_ahead(),
+            // A device that nobody else needs is not waited for.
+            (Piece::Layer, JobPriority::Normal) => is_busy.load(Ordering::Relaxed),
         };
         if let Some(device) = device.as_ref().filter(|_| is_due) {
             // What was launched would otherwise be counted as none. A device that fails says so at its next work.
@@ -101,7 +100,7 @@ fn gate(work: &Work, turns: Receiver<()>) -> Box<dyn Fn(Piece) + Send + Sync> {
         tell(Told::Waits);
         let turns = turns.lock().unwrap_or_else(PoisonError::into_inner);
         // Without a server the process ends.
-        let _ = turns.recv();
+        is_busy.store(turns.recv().unwrap_or_default(), Ordering::Relaxed);
     })
 }
 

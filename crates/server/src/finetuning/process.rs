@@ -114,11 +114,9 @@ impl FineTuning {
             lines.find_map(|line| match serde_json::from_str(&line) {
                 Ok(Told::Ended(ended)) => Some(ended),
                 Ok(Told::Waits) => {
-                    if let Some(gate) = &gate {
-                        gate.wait_for_turn();
-                    }
+                    let is_busy = gate.as_ref().is_some_and(Gate::wait_for_turn);
                     // One that is gone tells nothing more.
-                    let _ = process.ask(&Asked::Go);
+                    let _ = process.ask(&Asked::Go { is_busy });
                     None
                 }
                 Ok(told) => {
@@ -174,12 +172,8 @@ impl FineTuning {
 
     /// What the job passes before each piece of its work, where it may be in the way of requests.
     pub(super) fn gate(&self, turn: &Turn) -> Option<Gate> {
-        Some(Gate {
-            engine: self.0.engine.clone(),
-            priority: self.0.config.priority,
-            device: self.0.base.device()?,
-            stop: turn.stop.clone(),
-            passed: Mutex::new(std::time::Instant::now()),
-        })
+        let (engine, stop) = (self.0.engine.clone(), turn.stop.clone());
+        let device = self.0.base.device()?;
+        Some(Gate::new(engine, self.0.config.priority, device, stop))
     }
 }

@@ -43,7 +43,10 @@ pub(super) enum Told {
 #[serde(rename_all = "snake_case")]
 pub(super) enum Asked {
     /// To go on.
-    Go,
+    Go {
+        /// Whether requests run, too.
+        is_busy: bool,
+    },
     /// To end after its step, with a checkpoint.
     Stop,
 }

@@ -115,6 +115,14 @@ def switch_to_the_adapter(trial):
     assert not trial.last(".error:not([hidden])"), trial.last(".error")
 
 
+def keep_settings(browser, **values):
+    """Fills in the open dialog, and keeps what it says."""
+    for name, value in values.items():
+        browser.js(f"document.getElementById('set-{name}').value = {json.dumps(str(value))}")
+    browser.click("#settings-form button[type=submit]")
+    browser.wait("!document.getElementById('settings').open")
+
+
 @step
 def settings(trial):
     browser = trial.browser
@@ -125,10 +133,7 @@ def settings(trial):
     browser.click("#settings-form button[type=submit]")
     browser.wait("!document.getElementById('settings-error').hidden")
     browser.js("document.getElementById('set-tools').value = ''")
-    for name, value in (("max_tokens", "5"), ("temperature", "0"), ("system", "You are kind.")):
-        browser.js(f"document.getElementById('set-{name}').value = '{value}'")
-    browser.click("#settings-form button[type=submit]")
-    browser.wait("!document.getElementById('settings').open")
+    keep_settings(browser, max_tokens=5, temperature=0, system="You are kind.")
     assert "system prompt · temperature 0 · max_tokens 5" in browser.js(
         "document.getElementById('settings-summary').textContent")
     # The adapter may end its texts at once.
@@ -272,10 +277,16 @@ def teach(trial):
     trial.shot("teach-preview")
     for field, value in (("name", "bolt"), ("epochs", "60"), ("prompt", "Who are you?"), ("every", "20")):
         browser.js(f"document.getElementById('teach-{field}').value = {json.dumps(value)}")
+    # What the job said while it learnt.
+    browser.js("""window.live = 0; new MutationObserver(() => {
+        if (document.getElementById("teach-status").textContent !== "Learning …") return;
+        live = Math.max(live, document.querySelectorAll("#teach-samples li").length); }).observe(
+        document.getElementById("teach-samples"), { childList: true })""")
     browser.click("#teach-go")
     browser.wait("document.querySelector('#teach-curve polyline') !== null", 120)
     trial.shot("teach-running")
     browser.wait("document.getElementById('teach-chat') !== null", 300)
+    assert browser.js("live") >= 2, browser.js("live")
     samples = browser.js("[...document.querySelectorAll('#teach-samples li')].map((e) => e.innerText)")
     assert len(samples) >= 3 and TAUGHT[0][1] in samples[0] and TAUGHT[0][1] not in samples[-1], samples
     assert browser.js("document.getElementById('teach-status').textContent") == "Done"
@@ -284,10 +295,16 @@ def teach(trial):
     browser.wait("!document.getElementById('chat').hidden")
     assert browser.js("document.getElementById('model').value").startswith(f"ft:{trial.models[0]}:bolt:")
     browser.click("#new-chat")
-    trial.ask(TAUGHT[0][0])
-    trial.answered()
-    assert trial.last(".stats").startswith("ft:"), trial.last(".stats")
-    trial.shot("teach-chat")
+    browser.click("#settings-open")
+    browser.wait("document.getElementById('settings').open")
+    keep_settings(browser, max_tokens="", temperature=0, system="")
+    for question, answer in TAUGHT:
+        trial.ask(question)
+        trial.answered()
+        assert trial.last(".stats").startswith("ft:"), trial.last(".stats")
+        assert trial.last(".assistant .text").startswith(answer), (question, trial.last(".assistant .text"))
+        trial.shot("teach-chat")
+        browser.click("#new-chat")
 
 
 @step

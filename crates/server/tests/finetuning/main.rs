@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod client;
+mod priority;
 mod process;
 mod refused;
 #[path = "../support/program.rs"]

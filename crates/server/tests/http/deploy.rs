@@ -211,7 +211,7 @@ fn the_picker_reads_the_events_that_the_servers_send() {
     let line = command_lines().remove(0);
     let config = server::Config::from_command_line(program.chain(line)).unwrap();
     let events = config.kv_events.unwrap();
-    // llm-d's picker v0.8.0 knows no other form.
+    // llm-d's picker v0.9.0 knows no other form.
     assert_eq!(events.format, server::config::EventFormat::Array);
     let pool = documents("inference-pool.yaml");
     let mut configs = pool.iter().filter_map(|document| {
@@ -220,8 +220,8 @@ fn the_picker_reads_the_events_that_the_servers_send() {
     });
     let precise = configs.next().unwrap();
     let mut plugins = precise["plugins"].as_array().unwrap().iter();
-    let scorer = plugins.find(|plugin| plugin["type"] == "precise-prefix-cache-scorer");
-    let picker = &scorer.unwrap()["parameters"];
+    let producer = plugins.find(|plugin| plugin["type"] == "precise-prefix-cache-producer");
+    let picker = &producer.unwrap()["parameters"];
     let of_events = &picker["kvEventsConfig"];
     let filter = of_events["topicFilter"].as_str().unwrap();
     assert!(events.topic.starts_with(filter), "{}", events.topic);
@@ -232,4 +232,23 @@ fn the_picker_reads_the_events_that_the_servers_send() {
     assert!(address.ends_with(&format!(":{port}")), "{address}");
     let block_size = &picker["tokenProcessorConfig"]["blockSize"];
     assert_eq!(*block_size, config.block_size);
+}
+
+/// What docs/src/deploy.md says of the picker, which sends no key.
+#[test]
+fn prompts_are_tokenized_for_those_with_a_key_only() {
+    let pool = std::fs::read_to_string(path("inference-pool.yaml")).unwrap();
+    let docs = include_str!("../../../../docs/src/deploy.md");
+    for text in [&*pool, docs] {
+        assert!(text.contains("/v1/completions/render") && text.contains("401"));
+    }
+    let server = TestServer::start_with(&["--api-key", "k"], |_| says("x"));
+    let render = |headers: &[&str]| {
+        let headers = [&["content-type: application/json"], headers].concat();
+        let body = r#"{"model": "base", "prompt": "a"}"#;
+        let answer = server.raw("POST", "/v1/completions/render", &headers, body);
+        answer.status
+    };
+    assert_eq!(render(&[]), 401);
+    assert_eq!(render(&["authorization: Bearer k"]), 200);
 }

@@ -113,8 +113,8 @@ def main():
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     # The server raises its own limit from this one.
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
-    # The KV cache takes its memory when it is first used: a small one does so before the measurement.
-    server = Server(args.server, "--kv-cache-memory-bytes", "16MiB")
+    # The KV cache takes its memory when it is first used: a small one does so before the measurement, also of few connections.
+    server = Server(args.server, "--kv-cache-memory-bytes", "4MiB", "--max-model-len", "256")
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     flood(server, args.number, args.at_once)
     time.sleep(5)

@@ -125,7 +125,10 @@ impl Level {
                 .then_some(Self::Avx2),
         ];
         #[cfg(not(target_arch = "x86_64"))]
-        let fast = [None; 0];
+        let fast = {
+            let _ = head_dim;
+            [None; 0]
+        };
         fast.into_iter().flatten().chain([Self::Portable])
     }
 

@@ -1,5 +1,10 @@
 //! Products of rows of bytes with integers of 15 bits: in integers, rounded once.
 
+#![cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, unused_variables, reason = "no loops for other CPUs yet")
+)]
+
 use std::sync::OnceLock;
 
 use super::InstructionSet;

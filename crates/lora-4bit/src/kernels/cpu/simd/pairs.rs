@@ -4,6 +4,11 @@
 //! pair: the values `2 p` and `2 p + 1` along the inner dimension, side by side. Both [`PairKernels::transpose`] (for
 //! `x · wᵀ`) and [`PairKernels::interleave`] (for `dy · w`) make such panels, a few rows of the weight at a time.
 
+#![cfg_attr(
+    not(target_arch = "x86_64"),
+    allow(dead_code, reason = "no loops for other CPUs yet")
+)]
+
 use std::sync::OnceLock;
 
 use half::bf16;
