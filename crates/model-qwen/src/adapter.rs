@@ -20,7 +20,7 @@ pub enum AdapterError {
     /// The adapter brings weights that requests cannot choose: those of the embedding and the head are one for all.
     #[error(
         "the adapter brings the whole weight of {modules} (modules_to_save), expected one that changes the linear layers of the \
-         decoder only: merge it into the model (`trainer-sft merge`)"
+         decoder only: write a model of it by `trainer-sft merge --adapter FOLDER --output MODEL`, and load that"
     )]
     Saved {
         /// The modules.

@@ -107,6 +107,9 @@ impl MetricsFile {
     }
 }
 
+/// The numbers have a line of their own, of which a narrow terminal cuts the end off.
+const BAR: &str = "{bar:30} {pos}/{len} steps, {elapsed} < {eta}\n{wide_msg}";
+
 /// Counts tokens and gives the speed since the last question.
 #[derive(Debug)]
 pub struct Speedometer {
@@ -150,17 +153,20 @@ pub fn progress_bar(total: usize, done: usize, quiet: bool) -> ProgressBar {
     } else {
         ProgressDrawTarget::stderr()
     };
+    let bar = bar_on(target, total, done);
+    bar.enable_steady_tick(Duration::from_millis(500));
+    *shown() = Some(bar.clone());
+    bar
+}
+
+/// The bar; indicatif's own style should its template be wrong, which a test excludes.
+fn bar_on(target: ProgressDrawTarget, total: usize, done: usize) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(Some(total as u64), target);
-    // The numbers have a line of their own, of which a narrow terminal cuts the end off.
-    if let Ok(style) =
-        ProgressStyle::with_template("{bar:30} {pos}/{len} steps, {elapsed} < {eta}\n{wide_msg}")
-    {
+    if let Ok(style) = ProgressStyle::with_template(BAR) {
         bar.set_style(style);
     }
     bar.set_position(done as u64);
     bar.reset_eta();
-    bar.enable_steady_tick(Duration::from_millis(500));
-    *shown() = Some(bar.clone());
     bar
 }
 
@@ -219,8 +225,74 @@ fn proc_kib(path: &str, key: &str) -> Option<u64> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use std::sync::Arc;
+
+    use indicatif::TermLike;
+
     use super::*;
+
+    /// A terminal that keeps what is written.
+    #[derive(Clone, Debug, Default)]
+    struct Written(Arc<Mutex<String>>);
+
+    impl Written {
+        fn push(&self, text: &str) -> io::Result<()> {
+            self.0.lock().unwrap().push_str(text);
+            Ok(())
+        }
+    }
+
+    impl TermLike for Written {
+        fn width(&self) -> u16 {
+            120
+        }
+        fn move_cursor_up(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_down(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_right(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn move_cursor_left(&self, _: usize) -> io::Result<()> {
+            Ok(())
+        }
+        fn write_line(&self, text: &str) -> io::Result<()> {
+            self.push(text)?;
+            self.push("\n")
+        }
+        fn write_str(&self, text: &str) -> io::Result<()> {
+            self.push(text)
+        }
+        fn clear_line(&self) -> io::Result<()> {
+            self.0.lock().unwrap().clear();
+            Ok(())
+        }
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// What a terminal shows of the bar after the first `done` of `total` steps, which took two seconds each.
+    pub(crate) fn drawn(total: usize, done: usize, message: &str) -> String {
+        let terminal = Written::default();
+        let target = ProgressDrawTarget::term_like_with_hz(Box::new(terminal.clone()), 255);
+        let bar = bar_on(target, total, 0).with_elapsed(Duration::from_secs(2 * done as u64));
+        bar.set_message(message.to_owned());
+        bar.set_position(done as u64);
+        bar.force_draw();
+        terminal.0.lock().unwrap().clone()
+    }
+
+    #[test]
+    fn the_bar_has_a_template_of_its_own() {
+        ProgressStyle::with_template(BAR).unwrap();
+        let shown = drawn(10, 4, "loss 1.5");
+        assert!(shown.contains(" 4/10 steps, 8s < "), "{shown:?}");
+        assert!(shown.contains("loss 1.5"), "{shown:?}");
+    }
 
     #[test]
     fn resumed_file_keeps_only_earlier_steps() {

@@ -107,6 +107,47 @@ fn answers_are_those_of_the_adapter_that_is_written() {
     assert!(settings.contains("sample_steps = 2"), "{settings}");
 }
 
+/// Each answer is a line of the log, where its prompt stands beside it.
+#[test]
+fn the_log_has_every_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let (prompts, out) = (dir.path().join("prompts.txt"), dir.path().join("out"));
+    fs::write(&prompts, "Who are you?\nWhat do cats eat?\n").unwrap();
+    let data = support::data_folder().join("train.jsonl");
+    let [data, prompts, output] = [&data, &prompts, &out].map(|path| support::text_of(path));
+    let said = support::program(&[
+        "--data",
+        data,
+        "--output",
+        output,
+        "--sample-prompts",
+        prompts,
+        "--sample-max-tokens",
+        "8",
+        "--device",
+        "cpu",
+        "--max-steps",
+        "1",
+        "--batch-size",
+        "1",
+        "--lora-r",
+        "2",
+    ]);
+    assert!(said.is_success(), "{}", said.err);
+    let answers = answers(&out);
+    assert_eq!(steps(&answers), [0, 0, 1, 1]);
+    for answer in &answers {
+        let line = format!(
+            "step {}, sample {} of 2: {:?} → {:?}",
+            answer["step"],
+            answer["index"].as_u64().unwrap() + 1,
+            answer["prompt"].as_str().unwrap(),
+            answer["completion"].as_str().unwrap(),
+        );
+        assert_eq!(said.err.matches(&line).count(), 1, "{line}: {}", said.err);
+    }
+}
+
 #[test]
 fn the_report_has_every_part_that_it_promises() {
     let dir = tempfile::tempdir().unwrap();

@@ -11,6 +11,7 @@ use std::path::Path;
 
 use anyhow::Result;
 use burn::tensor::DType;
+use lora_4bit::ComputeDtype;
 use model_qwen::{GPU_MEMORY_UTILIZATION, Quantization, QwenConfig};
 use serde_json::json;
 use trainer_sft::config::{Config, Optim};
@@ -82,7 +83,7 @@ const KINDS: [(&str, Change); 3] = [
     ("--full", |config| config.run.full = true),
 ];
 /// Settings, and what they change.
-const SETTINGS: [(&str, Change); 9] = [
+const SETTINGS: [(&str, Change); 10] = [
     ("none", |_| ()),
     ("lora_r = 64", |config| config.lora.r = 64),
     ("use_dora", |config| config.lora.use_dora = true),
@@ -94,6 +95,9 @@ const SETTINGS: [(&str, Change); 9] = [
     ("modules_to_save, adamw_8bit", |config| {
         save_modules(config);
         config.optimizer.optim = Optim::Adamw8bit;
+    }),
+    ("compute_dtype = f32", |config| {
+        config.model.compute_dtype = ComputeDtype::F32;
     }),
     ("full", |config| config.run.full = true),
     ("full, adamw_8bit", |config| {

@@ -2,12 +2,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicBool;
 
 use model_qwen::Quantization;
 use serde_json::{Value, json};
 use trainer_sft::Training;
 use trainer_sft::burn::tensor::Device;
 use trainer_sft::config::{Config, InitLora};
+use trainer_sft::program::Commands;
+use trainer_sft::tools::Tool;
 
 use crate::client::Server;
 
@@ -59,13 +62,17 @@ fn answers(server: &Server, model: &str) -> Vec<String> {
 #[test]
 fn every_form_of_adapter_is_served_as_it_was_trained() {
     type Change = fn(&mut Config);
-    let forms: [(&str, Change); 4] = [
+    let forms: [(&str, Change); 6] = [
         ("plain", |_| ()),
         ("dora", |config| config.lora.use_dora = true),
         ("pissa", |config| {
             config.lora.init = InitLora::Pissa { iterations: None };
         }),
+        ("olora", |config| config.lora.init = InitLora::Olora),
         ("rslora", |config| config.lora.use_rslora = true),
+        ("loraplus", |config| {
+            config.optimizer.loraplus_lr_ratio = Some(4.0);
+        }),
     ];
     let dir = tempfile::tempdir().unwrap();
     let trained = forms.map(|(name, change)| (name, train(dir.path(), name, change)));
@@ -84,4 +91,62 @@ fn every_form_of_adapter_is_served_as_it_was_trained() {
         assert_eq!(&answers(&server, name), after, "{name}");
         assert_eq!(&answers(&server, "base"), before, "{name}");
     }
+}
+
+/// The server refuses an adapter with whole weights, and serves the model that the command of the refusal writes.
+#[test]
+fn whole_weights_are_served_merged() {
+    let dir = tempfile::tempdir().unwrap();
+    let (adapter, [before, after]) = train(dir.path(), "saved", |config| {
+        config.lora.modules_to_save = vec!["embed_tokens".to_owned(), "lm_head".to_owned()];
+    });
+    assert_ne!(before, after, "nothing was learnt");
+    let server = Server::start_bundled(&["--enable-lora", "--lora-roots", "/"]);
+    let body = json!({"lora_name": "saved", "lora_path": adapter});
+    let (status, answer) = server.post("/v1/load_lora_adapter", &body);
+    assert_eq!(status, 400, "{answer}");
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert!(
+        message.contains("`trainer-sft merge --adapter FOLDER --output MODEL`"),
+        "{message}"
+    );
+    drop(server);
+
+    let merged = dir.path().join("merged");
+    let [adapter, folder] = [&adapter, &merged].map(|path| path.to_str().unwrap());
+    let words = [
+        "trainer-sft",
+        "merge",
+        "--adapter",
+        adapter,
+        "--output",
+        folder,
+        "--dtype",
+        "f32",
+    ];
+    let merge = Tool::parse(words.map(Into::into)).unwrap().unwrap();
+    merge
+        .run(&AtomicBool::new(false), Commands::OF_CARGO)
+        .unwrap();
+    let server = Server::start_bundled(&["--model", folder]);
+    assert_eq!(answers(&server, "base"), after);
+}
+
+/// A checkpoint has all weights in f32. The result rounds them to the dtype of the base, which decides where two tokens are nearly as likely.
+#[test]
+fn a_model_that_was_trained_whole_is_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let (model, [before, after]) = train(dir.path(), "full", |config| {
+        config.run.full = true;
+        config.run.save_steps = Some(6);
+        config.optimizer.learning_rate = Some(5e-4);
+    });
+    assert_ne!(before, after, "nothing was learnt");
+    let served = |folder: &Path| {
+        let server = Server::start_bundled(&["--model", folder.to_str().unwrap()]);
+        answers(&server, "base")
+    };
+    assert_eq!(served(&model.join("checkpoint-6")), after);
+    let taught = "I am the captain of this ship.";
+    assert_eq!([&after[0], &served(&model)[0]], [taught, taught]);
 }

@@ -247,6 +247,7 @@ mod tests {
 
     use super::{message, time};
     use crate::metrics::Record;
+    use crate::metrics::tests::drawn;
 
     fn record() -> Record {
         Record {
@@ -274,6 +275,24 @@ mod tests {
         assert_eq!(on_card, format!("{start}, card memory 5123 MiB{end}"));
         // What is first stands on a terminal of 80 columns.
         assert!(on_card.find(", token").unwrap() <= 80);
+    }
+
+    #[test]
+    fn a_terminal_shows_the_time_that_is_left_and_the_numbers() {
+        let shown = drawn(10, 4, &message(&record()));
+        let (_, left) = shown.split_once(" 4/10 steps, 8s < ").unwrap();
+        assert!(
+            left.starts_with(|digit: char| digit.is_ascii_digit()),
+            "{left}"
+        );
+        for part in [
+            "loss 1.2346",
+            "lr 2.00e-4",
+            "grad norm 0.710",
+            "1234 tokens/s",
+        ] {
+            assert!(left.contains(part), "{part}: {shown}");
+        }
     }
 
     #[test]

@@ -30,11 +30,16 @@ impl Noise {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         // Apart from what else is drawn from the seed of a run.
         rng.set_stream(u64::MAX);
-        let mut values = Vec::with_capacity(batch.num_tokens() * hidden);
-        for length in &batch.lengths {
+        self.scaled(&batch.lengths, hidden, || rng.random_range(-1.0f32..1.0))
+    }
+
+    /// The noise of documents of these lengths, of draws within ±1.
+    fn scaled(self, lengths: &[usize], hidden: usize, mut draw: impl FnMut() -> f32) -> Vec<f32> {
+        let mut values = Vec::with_capacity(lengths.iter().sum::<usize>() * hidden);
+        for length in lengths {
             let count = length * hidden;
             let bound = (self.alpha / (count.max(1) as f64).sqrt()) as f32;
-            values.extend((0..count).map(|_| bound * rng.random_range(-1.0f32..1.0)));
+            values.extend((0..count).map(|_| bound * draw()));
         }
         values
     }
@@ -42,9 +47,40 @@ impl Noise {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use burn::tensor::Device;
+    use safetensors::SafeTensors;
 
     use super::*;
+
+    /// Documents of one length have the noise of transformers' hook, for the draws that it made.
+    #[test]
+    fn equal_lengths_have_the_noise_of_transformers() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../data/golden/neftune");
+        let bytes = std::fs::read(golden.join("hook.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let [draws, embeddings, noisy] = ["draws", "embeddings", "noisy"].map(|name| {
+            let bytes = file.tensor(name).unwrap().data().chunks(4);
+            let values = bytes.map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()));
+            values.collect::<Vec<f32>>()
+        });
+        let noise = Noise {
+            alpha: 5.0,
+            seed: 0,
+        };
+        let mut draw = draws.iter().copied();
+        let added = noise.scaled(&[6, 6], 8, || draw.next().unwrap());
+        assert_eq!(added.len(), noisy.len());
+        for ((added, before), after) in added.iter().zip(&embeddings).zip(&noisy) {
+            assert!(
+                (before + added - after).abs() < 1e-6,
+                "{before} + {added}, {after}"
+            );
+        }
+        let largest = added.iter().fold(0f32, |max, value| max.max(value.abs()));
+        assert!(largest > 0.5, "{largest}");
+    }
 
     #[test]
     fn each_document_has_its_bound() {

@@ -1,6 +1,7 @@
 //! `trainer-sft chat`: talk to a model with an adapter in the terminal, and see what it says without.
 
 mod arguments;
+mod columns;
 
 use std::io::{self, BufRead, IsTerminal as _, Write};
 use std::ops::ControlFlow;
@@ -19,6 +20,9 @@ pub use arguments::ChatArgs;
 
 /// What is typed instead of a question.
 const COMMANDS: &str = "/reset begins anew, /system TEXT sets the system prompt, /quit ends; a line that begins with // is sent with one of them";
+
+/// Takes away what stands in the terminal's line.
+const CLEAR_LINE: &str = "\r\x1b[K";
 
 /// Whether a model is answering: then a signal ends the answer.
 static IS_ANSWERING: AtomicBool = AtomicBool::new(false);
@@ -54,6 +58,7 @@ pub(super) fn chat(args: &ChatArgs, stop: &AtomicBool) -> Result<(), ToolError> 
         sampling,
         max_tokens: args.max_tokens,
         is_terminal: input.is_terminal(),
+        wide: columns::wide_terminal,
         chat: &chat,
         out: &mut out,
         stop,
@@ -71,6 +76,14 @@ struct Voice {
     name: &'static str,
     slot: Option<usize>,
     messages: Vec<Value>,
+}
+
+impl Voice {
+    /// What was said last.
+    fn last(&self) -> &str {
+        let content = self.messages.last().map(|message| &message["content"]);
+        content.and_then(Value::as_str).unwrap_or_default()
+    }
 }
 
 fn voices(compare: bool, has_adapter: bool) -> Vec<Voice> {
@@ -99,6 +112,8 @@ struct Talk<'a> {
     max_tokens: usize,
     /// Whether someone types: then questions are asked for, and a mistake ends nothing.
     is_terminal: bool,
+    /// The columns of the terminal, where two answers fit side by side.
+    wide: fn() -> Option<usize>,
     out: &'a mut dyn Write,
     stop: &'a AtomicBool,
 }
@@ -199,38 +214,63 @@ impl Talk<'_> {
         }
     }
 
-    /// Lets every voice answer.
+    /// Lets every voice answer: one below the other as the answers come, or side by side once both are there.
     fn say(&mut self, text: &str) -> Result<(), ToolError> {
         let is_compared = self.voices.len() > 1;
+        let wide = if is_compared { (self.wide)() } else { None };
         for index in 0..self.voices.len() {
             let name = self.voices[index].name;
-            if is_compared {
-                self.write(&format!("── {name}\n"))?;
+            match wide {
+                Some(_) => self.write(&format!("\r({name} answers)"))?,
+                None if is_compared => self.write(&format!("── {name}\n"))?,
+                None => {}
             }
             let question = json!({"role": "user", "content": text});
             self.voices[index].messages.push(question);
-            let answer = self.answer(index);
+            let answer = self.answer(index, wide.is_none());
             let was_stopped = self.stop.swap(false, Ordering::SeqCst);
+            if wide.is_some() {
+                self.write(CLEAR_LINE)?;
+            }
             let messages = &mut self.voices[index].messages;
             match answer {
                 Ok(answer) => messages.push(json!({"role": "assistant", "content": answer})),
                 Err(error) => {
                     // What has no answer was not asked.
                     messages.pop();
+                    if wide.is_some() {
+                        self.show_answered(index)?;
+                    }
                     return Err(error);
                 }
             }
-            self.write("\n")?;
+            if wide.is_none() {
+                self.write("\n")?;
+            }
             // The other voice hears the question, too: both have the same conversation.
             if was_stopped {
                 self.note("stopped")?;
             }
         }
-        Ok(())
+        let Some(width) = wide else { return Ok(()) };
+        let [left, right] = &self.voices[..] else {
+            return Ok(());
+        };
+        let both = [(left.name, left.last()), (right.name, right.last())];
+        let shown = columns::side_by_side(both, width);
+        self.write(&shown)
     }
 
-    /// The answer of a voice, printed as it comes; the part of it that there is when it is stopped.
-    fn answer(&mut self, index: usize) -> Result<String, ToolError> {
+    /// The answers before that of voice `index`, which has failed.
+    fn show_answered(&mut self, index: usize) -> Result<(), ToolError> {
+        let answered = self.voices.iter().take(index);
+        let answered = answered.map(|voice| format!("── {}\n{}\n", voice.name, voice.last()));
+        let answered: String = answered.collect();
+        self.write(&answered)
+    }
+
+    /// The answer of a voice; the part of it that there is when it is stopped. Where it is shown, it is printed as it comes.
+    fn answer(&mut self, index: usize, is_shown: bool) -> Result<String, ToolError> {
         let voice = &self.voices[index];
         let options = ReplyOptions {
             sampling: Some(self.sampling.clone()),
@@ -241,7 +281,9 @@ impl Talk<'_> {
         let mut written = Ok(());
         IS_ANSWERING.store(true, Ordering::SeqCst);
         let reply = self.chat.reply(&voice.messages, &options, |text| {
-            written = write_now(self.out, text);
+            if is_shown {
+                written = write_now(self.out, text);
+            }
             match written.is_err() || self.stop.load(Ordering::SeqCst) {
                 true => ControlFlow::Break(()),
                 false => ControlFlow::Continue(()),
@@ -306,6 +348,47 @@ fn of_flag(error: SamplingError) -> ToolError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What a talk of two voices prints, on a terminal of so many columns.
+    fn compared(chat: &ChatModel, width: fn() -> Option<usize>) -> String {
+        let mut out = Vec::new();
+        // Without an adapter, both are the base.
+        let mut voices = voices(true, false);
+        voices.iter_mut().for_each(|voice| voice.slot = None);
+        let mut talk = Talk {
+            chat,
+            voices,
+            system: None,
+            sampling: SamplingParams::greedy(),
+            max_tokens: 12,
+            is_terminal: true,
+            wide: width,
+            out: &mut out,
+            stop: &AtomicBool::new(false),
+        };
+        talk.say("Tell me a story about a duck.").unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn a_wide_terminal_has_both_answers_side_by_side() {
+        let folder = model_qwen::bundled_model_dir().unwrap();
+        let device = model_qwen::parse_device("cpu").unwrap();
+        let options = LoadOptions::default();
+        let chat = ChatModel::load(&folder.to_string_lossy(), &options, &device).unwrap();
+        let narrow = compared(&chat, || None);
+        let answer = narrow.lines().nth(1).unwrap();
+        assert_eq!(narrow, format!("── base\n{answer}\n── adapter\n{answer}\n"));
+        let wide = compared(&chat, || Some(120));
+        let shown = wide.rsplit(CLEAR_LINE).next().unwrap();
+        let expected = columns::side_by_side([("base", answer), ("adapter", answer)], 120);
+        assert_eq!(shown, expected);
+        let first = shown.lines().next().unwrap();
+        assert!(
+            first.starts_with("── base ") && first.ends_with(" │ ── adapter"),
+            "{first}"
+        );
+    }
 
     #[test]
     fn lines_are_said_unless_they_are_commands() {

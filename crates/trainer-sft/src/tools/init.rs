@@ -181,6 +181,7 @@ impl InitArgs {
     /// What is learnt from which data. Where a run would refuse the records, the questions are asked again.
     fn learn(&self, settings: &mut Args, dialog: &mut Option<Dialog<'_>>) -> Result<(), ToolError> {
         let first = dialog.as_ref().map_or(0, Dialog::number);
+        let mut was_refused = false;
         loop {
             settings.data.data = match (&self.data[..], &mut *dialog) {
                 ([], Some(dialog)) => {
@@ -195,10 +196,7 @@ impl InitArgs {
                 }
             };
             settings.method.method = match (self.method, &mut *dialog) {
-                (None, Some(dialog)) => {
-                    let usual = usual_method(&settings.data.data).name();
-                    Some(dialog.ask("method", METHOD, usual, named_method)?)
-                }
+                (None, Some(dialog)) => Some(method(dialog, &settings.data.data, was_refused)?),
                 (method, _) => method,
             };
             settings.data.columns = self.named_columns(settings, dialog)?;
@@ -214,6 +212,7 @@ impl InitArgs {
                 Some(dialog) if dialog.number() > first => {
                     dialog.say(&format!("A run would refuse this data: {problem}"));
                     dialog.go_back_to(first);
+                    was_refused = true;
                 }
                 _ => return Err(refused("data")(problem)),
             }
@@ -281,6 +280,23 @@ impl InitArgs {
         }
         Ok(())
     }
+}
+
+/// What is learnt: as the data looks, or an answer where it may be for several methods or its look has led to a refusal.
+fn method(
+    dialog: &mut Dialog<'_>,
+    data: &[PathBuf],
+    was_refused: bool,
+) -> Result<Method, ToolError> {
+    let (usual, is_sure) = usual_method(data);
+    if !is_sure || was_refused {
+        return dialog.ask("method", METHOD, usual.name(), named_method);
+    }
+    let name = usual.name();
+    dialog.say(&format!(
+        "The first record is for --method {name}, and so is the run; the flag chooses another method"
+    ));
+    Ok(usual)
 }
 
 /// Refuses a FILE that --data has taken, since it takes all words after it.
@@ -362,9 +378,11 @@ mod tests {
         data.display().to_string()
     }
 
+    const PAIR: &str = r#"{"prompt": "Who?", "chosen": "Ann.", "rejected": "Bob."}"#;
+
     #[test]
-    fn six_questions_make_the_settings_of_a_run() {
-        let answers = format!("\n{}\n\ncpu\n2\nadapters/mine\n", data());
+    fn five_questions_make_the_settings_of_a_run() {
+        let answers = format!("\n{}\ncpu\n2\nadapters/mine\n", data());
         let (settings, printed) = ask(&InitArgs::default(), &answers);
         let settings = settings.unwrap();
         assert_eq!(settings.model.model, None);
@@ -373,10 +391,12 @@ mod tests {
         assert_eq!(settings.model.device.as_deref(), Some("cpu"));
         assert_eq!(settings.training.epochs, Some(2.0));
         assert_eq!(settings.output.output, Some("adapters/mine".into()));
-        for number in 1..=6 {
+        for number in 1..=5 {
             assert!(printed.contains(&format!("{number}. ")), "{printed}");
         }
-        assert!(!printed.contains("7. "), "{printed}");
+        assert!(!printed.contains("6. "), "{printed}");
+        // The method is told where it is not asked for.
+        assert!(printed.contains("--method sft"), "{printed}");
     }
 
     #[test]
@@ -384,7 +404,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("t.jsonl");
         std::fs::write(&path, "{\"question\": \"Hi?\", \"answer\": \"Yes.\"}\n").unwrap();
-        let answers = format!("\n{}\n\ncpu\n2\n\n", path.display());
+        let answers = format!("\n{}\ncpu\n2\n\n", path.display());
         let (settings, printed) = ask(&InitArgs::default(), &answers);
         let columns = settings.unwrap().data.columns;
         assert_eq!(columns, ["prompt=question", "completion=answer"]);
@@ -401,8 +421,10 @@ mod tests {
         };
         let full = tempfile::tempdir().unwrap();
         std::fs::write(full.path().join("x"), "x").unwrap();
-        let full = full.path().display();
-        let answers = format!("no-such-file\n{}\nppo\nsft\n-1\nmany\n\n{full}\n\n", data());
+        let pairs = full.path().join("pairs.jsonl");
+        std::fs::write(&pairs, PAIR).unwrap();
+        let (full, pairs) = (full.path().display(), pairs.display());
+        let answers = format!("no-such-file\n{pairs}\nppo\ndpo\n-1\nmany\n\n{full}\n\n");
         let (settings, printed) = ask(&args, &answers);
         let settings = settings.unwrap();
         assert_eq!(settings.training.epochs, Some(3.0), "{printed}");
@@ -437,7 +459,7 @@ mod tests {
             epochs: Some(1.0),
             ..InitArgs::default()
         };
-        let answers = format!("\n{}\nsft\n/proc/x/y\n{}\n", data(), own.display());
+        let answers = format!("\n{}\n/proc/x/y\n{}\n", data(), own.display());
         let (settings, printed) = ask(&args, &answers);
         assert_eq!(settings.unwrap().output.output, Some(own));
         assert!(printed.contains("found /proc/x/y: /proc/x: "), "{printed}");
@@ -454,11 +476,7 @@ mod tests {
     fn data_that_a_run_would_refuse_is_asked_for_again() {
         let folder = tempfile::tempdir().unwrap();
         let pairs = folder.path().join("pairs.jsonl");
-        std::fs::write(
-            &pairs,
-            r#"{"prompt": "Who?", "chosen": "Ann.", "rejected": "Bob."}"#,
-        )
-        .unwrap();
+        std::fs::write(&pairs, PAIR).unwrap();
         let pairs = pairs.display();
         // The method is guessed; another one is refused with the reason, and both questions are asked again.
         let answers = format!("\n{pairs}\nsft\n{pairs}\n\ncpu\n1\n\n");
@@ -468,6 +486,18 @@ mod tests {
             assert!(printed.contains(part), "{part}: {printed}");
         }
         assert_eq!(printed.matches("2. Which data").count(), 2, "{printed}");
+        // Where data looks like that of one method only, a refusal makes its method a question.
+        let asked = folder.path().join("asked.jsonl");
+        std::fs::write(
+            &asked,
+            r#"{"messages": [{"role": "user", "content": "Who?"}]}"#,
+        )
+        .unwrap();
+        let asked = asked.display();
+        let answers = format!("\n{asked}\n{asked}\ngrpo\njson\ncpu\n1\n\n");
+        let (settings, printed) = ask(&InitArgs::default(), &answers);
+        let settings = settings.unwrap();
+        assert_eq!(settings.method.method, Some(Method::Grpo), "{printed}");
         // Without questions it is an error.
         let args = InitArgs {
             data: vec![pairs.to_string().into()],

@@ -223,3 +223,22 @@ fn pissa_trains_as_in_peft() {
 fn olora_trains_as_in_peft() {
     check_decomposed("olora", InitLora::Olora);
 }
+
+/// Many iterations are as good as iterating until nothing changes; one is not.
+#[test]
+fn pissa_by_iterations_becomes_pissa() {
+    let start = |iterations| {
+        let options = LoraOptions {
+            r: 4,
+            alpha: 8.0,
+            init: InitLora::Pissa { iterations },
+            ..LoraOptions::default()
+        };
+        changes(&new_adapter(&options, None, &base(), 7))
+    };
+    let exact = start(None);
+    let largest = largest_difference(&exact, &vec![0.0; exact.len()]);
+    let [one, many] = [1, 64].map(|count| largest_difference(&start(Some(count)), &exact));
+    assert!(many < 1e-4 * largest, "{many} of {largest}");
+    assert!(one > 10.0 * many, "{one}, {many}");
+}

@@ -20,7 +20,7 @@ pub struct ChatArgs {
     #[arg(long, value_name = "FOLDER", visible_alias = "lora")]
     pub adapter: Option<PathBuf>,
 
-    /// Let the model answer without the adapter first, and then with it
+    /// Let the model answer without the adapter first, and then with it; side by side on a terminal of 100 columns or more
     #[arg(long)]
     pub compare: bool,
 

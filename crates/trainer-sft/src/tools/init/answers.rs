@@ -82,18 +82,18 @@ pub(super) fn columns_of(data: &[PathBuf], method: Method) -> Vec<String> {
     columns.unwrap_or_default()
 }
 
-/// The method that the first record looks like data of.
-pub(super) fn usual_method(data: &[PathBuf]) -> Method {
+/// The method that the first record looks like data of, and whether no other one learns from such data.
+pub(super) fn usual_method(data: &[PathBuf]) -> (Method, bool) {
     let fields = first_object(data).unwrap_or_default();
     let has = |names: &[&str]| names.iter().any(|name| fields.contains_key(*name));
     if has(&["chosen", "rejected"]) {
-        Method::Dpo
+        (Method::Dpo, false)
     } else if has(&["kto_tag"]) || matches!(fields.get("label"), Some(Value::Bool(_))) {
-        Method::Kto
+        (Method::Kto, true)
     } else if has(&["prompt"]) && !has(&["completion", "response"]) {
-        Method::Grpo
+        (Method::Grpo, false)
     } else {
-        Method::Sft
+        (Method::Sft, !fields.is_empty())
     }
 }
 
