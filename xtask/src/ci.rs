@@ -168,9 +168,9 @@ fn with_server(requirements: &str, script: &[&str]) -> Result<()> {
 /// Whether the program compiles for macOS, where the standard library of that target is there or can be had.
 fn macos() -> Result<()> {
     const TARGET: &str = "aarch64-apple-darwin";
+    // A toolchain need not be rustup's.
     if let Err(error) = command("rustup", &["target", "add", TARGET]) {
-        ensure!(!must_reach("static.rust-lang.org"), "{error:#}");
-        println!("left out: the standard library for {TARGET} is out of reach");
+        println!("left out: no standard library for {TARGET}: {error:#}");
         return Ok(());
     }
     let check = [
