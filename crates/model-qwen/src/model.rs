@@ -168,30 +168,39 @@ impl QwenModel {
         adapters: &AdapterSelection,
         attention: &mut dyn Attention,
     ) -> Tensor<2> {
-        let (Some((last, layers)), true) = (self.layers.split_last(), adapters.is_uniform()) else {
+        if !adapters.is_uniform() {
             return select_rows(&self.forward(tokens, positions, adapters, attention), rows);
-        };
+        }
         on_worker(&self.device(), || {
-            let rotary = self.rotary(positions);
-            let mut x = self.embed(tokens);
-            for (i, layer) in layers.iter().enumerate() {
-                x = layer.forward(i, x, &rotary, adapters, attention); // [tokens, hidden]
-            }
-            let rows = Some(rows);
-            self.final_norm(last.forward_rows(layers.len(), x, rows, &rotary, adapters, attention))
+            let (x, rotary) = (self.embed(tokens), self.rotary(positions));
+            self.final_norm(self.layers_of_rows(x, Some(rows), &rotary, adapters, attention))
         })
     }
 
     /// All layers; both `[tokens, hidden]`.
     pub(crate) fn forward_layers(
         &self,
-        mut x: Tensor<2>,
+        x: Tensor<2>,
         rotary: &Rotary,
         adapters: &AdapterSelection,
         attention: &mut dyn Attention,
     ) -> Tensor<2> {
+        self.layers_of_rows(x, None, rotary, adapters, attention)
+    }
+
+    /// [`QwenModel::forward_layers`], of some rows if they are named: `[rows, hidden]`.
+    fn layers_of_rows(
+        &self,
+        mut x: Tensor<2>,
+        rows: Option<&[usize]>,
+        rotary: &Rotary,
+        adapters: &AdapterSelection,
+        attention: &mut dyn Attention,
+    ) -> Tensor<2> {
+        let last = self.layers.len().saturating_sub(1);
         for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(i, x, rotary, adapters, attention); // [tokens, hidden]
+            let rows = rows.filter(|_| i == last);
+            x = layer.forward_rows(i, x, rows, rotary, adapters, attention); // [tokens, hidden]
         }
         x
     }

@@ -5,7 +5,8 @@
 pub struct TokenMask {
     words: Vec<u32>,
     num_allowed: usize,
-    /// Of the words.
+    /// Of the words. Those who look for equal masks of a whole vocabulary do so for each token.
+    #[cfg(feature = "gpu")]
     hash: u64,
 }
 
@@ -22,7 +23,12 @@ impl TokenMask {
     fn of_words(words: Vec<u32>) -> Self {
         Self {
             num_allowed: words.iter().map(|word| word.count_ones() as usize).sum(),
-            hash: hash(&words),
+            #[cfg(feature = "gpu")]
+            hash: {
+                let mut hasher = std::hash::DefaultHasher::new();
+                std::hash::Hash::hash(&words, &mut hasher);
+                std::hash::Hasher::finish(&hasher)
+            },
             words,
         }
     }
@@ -81,12 +87,6 @@ impl TokenMask {
         }
     }
 
-    /// A number that equal sets have in common, and different ones hardly ever.
-    #[cfg_attr(not(feature = "gpu"), allow(dead_code))]
-    pub(crate) fn content_hash(&self) -> u64 {
-        self.hash
-    }
-
     /// One bit per token, the lowest first.
     pub fn words(&self) -> &[u32] {
         &self.words
@@ -112,15 +112,11 @@ impl TokenMask {
     }
 }
 
-/// Grammars make a mask of a large vocabulary for each token: a hash that takes a multiplication for two words.
-fn hash(words: &[u32]) -> u64 {
-    let pairs = words.chunks(2).map(|pair| {
-        let [low, high] = [0, 1].map(|i| u64::from(pair.get(i).copied().unwrap_or(0)));
-        high << 32 | low
-    });
-    pairs.fold(words.len() as u64, |hash, pair| {
-        (hash.rotate_left(5) ^ pair).wrapping_mul(0x517c_c1b7_2722_0a95)
-    })
+#[cfg(feature = "gpu")]
+impl std::hash::Hash for TokenMask {
+    fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
 }
 
 #[cfg(test)]

@@ -119,7 +119,8 @@ impl Pending {
             State::Hidden(hidden) => choose(model, &hidden, rows),
             State::HiddenRows(hidden, computed) => {
                 for row in &mut *rows {
-                    row.row = computed.partition_point(|computed| *computed < row.row);
+                    let found = computed.binary_search(&row.row);
+                    row.row = found.map_err(|_| format!("row {} was not computed", row.row))?;
                 }
                 choose(model, &hidden, rows)
             }

@@ -297,16 +297,14 @@ fn begin<E: Float>(
 
 /// The first GPU that is compiled in.
 #[cfg(test)]
-pub(crate) fn first_gpu() -> burn::tensor::Device {
-    use burn::tensor::{Device, DeviceType};
-    let types: &[DeviceType] = &[
-        #[cfg(feature = "cuda")]
-        DeviceType::Cuda,
-        #[cfg(feature = "wgpu")]
-        DeviceType::Wgpu,
-    ];
-    let mut devices = types.iter().cloned().flat_map(Device::enumerate);
-    devices.next().expect("a CUDA or WebGPU device")
+#[allow(clippy::unwrap_used)]
+pub(crate) fn first_gpu() -> Device {
+    let name = if cfg!(feature = "cuda") {
+        "cuda"
+    } else {
+        "wgpu"
+    };
+    crate::parse_device(name).unwrap()
 }
 
 /// A tensor on the same device whose values are not set yet.

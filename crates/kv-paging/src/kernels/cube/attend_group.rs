@@ -26,11 +26,6 @@ const UNITS: usize = PLANES * PLANE;
 /// Blocks in shared memory.
 const STAGES: usize = 2;
 
-/// Cubes of one part for each token from which on only long contexts are cut: their parts, and the keys of a part at least.
-const MANY_CUBES: usize = 128;
-const LONG_SPLITS: usize = 4;
-const LONG_PART: usize = 512;
-
 /// What a kernel is compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 struct Heads {
@@ -38,8 +33,6 @@ struct Heads {
     group: usize,
     blocks: Blocks,
     is_split: bool,
-    /// Keys of a part, at least.
-    min_part: usize,
 }
 
 /// Whether the device has what the kernel uses, and the kernel takes this cache and these heads.
@@ -62,13 +55,8 @@ pub(super) fn attend(
     if tokens == 0 {
         return out;
     }
-    let wanted = WANTED_CUBES.div_ceil(tokens * kv_heads);
-    // Where tokens keep the card busy by themselves, the longest contexts are still cut, so that none of them ends last.
-    let (wanted, min_part) = match tokens * kv_heads < MANY_CUBES {
-        true => (wanted, KEYS),
-        false => (wanted.max(LONG_SPLITS), LONG_PART),
-    };
-    let splits = wanted
+    let splits = WANTED_CUBES
+        .div_ceil(tokens * kv_heads)
         .min(context.max_len.div_ceil(KEYS))
         .clamp(1, MAX_SPLITS);
     let shape = Heads {
@@ -80,7 +68,6 @@ pub(super) fn attend(
             stages: STAGES,
         },
         is_split: splits > 1,
-        min_part,
     };
     // Where the kernel does not use an argument, `q` stands in for it.
     let (sums, stats) = match splits {

@@ -65,21 +65,24 @@ fn wide_columns(client: &Client, product: &Product) -> usize {
     let row_tiles = m.div_ceil(WIDE_ROWS);
     if !product.is_gated() {
         let tiles = row_tiles * n.div_ceil(256);
-        return if 2 * tiles <= multiprocessors {
-            128
-        } else {
-            256
+        return match 2 * tiles <= multiprocessors {
+            true => 128,
+            false => 256,
         };
     }
     // Panels of a factor that is read the other way have 64 columns.
     if m > MAX_CHOSEN_ROWS || product.b.major != Major::Inner {
         return 256;
     }
-    let time = |columns: &usize| {
+    // Rounds of tiles, in columns of each.
+    let time = |columns: usize| {
         let tiles = row_tiles * n.div_ceil(columns / 2);
         tiles.div_ceil(multiprocessors) * (columns + TILE_COLUMNS)
     };
-    [256, 144].into_iter().min_by_key(time).unwrap_or(256)
+    match time(144) < time(256) {
+        true => 144,
+        false => 256,
+    }
 }
 
 /// Stages that fit into the shared memory of Hopper, 227 KiB, beside their barriers.

@@ -116,19 +116,19 @@ impl MaskTable {
 /// Which mask is at which place of a [`MaskTable`].
 #[derive(Debug)]
 struct Places {
+    of_mask: HashMap<Arc<TokenMask>, usize>,
     masks: Vec<Option<Arc<TokenMask>>>,
     /// The call that used a place last.
     used: Vec<u64>,
-    by_hash: HashMap<u64, usize>,
     num_calls: u64,
 }
 
 impl Places {
     fn new(num: usize) -> Self {
         Self {
+            of_mask: HashMap::new(),
             masks: vec![None; num],
             used: vec![0; num],
-            by_hash: HashMap::new(),
             num_calls: 0,
         }
     }
@@ -156,11 +156,9 @@ impl Places {
 
     /// The place of a mask that is there, which is used now.
     fn find(&mut self, mask: &Arc<TokenMask>) -> Option<usize> {
-        let place = *self.by_hash.get(&mask.content_hash())?;
-        (self.masks[place].as_ref() == Some(mask)).then(|| {
-            self.used[place] = self.num_calls;
-            place
-        })
+        let place = *self.of_mask.get(mask)?;
+        self.used[place] = self.num_calls;
+        Some(place)
     }
 
     /// The place that was not used for the longest time, for a mask that has none.
@@ -169,12 +167,9 @@ impl Places {
         let place = oldest.unwrap_or_default();
         assert!(self.used[place] < self.num_calls, "a place for each row");
         if let Some(old) = self.masks[place].replace(Arc::clone(mask)) {
-            // Another mask of the same hash may have taken its entry.
-            if self.by_hash.get(&old.content_hash()) == Some(&place) {
-                self.by_hash.remove(&old.content_hash());
-            }
+            self.of_mask.remove(&old);
         }
-        self.by_hash.insert(mask.content_hash(), place);
+        self.of_mask.insert(Arc::clone(mask), place);
         self.used[place] = self.num_calls;
         place
     }

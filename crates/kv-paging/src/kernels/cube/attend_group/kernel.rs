@@ -40,10 +40,7 @@ pub(super) fn attend_group<E: Float, O: Float>(
 
     let context = step.context(token);
     let table = step.table(token);
-    let split_len = max(
-        context.div_ceil(num_splits).div_ceil(KEYS) * KEYS,
-        comptime!(heads.min_part),
-    );
+    let split_len = max(context.div_ceil(num_splits), 1).div_ceil(KEYS) * KEYS;
     let first = split * split_len;
     let end = min(context, first + split_len);
     // A part that has no keys counts for nothing; the first one exists in any case.
@@ -337,7 +334,7 @@ pub(super) fn attend_group<E: Float, O: Float>(
                 part.insert(3usize, b.extract(1usize));
                 total += part * Vector::new(factor);
             }
-            if comptime!(heads.is_split) && used > 1 {
+            if comptime!(heads.is_split) {
                 parts.sums[(first_head + head) * quads + quad] = total;
                 if quad == 0 {
                     parts.stats[(first_head + head) * 2] = highest;
@@ -350,7 +347,7 @@ pub(super) fn attend_group<E: Float, O: Float>(
             i += UNITS;
         }
 
-        if comptime!(heads.is_split) && used > 1 {
+        if comptime!(heads.is_split) {
             let mut last = Shared::<[u32]>::new_slice(1usize);
             sync_cube();
             if unit == 0 {
