@@ -161,11 +161,12 @@ pub fn dense_linear(x: Tensor<2>, w: Tensor<2>, compute: ComputeDtype) -> Tensor
     Tensor::from_dispatch(y)
 }
 
-/// `dy · w` with a constant `w`: the gradient of [`dense_linear`] with respect to `x`.
+/// `dy · w` with a constant `w`: the gradient of [`dense_linear`] with respect to `x`. With [`ComputeDtype::Bf16`] tensor cores multiply
+/// factors in bf16.
 ///
 /// # Shapes
 ///
-/// `dy [m, n]`, `w [n, k]` → `[m, k]`
+/// `dy [m, n]`, `w [n, k]` → `[m, k]` in f32
 pub fn dense_linear_t(dy: Tensor<2>, w: Tensor<2>, compute: ComputeDtype) -> Tensor<2> {
     let [n, k] = w.dims();
     let _span = trace_span!("dense_linear_t", n, k).entered();

@@ -353,8 +353,8 @@ impl Group {
         gradients.collect()
     }
 
-    /// The gradient with respect to the input, of the gradient of the result, that times the factors of DoRA
-    /// ([`Group::scaled`]), and what [`Group::adapter_input`] gave as `dh`.
+    /// The gradient with respect to the input. `dy` is the gradient of the result, `dz` is `dy` times the factors of DoRA
+    /// ([`Group::scaled`]), and `dh` is what [`Group::adapter_input`] gave.
     ///
     /// # Shapes
     ///

@@ -21,23 +21,22 @@ pub mod naive;
 #[cfg(all(test, feature = "gpu"))]
 pub(crate) use cube::first_gpu;
 
+/// Integers as a tensor, `[values]`.
+pub(crate) fn ints(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {
+    let len = values.len();
+    Tensor::from_data(TensorData::new(values, [len]), (device, DType::I32))
+}
+
 /// These rows of `x`.
-pub(crate) fn select_rows(x: &Tensor<2>, indices: &[usize]) -> Tensor<2> {
-    let indices: Vec<i32> = indices.iter().map(|&index| index as i32).collect();
-    let num = indices.len();
-    let indices = TensorData::new(indices, [num]);
-    let indices = Tensor::<1, Int>::from_data(indices, (&x.device(), DType::I32));
-    x.clone().select(0, indices)
+pub(crate) fn select_rows(x: &Tensor<2>, rows: &[usize]) -> Tensor<2> {
+    let rows = rows.iter().map(|&row| row as i32).collect();
+    x.clone().select(0, ints(rows, &x.device()))
 }
 
 /// Token ids as a tensor for `select`, `[tokens]`.
 pub(crate) fn token_tensor(tokens: &[u32], device: &Device) -> Tensor<1, Int> {
-    let ids: Vec<i32> = tokens.iter().map(|&t| t as i32).collect();
-    let len = ids.len();
-    Tensor::from_data(
-        TensorData::new(ids, [len]),
-        (&device.clone().inner(), DType::I32),
-    )
+    let ids = tokens.iter().map(|&id| id as i32).collect();
+    ints(ids, &device.clone().inner())
 }
 
 /// `scale` times the cosines and sines of `positions` times `inv_freq [half]`, both `[positions, 1, half]`, where a GPU computes them

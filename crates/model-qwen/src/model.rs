@@ -155,8 +155,11 @@ impl QwenModel {
         })
     }
 
-    /// Some rows of [`QwenModel::forward`], in ascending order: `[rows, hidden]`. The last layer computes its MLP for these alone,
-    /// since a row needs only the keys and values of the others.
+    /// Some rows of [`QwenModel::forward`]. The last layer computes its MLP for these alone, since a row needs only the keys and
+    /// values of the others.
+    ///
+    /// # Shapes
+    /// tokens and positions `[tokens]`; result `[rows, hidden]`.
     ///
     /// # Panics
     /// When a row is not below the number of tokens.
@@ -168,6 +171,11 @@ impl QwenModel {
         adapters: &AdapterSelection,
         attention: &mut dyn Attention,
     ) -> Tensor<2> {
+        let num = tokens.len();
+        assert!(
+            rows.iter().all(|&row| row < num),
+            "rows {rows:?} of {num} tokens"
+        );
         if !adapters.is_uniform() {
             return select_rows(&self.forward(tokens, positions, adapters, attention), rows);
         }
@@ -200,7 +208,7 @@ impl QwenModel {
         let last = self.layers.len().saturating_sub(1);
         for (i, layer) in self.layers.iter().enumerate() {
             let rows = rows.filter(|_| i == last);
-            x = layer.forward_rows(i, x, rows, rotary, adapters, attention); // [tokens, hidden]
+            x = layer.forward_rows(i, x, rows, rotary, adapters, attention); // [tokens or rows, hidden]
         }
         x
     }
@@ -417,6 +425,7 @@ impl SelfAttention {
         let (x, out) = match rows {
             Some(rows) => {
                 let x = select_rows(&x, rows);
+                // The kernel of fewer rows may read another type.
                 let dtype = self.o_proj.input_dtype(&x, adapters);
                 (x, select_rows(&out, rows).cast(dtype))
             }

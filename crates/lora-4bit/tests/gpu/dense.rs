@@ -52,13 +52,16 @@ fn gradients_by_rounded_weights_equal_those_of_the_cpu() {
     let gpu = gpu();
     let dtypes = [DType::F32, DType::BF16].into_iter();
     for dtype in dtypes.filter(|dtype| gpu.supports_dtype(*dtype)) {
-        for [n, k] in [[64, 64], [192, 130], [1024, 896], [130, 64]] {
+        // The second and the last one are no sizes that tensor cores take here.
+        for [n, k] in [[64, 64], [192, 130], [256, 200], [1024, 896], [130, 64]] {
             let w = random([n, k]).cast(dtype); // [n, k]
             for m in [1, 9, 100, 300] {
-                let dy = random([m, n]).cast(dtype).cast(DType::F32); // [m, n]
-                let expected = dense_linear_t(dy.clone(), w.clone(), ComputeDtype::F32);
+                let dy = random([m, n]); // [m, n]
+                // A card may round it.
+                let rounded = dy.clone().cast(dtype).cast(DType::F32);
+                let expected = dense_linear_t(rounded, w.clone(), ComputeDtype::F32);
                 let found = dense_linear_t(to(&dy, &gpu), to(&w, &gpu), ComputeDtype::Bf16);
-                assert_close(found, expected, 2e-3 * (n as f32).sqrt());
+                assert_close(found, expected, 8e-3 * (n as f32).sqrt());
             }
         }
     }

@@ -5,8 +5,7 @@
 pub struct TokenMask {
     words: Vec<u32>,
     num_allowed: usize,
-    /// Of the words. Those who look for equal masks of a whole vocabulary do so for each token.
-    #[cfg(feature = "gpu")]
+    /// Of the words, computed once: a table on a GPU looks up the mask of each row at each token.
     hash: u64,
 }
 
@@ -23,7 +22,6 @@ impl TokenMask {
     fn of_words(words: Vec<u32>) -> Self {
         Self {
             num_allowed: words.iter().map(|word| word.count_ones() as usize).sum(),
-            #[cfg(feature = "gpu")]
             hash: {
                 let mut hasher = std::hash::DefaultHasher::new();
                 std::hash::Hash::hash(&words, &mut hasher);
@@ -112,7 +110,6 @@ impl TokenMask {
     }
 }
 
-#[cfg(feature = "gpu")]
 impl std::hash::Hash for TokenMask {
     fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
         state.write_u64(self.hash);

@@ -54,7 +54,7 @@ impl Pending {
         Self(State::Hidden(hidden))
     }
 
-    /// A step that computed hidden states of some rows, as [`QwenModel::forward_rows`] gives them.
+    /// A step that computed hidden states of some rows, which ascend, as [`QwenModel::forward_rows`] gives them.
     pub fn hidden_rows(hidden: Tensor<2>, rows: Vec<usize>) -> Self {
         Self(State::HiddenRows(hidden, rows))
     }
@@ -106,7 +106,7 @@ impl Pending {
     /// Waits for the step, and answers what is wanted of its rows.
     ///
     /// # Errors
-    /// What the device says, if it couldn't compute the step.
+    /// What the device says, if it couldn't compute the step; and when a row is none of those of [`Pending::hidden_rows`].
     ///
     /// # Panics
     /// As Burn does when it reads from a device that couldn't compute the step.

@@ -70,16 +70,22 @@ impl ActiveSequence {
         }
     }
 
-    /// The rows of a chunk of which hidden states are read, in ascending order; `None` if it may be all of them.
+    /// The rows of a chunk that [`ActiveSequence::add_rows`] adds are among these; `None` if others are read, too.
     pub(super) fn read_rows(&self, chunk: &Chunk) -> Option<Range<usize>> {
-        if self.pooler.is_some() || self.prompt_logprobs.is_some() {
+        if self.pooler.is_some() {
             return None;
         }
         let end = chunk.num_tokens();
-        Some(match chunk.samples {
-            true => chunk.tokens.len() - 1..end,
-            false => end..end,
-        })
+        let sampled = match chunk.samples {
+            true => chunk.tokens.len() - 1,
+            false => end,
+        };
+        let scored = self.unscored_prompt(chunk);
+        let first = match scored.is_empty() {
+            true => sampled,
+            false => sampled.min(scored.start - 1 - chunk.start),
+        };
+        Some(first..end)
     }
 
     /// How the device itself can draw the token that comes after those `ahead`.

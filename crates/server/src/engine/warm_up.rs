@@ -277,11 +277,7 @@ fn forward(
 /// of its rows, and on how many parts of the card these keep busy.
 fn token_counts(largest: usize) -> impl Iterator<Item = usize> {
     let powers = (1..usize::BITS - 1).map(|bits| 1 << bits);
-    let counts = powers.flat_map(|num| {
-        let between = (num >= 512).then_some(num + num / 4);
-        let all = [Some(num), between, Some(num + num / 2)];
-        all.into_iter().flatten()
-    });
+    let counts = powers.flat_map(|num| [num, num + num / 2]);
     let mut counts: Vec<usize> = counts.take_while(|&num| num < largest).collect();
     counts.push(largest);
     counts.into_iter().rev()

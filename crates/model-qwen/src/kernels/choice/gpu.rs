@@ -4,11 +4,12 @@ use std::collections::HashMap;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Dispatch, DispatchDevice, backend_extension};
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor};
 use kv_paging::DecodeStep;
 use tracing::trace_span;
 
 use super::super::cube::{self, NONE, PendingWords, queues, top_logits_of};
+use super::super::ints;
 use crate::sampling::{Draw, LogitChanges, TopLogits};
 
 /// Choosing tokens on a GPU.
@@ -178,8 +179,7 @@ pub(crate) fn draw_tokens(logits: &Tensor<2>, draws: &[Draw]) -> Option<PendingI
     }
     let words: Vec<[i32; Draw::WORDS]> = draws.iter().map(Draw::words).collect();
     let words = (0..Draw::WORDS).flat_map(|i| words.iter().map(move |words| words[i]));
-    let words = TensorData::new(words.collect::<Vec<i32>>(), [Draw::WORDS * rows]);
-    let words = Tensor::<1, Int>::from_data(words, (&device, DType::I32));
+    let words = ints(words.collect(), &device);
     let chosen = Tensor::<1, Int>::zeros([rows], (&device, DType::I32));
     let mut logits = logits.clone().into_dispatch();
     if draws.iter().any(|draw| draw.changes.is_some()) {
@@ -203,9 +203,7 @@ pub(crate) fn changes_of<'a>(
     room: usize,
     device: &Device,
 ) -> Tensor<1, Int> {
-    let words = LogitChanges::words(rows, room);
-    let len = words.len();
-    Tensor::from_data(TensorData::new(words, [len]), (device, DType::I32))
+    ints(LogitChanges::words(rows, room), device)
 }
 
 /// Starts to find the largest logits of each row, for samplers with these scales
@@ -220,8 +218,7 @@ pub(crate) fn largest_logits(logits: &Tensor<2>, scales: &[f32]) -> Option<Pendi
         return None;
     }
     let bits: Vec<i32> = scales.iter().map(|scale| scale.to_bits() as i32).collect();
-    let data = TensorData::new(bits, [rows]);
-    let scales = Tensor::<1, Int>::from_data(data, (&logits.device(), DType::I32));
+    let scales = ints(bits, &logits.device());
     let (logits, scales) = (logits.clone().into_dispatch(), scales.into_dispatch());
     Some(PendingLargest(Dispatch::gpu_top_logits(logits, scales)))
 }
@@ -320,7 +317,7 @@ impl GpuInt8Head {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 pub(super) mod tests {
-    use burn::tensor::Distribution;
+    use burn::tensor::{Distribution, TensorData};
 
     use super::super::super::first_gpu;
     use super::super::masks::mask_logits;

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use burn::backend::Dispatch;
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Int, Tensor};
 
-use super::super::cube;
+use super::super::{cube, ints};
 use super::gpu::GpuChoiceOps as _;
 use crate::constraint::TokenMask;
 use crate::sampling::RowMask;
@@ -44,11 +44,6 @@ fn words_of<'a>(masks: impl Iterator<Item = &'a TokenMask>, vocab: usize) -> Vec
         words.resize((i + 1) * len, 0);
     }
     words
-}
-
-fn ints(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {
-    let len = values.len();
-    Tensor::from_data(TensorData::new(values, [len]), (device, DType::I32))
 }
 
 /// Applies masks to rows of logits; each entry is a row, and the place of its mask in `table`.
@@ -89,7 +84,10 @@ impl MaskTable {
     /// happened, where the device has no kernels for it.
     ///
     /// # Shapes
-    /// logits `[rows, vocab]`; as many masks as there is room for, or fewer.
+    /// logits `[rows, vocab]`.
+    ///
+    /// # Panics
+    /// When there are more different masks than there is room for.
     pub(crate) fn apply(&mut self, logits: &Tensor<2>, masks: &[RowMask]) -> bool {
         if !cube::supports(logits) {
             return false;
@@ -164,8 +162,10 @@ impl Places {
     /// The place that was not used for the longest time, for a mask that has none.
     fn replace(&mut self, mask: &Arc<TokenMask>) -> usize {
         let oldest = (0..self.used.len()).min_by_key(|&place| self.used[place]);
-        let place = oldest.unwrap_or_default();
-        assert!(self.used[place] < self.num_calls, "a place for each row");
+        let free = oldest.filter(|&place| self.used[place] < self.num_calls);
+        let Some(place) = free else {
+            panic!("more masks than there is room for: {}", self.used.len());
+        };
         if let Some(old) = self.masks[place].replace(Arc::clone(mask)) {
             self.of_mask.remove(&old);
         }
@@ -178,6 +178,8 @@ impl Places {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
+    use burn::tensor::TensorData;
+
     use super::super::super::{first_gpu, naive};
     use super::super::gpu::tests::random_logits;
     use super::*;
