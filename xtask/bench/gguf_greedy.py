@@ -13,6 +13,7 @@ where fewer than three of the four answers have the same tokens.
 
 import argparse
 import json
+import os
 import pathlib
 import shutil
 import socket
@@ -141,9 +142,14 @@ def compare(kind, args, work):
             server.stop()
     shutil.rmtree(folder)
     request = {"prompts": [o["prompt"] for o in ours], "texts": [o["text"] for o in ours], "max_tokens": args.tokens, "stop": stop}
-    script = shutil.copy(HERE / "llama_greedy.mjs", args.node)
-    command = ["node", script, str(file), "2"]
-    theirs = json.loads(subprocess.run(command, input=json.dumps(request).encode(), stdout=subprocess.PIPE, check=True).stdout)
+    # A module finds its packages beside itself.
+    script = pathlib.Path(args.node, f"llama_greedy-{os.getpid()}.mjs")
+    shutil.copy(HERE / "llama_greedy.mjs", script)
+    try:
+        command = ["node", str(script), str(file), "2"]
+        theirs = json.loads(subprocess.run(command, input=json.dumps(request).encode(), stdout=subprocess.PIPE, check=True).stdout)
+    finally:
+        script.unlink()
     equal = 0
     for number, (prompt, our, their) in enumerate(zip(PROMPTS, ours, theirs)):
         if not their["same_prompt"]:

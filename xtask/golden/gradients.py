@@ -147,7 +147,9 @@ def adapted(model, rank, tensors, **options):
     model, found = with_adapter(model, rank, **options)
     with torch.no_grad():
         for name, parameter in found.items():
-            parameter.copy_(tensors.get(f"adapter.{name}", parameter))
+            # PEFT computes magnitudes from the weight.
+            if "magnitude" not in name:
+                parameter.copy_(tensors[f"adapter.{name}"])
     return model, found
 
 

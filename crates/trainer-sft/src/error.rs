@@ -122,7 +122,7 @@ pub enum TrainError {
     },
     /// A loss, a gradient or a weight is infinite or not a number.
     #[error(
-        "{what} at step {step} ({records}): training has diverged, and nothing of it is written; {cause}. Checkpoints written before stay in {}",
+        "{what} at step {step} ({records}): training has diverged, and no weights of it are written; {cause}. Checkpoints written before stay in {}",
         output.display()
     )]
     Diverged {

@@ -47,6 +47,7 @@ const GPU_DRIVER: u64 = 680 << 20;
 const MULTIPROCESSORS: usize = 132;
 /// What the process takes without a model: the program, the tokenizer, threads.
 const CPU_PROCESS: u64 = 160 << 20;
+
 /// Where a run takes memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Machine {
@@ -226,7 +227,7 @@ fn on_gpu(
 ) -> MemoryPlan {
     let shape = step_shape(config, model, dtype, tokens);
     let ledger = step::walk(&shape);
-    // Some are looked up on the CPU.
+    // Embeddings of their own stay in the CPU's memory.
     let stays = !config.run.full && config.method.method != Method::Grpo && !shape.tables[0];
     let embeddings = match stays && !model.tie_word_embeddings {
         true => shape.table(shape.embedding) as u64,
@@ -250,6 +251,8 @@ fn on_gpu(
         // The rest is counted, and no card has shown that the count is right.
         is_exact: shape.objective == Objective::Tokens
             && shape.tables == [false; 2]
+            && shape.value != 4
+            && config.samples.prompts.is_none()
             && !shape.dora
             && !shape.dropout
             && !shape.noise
@@ -321,7 +324,9 @@ fn answers(config: &Config, model: &QwenConfig, machine: &Machine, tokens: usize
     }
     let rows = config.run.batch_size.max(1);
     let num_answers = rows * config.run.gradient_accumulation;
-    cache_bytes(model, (num_answers, tokens / rows), machine.free)
+    // A smaller card stands for this one.
+    let free = machine.free.into_iter().chain(config.memory.device_memory);
+    cache_bytes(model, (num_answers, tokens / rows), free.min())
 }
 
 fn estimate(
@@ -578,6 +583,21 @@ mod tests {
             said.contains("--max-completion-length") && !said.contains("--max-length"),
             "{said}"
         );
+    }
+
+    #[test]
+    fn answers_have_room_of_the_card_that_is_named() {
+        let rows = RowLengths::known(vec![13, 9], 4096, 1);
+        let mut config = config(8, 1024);
+        config.method.method = Method::Grpo;
+        config.grpo.max_completion_length = Some(30_000);
+        config.memory.device_memory = Some(8 << 30);
+        let answers = |gib| {
+            let planned = plan(&config, &model(), &card(gib), (&rows, false)).unwrap();
+            planned.plan.answers
+        };
+        assert!(answers(8) > 0);
+        assert_eq!(answers(140), answers(8));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! `--sample-prompts`: what the model answers before, while and after it trains.
 
+use std::collections::HashSet;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::ops::ControlFlow;
@@ -82,8 +83,11 @@ impl Samples {
             let answers = text
                 .lines()
                 .filter_map(|line| serde_json::from_str(line).ok());
+            // Answers of a result that was an earlier step's stand behind those of that step.
+            let mut seen = HashSet::new();
             self.answers = answers
                 .filter(|answer: &Sample| answer.step <= last)
+                .filter(|answer| seen.insert((answer.step, answer.index)))
                 .collect();
         }
         fs::write(&self.path, lines(&self.answers)).map_err(failed())

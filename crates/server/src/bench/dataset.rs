@@ -102,7 +102,7 @@ async fn custom(
 ) -> Result<Option<Sample>> {
     let prompt = match as_chat {
         true => (texts.chat(&row.prompt).await)
-            .context("(--skip-chat-template sends prompts as they are)")?,
+            .context("prompts are sent as chats; --skip-chat-template sends them as they are")?,
         false => row.prompt.clone(),
     };
     let given = args.output_len.or(args.custom_output_len);

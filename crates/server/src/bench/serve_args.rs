@@ -203,19 +203,19 @@ pub struct ServeArgs {
     #[arg(long, hide = true)]
     pub trust_remote_code: bool,
 
-    /// Certificates are of TLS, which there is none of
+    /// This client has no TLS, so it checks no certificate
     #[arg(long, hide = true)]
     pub insecure: bool,
 
-    /// Only what happens anyway
+    /// Tokenizers are read from tokenizer.json
     #[arg(long, hide = true, value_name = "MODE", value_parser = tokenizer_mode)]
     pub tokenizer_mode: Option<()>,
 
-    /// Only what happens anyway
+    /// Each request has one prompt
     #[arg(long, hide = true, value_name = "N", value_parser = batch_size)]
     pub random_batch_size: Option<()>,
 
-    /// Only what happens anyway
+    /// No probes are sent
     #[arg(long, hide = true, value_name = "RPS", value_parser = no_probes)]
     pub probe_request_rate: Option<()>,
 }

@@ -17,7 +17,7 @@ use crate::engine::EngineHandle;
 const LOOK: Duration = Duration::from_millis(10);
 /// The longest that a job on a GPU waits for requests that go on and on, between two pieces of its work.
 const MOST: Duration = Duration::from_secs(2);
-/// The shortest: a few tokens of a small model, whose layers take less time than one of them.
+/// The shortest wait. Four layers of a small model take less time than one of its tokens, which would hardly get ahead.
 const LEAST: Duration = Duration::from_millis(2);
 /// Layers that a device may be behind when a job looks whether the next one may come: each time would leave it without work in
 /// between.
@@ -40,19 +40,24 @@ impl Pieces {
         }
     }
 
-    /// Whether this piece is one. A micro-batch may take many seconds: a job that takes what is left stops before each layer, and
-    /// one of normal priority where a GPU would compute all of it before the next token.
-    pub(super) fn have(&self, piece: Piece) -> bool {
+    /// Whether a job waits before this piece, which comes now. A micro-batch may take many seconds: a job that takes what is left
+    /// stops before each layer, and one of normal priority where a GPU would compute all of it before the next token.
+    pub(super) fn waits_before(&self, piece: Piece) -> bool {
         match (piece, self.priority) {
-            (Piece::Batch, _) | (Piece::Layer, JobPriority::Low) => true,
-            (Piece::Layer, JobPriority::Normal) => self.shares_gpu && self.is_far_ahead(),
+            (Piece::Batch, _) => {
+                // It waits for what was launched.
+                self.layers.store(0, Ordering::Relaxed);
+                true
+            }
+            (Piece::Layer, JobPriority::Low) => true,
+            (Piece::Layer, JobPriority::Normal) => self.shares_gpu && self.count_layer(),
         }
     }
 
-    /// Counts a layer; whether it is one in a few.
-    pub(super) fn is_far_ahead(&self) -> bool {
+    /// Counts a layer that comes now; whether so many are launched that the job waits before it.
+    pub(super) fn count_layer(&self) -> bool {
         let num = self.layers.fetch_add(1, Ordering::Relaxed);
-        num.is_multiple_of(LAYERS_AHEAD)
+        num > 0 && num.is_multiple_of(LAYERS_AHEAD)
     }
 }
 
@@ -90,7 +95,7 @@ impl Gate {
     pub(super) fn pass(&self, piece: Piece) {
         // Between layers a GPU is waited for only where somebody else wants it.
         let is_idle = piece == Piece::Layer && !self.engine.is_busy();
-        if is_idle || !self.pieces.have(piece) {
+        if is_idle || !self.pieces.waits_before(piece) {
             return;
         }
         if let Some(gpu) = &self.gpu {
@@ -150,17 +155,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn on_a_gpu_of_requests_a_few_layers_are_ahead_at_most() {
+    fn a_job_waits_before_each_batch_and_every_few_layers_on_the_gpu_of_requests() {
         let waits = |priority, shares_gpu| {
             let pieces = Pieces::new(priority, shares_gpu);
-            assert!(pieces.have(Piece::Batch));
-            let layers = (0..3 * LAYERS_AHEAD).map(|_| pieces.have(Piece::Layer));
-            layers.filter(|waits| *waits).count()
+            let batch = || -> Vec<usize> {
+                assert!(pieces.waits_before(Piece::Batch));
+                let layers = 0..2 * LAYERS_AHEAD + 2;
+                layers
+                    .filter(|_| pieces.waits_before(Piece::Layer))
+                    .collect()
+            };
+            // The second batch is as the first.
+            let layers = batch();
+            assert_eq!(batch(), layers);
+            layers
         };
-        assert_eq!(waits(JobPriority::Normal, true), 3);
-        assert_eq!(waits(JobPriority::Normal, false), 0);
+        let far = [LAYERS_AHEAD, 2 * LAYERS_AHEAD];
+        assert_eq!(waits(JobPriority::Normal, true), far);
+        assert!(waits(JobPriority::Normal, false).is_empty());
         for shares_gpu in [false, true] {
-            assert_eq!(waits(JobPriority::Low, shares_gpu), 3 * LAYERS_AHEAD);
+            let all: Vec<usize> = (0..2 * LAYERS_AHEAD + 2).collect();
+            assert_eq!(waits(JobPriority::Low, shares_gpu), all);
         }
     }
 }

@@ -84,12 +84,12 @@ fn gate(work: &Work, turns: Receiver<bool>) -> Box<dyn Fn(Piece) + Send + Sync> 
     let priority = work.priority;
     let (turns, is_busy) = (Mutex::new(turns), AtomicBool::new(true));
     Box::new(move |piece| {
-        if !pieces.have(piece) {
+        if !pieces.waits_before(piece) {
             return;
         }
         let is_due = match (piece, priority) {
             (Piece::Batch, _) => true,
-            (Piece::Layer, JobPriority::Low) => pieces.is_far_ahead(),
+            (Piece::Layer, JobPriority::Low) => pieces.count_layer(),
             // A device that nobody else needs is not waited for.
             (Piece::Layer, JobPriority::Normal) => is_busy.load(Ordering::Relaxed),
         };

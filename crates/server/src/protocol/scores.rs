@@ -112,8 +112,14 @@ impl ScoreFields {
         };
         let (Some(names), Some((_, second)), Some((_, first))) = (names, given.pop(), given.pop())
         else {
-            let message = "Give `text_1` and `text_2` (or `queries` and `documents`, `queries` and `items`, `data_1` and \
-                           `data_2`).";
+            let found_names = match found.as_slice() {
+                [] => "nothing".to_owned(),
+                names => names.join(" and "),
+            };
+            let message = format!(
+                "Give `text_1` and `text_2` (or `queries` and `documents`, `queries` and `items`, `data_1` and `data_2`), found \
+                 {found_names}."
+            );
             return Err(ApiError::bad_request(missing_side(&found), message));
         };
         let pairs = Pairs {

@@ -142,9 +142,7 @@ pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiE
     let mut text = sampling.text_options(state)?;
     if fields.suffix.is_some() {
         refuse_beside_suffix(echo, &sampling)?;
-        if sampling.ignore_eos != Some(true) {
-            text = ending_at_gap(state, text);
-        }
+        text = ending_at_gap(state, &sampling, text);
     }
     let asked = grammar.asked(state.json_style())?;
 

@@ -1,6 +1,7 @@
 //! Fill in the middle: a prompt for what is between two texts.
 
 use crate::error::ApiError;
+use crate::protocol::common::SamplingFields;
 use crate::protocol::sampling::TextOptions;
 use crate::state::AppState;
 
@@ -37,9 +38,16 @@ pub(super) fn with_gap(state: &AppState, prompt: &str, suffix: &str) -> Result<S
     Ok(format!("{before}{prompt}{between}{suffix}{behind}"))
 }
 
-/// Lets what the model writes behind a gap end the text, as its end-of-sequence tokens do.
+/// Lets what the model writes behind a gap end the text, as its end-of-sequence tokens do: not with `ignore_eos`.
 #[must_use]
-pub(super) fn ending_at_gap(state: &AppState, mut text: TextOptions) -> TextOptions {
+pub(super) fn ending_at_gap(
+    state: &AppState,
+    sampling: &SamplingFields,
+    mut text: TextOptions,
+) -> TextOptions {
+    if sampling.ignore_eos == Some(true) {
+        return text;
+    }
     let tokenizer = &state.model().tokenizer;
     let ends = GAP_TOKENS.iter().chain(&BEHIND_GAP);
     let ends = ends.filter_map(|token| tokenizer.token_to_id(token));

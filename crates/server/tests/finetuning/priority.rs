@@ -39,7 +39,10 @@ impl Busy {
             let line = lines.find(|line| line.starts_with("vllm:num_requests_running"));
             line.unwrap().ends_with(" 3")
         };
+        let begun = Instant::now();
         while !all_run() {
+            let has_ended = busy.clients.iter().any(JoinHandle::is_finished);
+            assert!(!has_ended && begun.elapsed() < PATIENCE, "the requests run");
             thread::sleep(Duration::from_millis(10));
         }
         busy
@@ -50,7 +53,11 @@ impl Drop for Busy {
     fn drop(&mut self) {
         self.ends.store(true, Ordering::Relaxed);
         for client in self.clients.drain(..) {
-            client.join().unwrap();
+            let ended = client.join();
+            // A second panic would hide the first.
+            if !thread::panicking() {
+                ended.unwrap();
+            }
         }
     }
 }

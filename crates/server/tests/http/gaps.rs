@@ -56,6 +56,18 @@ fn a_suffix_is_what_comes_behind_the_answer() {
 }
 
 #[test]
+fn tokens_of_a_gap_end_no_text_that_ignores_ends() {
+    let server = start_filling(|_| Play::Tokens(bytes("x").collect(), FinishReason::Stop));
+    for (ignores, num) in [(false, 3), (true, 0)] {
+        let body = json!({ "prompt": BEFORE, "suffix": BEHIND, "ignore_eos": ignores });
+        server.complete(body).json();
+        let stops = server.last_request().stop_token_ids;
+        let found = [258, 259, 260].iter().filter(|id| stops.contains(id));
+        assert_eq!(found.count(), num);
+    }
+}
+
+#[test]
 fn a_suffix_goes_with_choices_prompts_and_log_probabilities() {
     let server = start_filling(|_| says("ab"));
     let body = json!({ "prompt": [BEFORE, "x"], "suffix": BEHIND, "n": 2, "logprobs": 1, "prompt_logprobs": 0 });

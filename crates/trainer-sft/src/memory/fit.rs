@@ -10,6 +10,8 @@ use crate::error::TrainError;
 
 /// Lengths that are tried are multiples of this.
 const LENGTH_STEP: usize = 64;
+/// And of this one before.
+const LARGE_STEP: usize = 8 * LENGTH_STEP;
 
 /// What a run takes, and whether it may.
 #[derive(Debug)]
@@ -227,17 +229,14 @@ fn instead(config: &Config, on_gpu: bool, fits: &impl Fn(&Config) -> bool) -> St
     }
     if !fits(&tried) {
         let (flag, given) = length_of(&mut tried);
-        // In steps: what fits, and what does not.
-        let (mut fitting, mut larger) = (0, given.div_ceil(LENGTH_STEP));
-        while larger - fitting > 1 {
-            let middle = usize::midpoint(fitting, larger);
-            *length_of(&mut tried).1 = LENGTH_STEP * middle;
-            match fits(&tried) {
-                true => fitting = middle,
-                false => larger = middle,
-            }
-        }
-        let shorter = (fitting > 0).then_some(LENGTH_STEP * fitting);
+        let most = given.saturating_sub(1);
+        // A shorter row may take more, because of pages that are not full: no search that halves. Large steps come first, since
+        // each length is planned as a whole.
+        let large = longest(&tried, LARGE_STEP, most, fits);
+        let least = large.unwrap_or(0);
+        let above = most.min(least + LARGE_STEP - 1);
+        let small = longest(&tried, LENGTH_STEP, above, fits).filter(|small| *small > least);
+        let shorter = small.or(large);
         match shorter {
             Some(length) => found.push(format!("{flag} {length}")),
             None => {
@@ -246,6 +245,21 @@ fn instead(config: &Config, on_gpu: bool, fits: &impl Fn(&Config) -> bool) -> St
         }
     }
     format!("{} would fit", found.join(" "))
+}
+
+/// The longest row that fits, of multiples of `step` up to `most`.
+fn longest(
+    config: &Config,
+    step: usize,
+    most: usize,
+    fits: &impl Fn(&Config) -> bool,
+) -> Option<usize> {
+    let mut tried = config.clone();
+    let mut lengths = (1..=most / step).rev().map(|num| step * num);
+    lengths.find(|&length| {
+        *length_of(&mut tried).1 = length;
+        fits(&tried)
+    })
 }
 
 /// The setting that says how long a row is, and its flag.

@@ -6,6 +6,7 @@ use burn::tensor::{DType, Device};
 use model_qwen::{QwenConfig, QwenModel};
 
 use super::ledger::Use;
+use super::pages::ALIGNMENT;
 use super::{Machine, MemoryPlan, step, step_shape};
 use crate::batch::Batch;
 use crate::config::{Config, Method, Optim};
@@ -29,7 +30,7 @@ fn model() -> QwenConfig {
 
 /// As CubeCL allocates.
 fn whole(bytes: usize) -> u64 {
-    bytes.next_multiple_of(512) as u64
+    (bytes as u64).next_multiple_of(ALIGNMENT)
 }
 
 /// Bytes between the steps of a run on the CPU: what is trained and none of the model's own, what DoRA keeps, and moments.

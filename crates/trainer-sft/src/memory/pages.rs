@@ -11,7 +11,7 @@ const SMALL: u64 = 64 * KIB;
 const SMALL_PAGE: u64 = 8 * MIB;
 const MIN_PAGE: u64 = 2 * MIB;
 /// Allocations begin and end at multiples of this.
-const ALIGNMENT: u64 = 512;
+pub(super) const ALIGNMENT: u64 = 512;
 
 /// A place in a page.
 #[derive(Debug, PartialEq, Eq)]

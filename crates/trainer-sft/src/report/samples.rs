@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use super::escape;
 use crate::samples::Sample;
 
-/// For each prompt the first answer and the last one, which is that of the result, and those in between to be unfolded; empty without answers.
+/// For each prompt the first answer and the last one, the result's; answers in between are folded. Empty without answers.
 pub(super) fn section(answers: &[Sample], prompts: &[String]) -> String {
     let mut section = String::new();
     for (index, prompt) in prompts.iter().enumerate() {

@@ -204,7 +204,7 @@ pub(super) fn evaluate(args: &EvalArgs) -> Result<String, ToolError> {
     config.model.device.clone_from(&args.device);
     config.model.quantization = Some(args.quantization);
     config.run.batch_size = args.batch_size;
-    let read = config.data.clone();
+    let (read, tokenizer) = (config.data.clone(), config.model.tokenizer.clone());
     let data = EvalData::with(config, &model)?;
     let which = match &adapter {
         None => Which::Model(&model),
@@ -232,6 +232,7 @@ pub(super) fn evaluate(args: &EvalArgs) -> Result<String, ToolError> {
             "train_on": read.train_on,
             "thinking": read.thinking,
             "columns": read.columns,
+            "tokenizer": tokenizer,
         });
         return Ok(format!("{json:#}\n"));
     }

@@ -294,7 +294,7 @@ fn method(
     }
     let name = usual.name();
     dialog.say(&format!(
-        "The first record is for --method {name}, and so is the run; the flag chooses another method"
+        "The first record is data for --method {name}, which this run takes. The flag chooses another method"
     ));
     Ok(usual)
 }

@@ -187,7 +187,7 @@ fn another_run_starts_from_an_adapter() {
 }
 
 #[test]
-fn numbers_that_are_none_stop_a_run_before_anything_is_written() {
+fn numbers_that_are_none_stop_a_run_before_weights_are_written() {
     let folder = TempDir::new().unwrap();
     let data = data_folder().join("train.jsonl");
     let output = folder.path().join("o").to_str().unwrap().to_owned();
@@ -207,7 +207,7 @@ fn numbers_that_are_none_stop_a_run_before_anything_is_written() {
     assert!(!said.is_success(), "{}", said.out);
     assert!(
         said.err
-            .contains("training has diverged, and nothing of it is written"),
+            .contains("training has diverged, and no weights of it are written"),
         "{}",
         said.err
     );

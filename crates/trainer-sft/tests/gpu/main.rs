@@ -317,9 +317,9 @@ fn compared_answers_follow_those_of_the_cpu() {
 fn inputs_of_layers_come_back_from_the_host() {
     let device = gpu();
     let batches = [batch(&[5, 70, 33]), batch(&[64, 1, 130])];
-    // The last one with dropout, too.
     let dora = Kind {
         dora: true,
+        dropout: true,
         ..PLAIN
     };
     for (kind, compute, objective) in [
@@ -338,7 +338,7 @@ fn inputs_of_layers_come_back_from_the_host() {
         let losses = |checkpointing| {
             let mut options = *trainer(kind, compute, &device).options();
             options.checkpointing = checkpointing;
-            options.dropout = if kind.dora { 0.1 } else { 0.0 };
+            options.dropout = if kind.dropout { 0.1 } else { 0.0 };
             let preference = objective.map(|objective| Preference {
                 objective,
                 reference: None,

@@ -87,7 +87,7 @@ fn plain(
     let params = sampling.sampling_params(state, num_logprobs);
     let params = params.map_err(renamed)?;
     let options = match (sampling.text_options(state)?, fills_gap) {
-        (options, true) => ending_at_gap(state, options),
+        (options, true) => ending_at_gap(state, &sampling, options),
         (options, false) => options,
     };
     let grammar = request.grammar(state.json_style());
