@@ -21,6 +21,7 @@ mod samples;
 mod validate;
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use lora_4bit::ComputeDtype;
 use model_qwen::{Dtype, Quantization};
@@ -296,22 +297,44 @@ impl RunConfig {
 }
 
 /// Which activations are computed a second time; see [`Checkpointing`](crate::step::Checkpointing).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "BoolOrAuto", into = "BoolOrAuto")]
 pub enum GradientCheckpointing {
-    /// As few as the free memory allows.
+    /// As few as the memory allows.
     Auto,
     /// Those of every layer.
     True,
     /// None.
     False,
+    /// Those of so many layers, the first ones.
+    Layers(usize),
+}
+
+impl FromStr for GradientCheckpointing {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "true" => Ok(Self::True),
+            "false" => Ok(Self::False),
+            _ => text
+                .parse()
+                .map(Self::Layers)
+                .map_err(|_| "expected `true`, `false`, `auto` or a number of layers".to_owned()),
+        }
+    }
 }
 
 /// How a file may say it: `true` without quotes is no string in most formats.
 #[derive(Clone, Copy, Serialize, Deserialize)]
-#[serde(untagged, expecting = "expected true, false or \"auto\"")]
+#[serde(
+    untagged,
+    expecting = "expected true, false, \"auto\" or a number of layers"
+)]
 enum BoolOrAuto {
     Bool(bool),
+    Layers(usize),
     Text(Text),
 }
 
@@ -330,6 +353,7 @@ impl From<BoolOrAuto> for GradientCheckpointing {
             BoolOrAuto::Bool(true) | BoolOrAuto::Text(Text::True) => Self::True,
             BoolOrAuto::Bool(false) | BoolOrAuto::Text(Text::False) => Self::False,
             BoolOrAuto::Text(Text::Auto) => Self::Auto,
+            BoolOrAuto::Layers(layers) => Self::Layers(layers),
         }
     }
 }
@@ -340,6 +364,7 @@ impl From<GradientCheckpointing> for BoolOrAuto {
             GradientCheckpointing::True => Self::Bool(true),
             GradientCheckpointing::False => Self::Bool(false),
             GradientCheckpointing::Auto => Self::Text(Text::Auto),
+            GradientCheckpointing::Layers(layers) => Self::Layers(layers),
         }
     }
 }
@@ -443,6 +468,13 @@ mod tests {
             let old = format!("value = \"{}\"", text.trim_matches('"'));
             assert_eq!(toml::from_str::<File>(&old).unwrap(), File { value });
         }
-        assert!(toml::from_str::<File>("value = 1").is_err());
+        let some = File {
+            value: GradientCheckpointing::Layers(12),
+        };
+        assert_eq!(toml::to_string(&some).unwrap().trim(), "value = 12");
+        assert_eq!(toml::from_str::<File>("value = 12").unwrap(), some);
+        assert_eq!("12".parse(), Ok(some.value));
+        assert!(toml::from_str::<File>("value = -1").is_err());
+        assert!("some".parse::<GradientCheckpointing>().is_err());
     }
 }

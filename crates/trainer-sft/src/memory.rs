@@ -286,7 +286,11 @@ fn step_shape<'m>(
         head,
         multiprocessors: MULTIPROCESSORS,
         weights_as_they_are: config.quantization() == Quantization::None && held == dtype,
-        keeps_all: config.optimizer.gradient_checkpointing == GradientCheckpointing::False,
+        first_kept: match config.optimizer.gradient_checkpointing {
+            GradientCheckpointing::Auto | GradientCheckpointing::True => model.num_hidden_layers,
+            GradientCheckpointing::False => 0,
+            GradientCheckpointing::Layers(layers) => layers,
+        },
         offloads: config.optimizer.offload_activations,
         dropout: config.lora.dropout > 0.0,
         noise: config.optimizer.neftune_noise_alpha.is_some(),
@@ -340,11 +344,21 @@ fn estimate(
     // A graph's tensors, and the gradients of a part of them.
     let masks = masks(config, model, tokens);
     let layer = graph * 3 / 2 + masks;
+    let kept = |computed_again: usize| {
+        let all = model.num_hidden_layers;
+        let stay = all.saturating_sub(computed_again);
+        let inputs = if stay < all {
+            input * (all - stay + 1)
+        } else {
+            0
+        };
+        all_activations(model, tokens) / all.max(1) as u64 * stay as u64
+            + (masks * stay + inputs) as u64
+    };
     let kept = match config.optimizer.gradient_checkpointing {
-        GradientCheckpointing::False => {
-            all_activations(model, tokens) + (masks * model.num_hidden_layers) as u64
-        }
-        _ => (input * (model.num_hidden_layers + 1)) as u64,
+        GradientCheckpointing::False => kept(0),
+        GradientCheckpointing::Layers(layers) => kept(layers),
+        GradientCheckpointing::Auto | GradientCheckpointing::True => kept(model.num_hidden_layers),
     };
     // Both answers of pairs, and those of the reference, keep the log-probabilities of their tokens, which are few.
     let loss = 2 * 4 * tokens.min(loss::chunk_rows(model.vocab_size)) * model.vocab_size;
@@ -637,6 +651,47 @@ mod tests {
         );
         config.memory.device_memory = Some(64 << 30);
         assert!(plan(&config, &model(), &unknown, (&rows, false)).is_ok());
+    }
+
+    #[test]
+    fn activations_are_kept_in_the_memory_that_a_run_is_given() {
+        let rows = RowLengths::any(usize::MAX, 1 << 20);
+        let mut config = config(1, 1024);
+        config.optimizer.gradient_checkpointing = GradientCheckpointing::Auto;
+        let planned = |config: &Config| {
+            let planned = plan(config, &model(), &card(8), (&rows, false)).unwrap();
+            let how = planned.config.optimizer.gradient_checkpointing;
+            (how, planned.accepted().unwrap().1.total())
+        };
+        // Nobody has said how much may be taken.
+        let (how, least) = planned(&config);
+        assert_eq!(how, GradientCheckpointing::Auto);
+        let mut layers_before = model().num_hidden_layers;
+        for megabytes in [300, 700, 1_100] {
+            let bytes = least + (megabytes << 20);
+            config.memory.device_memory = Some(bytes);
+            config.memory.gpu_memory_utilization = Some(1.0);
+            let (how, all) = planned(&config);
+            let GradientCheckpointing::Layers(layers) = how else {
+                panic!("{how:?}");
+            };
+            assert!(layers < layers_before, "{layers} of {layers_before}");
+            assert!(all > least && all * 100 <= bytes * 95, "{all} of {bytes}");
+            layers_before = layers;
+        }
+        config.memory.device_memory = Some(8 << 30);
+        assert_eq!(planned(&config).0, GradientCheckpointing::False);
+        config.memory.device_memory = Some(least + (8 << 20));
+        assert_eq!(planned(&config), (GradientCheckpointing::True, least));
+        // Who asks for something gets it.
+        config.memory.device_memory = Some(8 << 30);
+        for asked in [
+            GradientCheckpointing::True,
+            GradientCheckpointing::Layers(20),
+        ] {
+            config.optimizer.gradient_checkpointing = asked;
+            assert_eq!(planned(&config).0, asked);
+        }
     }
 
     #[test]

@@ -441,6 +441,7 @@ pub(crate) fn start(
             GradientCheckpointing::Auto => Checkpointing::Auto,
             GradientCheckpointing::True => Checkpointing::On,
             GradientCheckpointing::False => Checkpointing::Off,
+            GradientCheckpointing::Layers(layers) => Checkpointing::Layers(layers),
         },
         dropout: config.lora.dropout,
         loraplus_lr_ratio: config.optimizer.loraplus_lr_ratio.unwrap_or(1.0),

@@ -242,7 +242,8 @@ impl LayerGraph {
 /// How many layers keep their activations from the forward to the backward pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Checkpointing {
-    /// On the CPU as many as fit into half of the memory that is free, on a GPU none.
+    /// On the CPU as many as fit into half of the memory that is free, on a GPU none. (A run decides for a GPU before: see
+    /// [`PlannedRun`](crate::memory::PlannedRun).)
     #[default]
     Auto,
     /// None: each is computed twice.
@@ -251,6 +252,8 @@ pub enum Checkpointing {
     Offload,
     /// All.
     Off,
+    /// All but so many, the first ones.
+    Layers(usize),
 }
 
 impl Checkpointing {
@@ -262,11 +265,21 @@ impl Checkpointing {
         }
     }
 
+    /// The first layer whose activations a GPU keeps.
+    pub(crate) fn first_kept(self, num_layers: usize) -> usize {
+        match self {
+            Self::Auto | Self::On | Self::Offload => num_layers,
+            Self::Off => 0,
+            Self::Layers(layers) => layers.min(num_layers),
+        }
+    }
+
     fn num_kept(self, model: &QwenModel, num_tokens: usize) -> usize {
         let num_layers = model.layers.len();
         match self {
-            Self::On | Self::Offload => 0,
-            Self::Off => num_layers,
+            Self::On | Self::Offload | Self::Off | Self::Layers(_) => {
+                num_layers - self.first_kept(num_layers)
+            }
             Self::Auto => {
                 let free = metrics::available_memory().unwrap_or(0) as usize;
                 (free / 2 / layer_bytes(model, num_tokens).max(1)).min(num_layers)

@@ -295,10 +295,11 @@ impl Config {
             );
         }
         if self.optimizer.offload_activations
-            && self.optimizer.gradient_checkpointing == GradientCheckpointing::False
+            && let GradientCheckpointing::False | GradientCheckpointing::Layers(_) =
+                self.optimizer.gradient_checkpointing
         {
             return conflict(
-                "--offload-activations moves what gradient checkpointing keeps, and --gradient-checkpointing false keeps everything on the device: leave one of them out",
+                "--offload-activations moves what gradient checkpointing keeps, and --gradient-checkpointing false, or with a number, keeps activations on the device: leave one of them out",
             );
         }
         let start = self.lora.init;

@@ -143,22 +143,29 @@ pub(crate) fn plan(
     let fits = |config: &Config| room.is_none_or(|room| planned(config).total() <= room);
     let given = config.optimizer.gradient_checkpointing;
     let mut config = config.clone();
-    // On a CPU more is kept only where there is room for more.
-    let is_flexible = machine.gpu.is_none() && is_auto(&config);
-    if is_flexible {
+    // More is kept only where there is room for more.
+    if is_auto(&config) {
         config.optimizer.gradient_checkpointing = GradientCheckpointing::True;
     }
     if config.run.batch_size_auto {
         config = largest_batch(&config, usize::MAX, &fits);
     }
-    // `auto` looks at the memory that is free, and not at what it was told.
-    let mut keeps_all = config.clone();
-    keeps_all.optimizer.gradient_checkpointing = GradientCheckpointing::False;
-    config.optimizer.gradient_checkpointing = match (is_flexible, &budget) {
-        (true, Some(_)) if fits(&keeps_all) => GradientCheckpointing::False,
-        (true, Some(_)) => GradientCheckpointing::True,
-        _ => given,
-    };
+    if given == GradientCheckpointing::Auto {
+        let layers = model.num_hidden_layers;
+        config.optimizer.gradient_checkpointing = match (machine.gpu, &budget) {
+            // `auto` looks at the memory that is free, and not at what it was told.
+            (None, Some(_)) => fewest([0], &config, &fits),
+            (None, None) => given,
+            // Who says how much there is wants it used. Others get the least that a run takes.
+            (Some(_), Some(budget)) if budget.is_asked && can_keep(&config, &planned(&config)) => {
+                let most = (budget.bytes as f64 * KEPT_UP_TO) as u64;
+                fewest(0..layers, &config, &|config| {
+                    planned(config).total() <= most
+                })
+            }
+            (Some(_), _) => given,
+        };
+    }
     let plan = planned(&config);
     // An estimate stops only a run that was told how much it may take.
     let refusing = budget
@@ -176,6 +183,32 @@ pub(crate) fn plan(
         budget: budget.map(|budget| (budget.bytes, budget.by)),
         refusal,
     })
+}
+
+/// Part of a budget up to which activations are kept, which a run can do without: a plan may be a little off.
+const KEPT_UP_TO: f64 = 0.95;
+
+/// Whether a GPU may keep activations: it is known what they take, and they have no other place.
+fn can_keep(config: &Config, plan: &MemoryPlan) -> bool {
+    plan.is_exact && !config.optimizer.offload_activations
+}
+
+/// The first of these numbers of layers with which the run fits, if their activations are computed again; all where none does.
+fn fewest(
+    numbers: impl IntoIterator<Item = usize>,
+    config: &Config,
+    fits: &impl Fn(&Config) -> bool,
+) -> GradientCheckpointing {
+    let mut tried = config.clone();
+    let found = numbers.into_iter().find(|&layers| {
+        tried.optimizer.gradient_checkpointing = GradientCheckpointing::Layers(layers);
+        fits(&tried)
+    });
+    match found {
+        Some(0) => GradientCheckpointing::False,
+        Some(layers) => GradientCheckpointing::Layers(layers),
+        None => GradientCheckpointing::True,
+    }
 }
 
 /// The same step with the most rows at once that fit, fewer than `below`; with one where none does.
@@ -198,7 +231,9 @@ fn instead(config: &Config, on_gpu: bool, fits: &impl Fn(&Config) -> bool) -> St
     let mut tried = config.clone();
     if tried.optimizer.gradient_checkpointing != GradientCheckpointing::True {
         tried.optimizer.gradient_checkpointing = GradientCheckpointing::True;
-        if config.optimizer.gradient_checkpointing == GradientCheckpointing::False {
+        if let GradientCheckpointing::False | GradientCheckpointing::Layers(_) =
+            config.optimizer.gradient_checkpointing
+        {
             found.push("--gradient-checkpointing true".to_owned());
         }
     }

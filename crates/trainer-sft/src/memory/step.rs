@@ -27,8 +27,8 @@ pub(super) struct StepShape<'a> {
     pub(super) head: usize,
     /// Whether weights have the type of activations already.
     pub(super) weights_as_they_are: bool,
-    /// Whether the activations of all layers are kept.
-    pub(super) keeps_all: bool,
+    /// The first layer whose activations are kept.
+    pub(super) first_kept: usize,
     /// Whether the inputs of layers wait on the host.
     pub(super) offloads: bool,
     /// Whether inputs of adapters are masked, and embeddings get noise.
@@ -288,24 +288,24 @@ impl StepShape<'_> {
         (group.ranks > 0).then(|| self.product(ledger, Use::Layer, shape, self.value))
     }
 
-    fn activations(&self, ledger: &mut Ledger, groups: &[Group; 4]) -> Activations {
+    fn activations(&self, ledger: &mut Ledger, groups: &[Group; 4], usage: Use) -> Activations {
         let [hidden, queries, qkv] = self.widths();
-        let mut take = |width| ledger.take(Use::Layer, self.wide(width));
+        let mut take = |width| ledger.take(usage, self.wide(width));
         let normed = take(hidden);
         let qkv_h = self.shrink(ledger, &groups[0]);
-        let mut rotated = self.result(ledger, Use::Layer, &groups[0]);
+        let mut rotated = self.result(ledger, usage, &groups[0]);
         let mut unrotated = None;
         if self.model.qk_norm {
-            let turned = ledger.take(Use::Layer, self.wide(qkv));
+            let turned = ledger.take(usage, self.wide(qkv));
             unrotated = Some(std::mem::replace(&mut rotated, turned));
         }
-        let attended = ledger.take(Use::Layer, self.wide(queries));
-        let lse = ledger.take(Use::Layer, 4 * self.rows() * self.model.num_attention_heads);
+        let attended = ledger.take(usage, self.wide(queries));
+        let lse = ledger.take(usage, 4 * self.rows() * self.model.num_attention_heads);
         let o_h = self.shrink(ledger, &groups[1]);
-        let middle = self.result(ledger, Use::Layer, &groups[1]);
-        let middle_normed = ledger.take(Use::Layer, self.wide(hidden));
+        let middle = self.result(ledger, usage, &groups[1]);
+        let middle_normed = ledger.take(usage, self.wide(hidden));
         let gate_up_h = self.shrink(ledger, &groups[2]);
-        let gate_up = self.result(ledger, Use::Layer, &groups[2]);
+        let gate_up = self.result(ledger, usage, &groups[2]);
         Activations {
             normed,
             qkv_h,
@@ -356,7 +356,7 @@ impl StepShape<'_> {
 
     /// A layer whose activations stay.
     fn forward_kept(&self, ledger: &mut Ledger, groups: [Group; 4]) -> (Held, Option<Activations>) {
-        let activations = self.activations(ledger, &groups);
+        let activations = self.activations(ledger, &groups, Use::Kept);
         let inner = self.wide(self.model.intermediate_size);
         let activated = ledger.take(Use::Layer, inner);
         let h = self.shrink(ledger, &groups[3]);
@@ -395,9 +395,9 @@ impl StepShape<'_> {
             ledger.free(both);
         }
         let mut read = None;
-        for _ in 0..layers {
+        for layer in 0..layers {
             let groups = self.groups(ledger);
-            let (y, activations) = match self.keeps_all {
+            let (y, activations) = match layer >= self.first_kept {
                 true => self.forward_kept(ledger, groups),
                 false => (self.forward(ledger, groups), None),
             };
@@ -421,7 +421,8 @@ impl StepShape<'_> {
         for (layer, (x, activations)) in kept.into_iter().enumerate().rev() {
             let groups = self.groups(ledger);
             let x = x.unwrap_or_else(|| ledger.take(Use::Kept, self.wide(hidden)));
-            let activations = activations.unwrap_or_else(|| self.activations(ledger, &groups));
+            let activations =
+                activations.unwrap_or_else(|| self.activations(ledger, &groups, Use::Layer));
             let mut found = Found { layer, gradients };
             dy = self.backward(ledger, groups, (x, activations, dy), &mut found);
         }

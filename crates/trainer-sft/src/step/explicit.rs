@@ -3,8 +3,8 @@
 //!
 //! So each tensor has the type that its reader multiplies (bf16 on tensor cores, unless the layers compute in f32), is freed
 //! after its last reader, and is overwritten where nobody reads it again. Only the input of each layer is kept, and the backward
-//! pass computes the layer again; [`Checkpointing::Off`] keeps all activations instead, and [`Checkpointing::Offload`] keeps the
-//! inputs on the host. Weights that are trained are f32, and rounded to the type of products each time they are read.
+//! pass computes the layer again; [`Checkpointing::Off`] keeps all activations instead, [`Checkpointing::Layers`] those of the last
+//! layers, and [`Checkpointing::Offload`] keeps the inputs on the host. Weights that are trained are f32, and rounded to the type of products each time they are read.
 
 mod found;
 
@@ -157,10 +157,11 @@ fn walk<L>(
         x = noise.add(x, &batch); // [tokens, hidden]
     }
     x = x.cast(shared.dtype);
-    for layer in &model.layers {
+    let first_kept = checkpointing.first_kept(model.layers.len());
+    for (index, layer) in model.layers.iter().enumerate() {
         gate::pass(Piece::Layer);
         let layer = Layer::new(layer, &shared);
-        if checkpointing == Checkpointing::Off {
+        if index >= first_kept {
             let activations = layer.activations(x, &shared);
             x = layer.end(&activations); // [tokens, hidden]
             kept.push(Kept::Activations(activations));

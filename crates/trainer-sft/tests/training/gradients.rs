@@ -223,7 +223,11 @@ fn gradients_with(
 fn kept_activations_give_the_gradients_of_recomputed_ones() {
     let recomputed = gradients_with(model_with_adapter(), Checkpointing::On);
     assert_eq!(recomputed.1.len(), 2 * 7 * 3);
-    for checkpointing in [Checkpointing::Off, Checkpointing::Auto] {
+    for checkpointing in [
+        Checkpointing::Off,
+        Checkpointing::Auto,
+        Checkpointing::Layers(1),
+    ] {
         let kept = gradients_with(model_with_adapter(), checkpointing);
         assert_eq!(kept, recomputed, "{checkpointing:?}");
     }

@@ -92,10 +92,11 @@ pub struct TrainingArgs {
     )]
     pub gradient_accumulation: Option<usize>,
 
-    /// Compute activations a second time in the backward pass instead of keeping them: `true`, `false`, or `auto`, which
-    /// on a CPU keeps those of as many layers as fit into half of the free memory (all or none with --device-memory or --gpu-memory-utilization), and none on other devices
-    /// [default: auto]
-    #[arg(long, value_enum, num_args = 0..=1, default_missing_value = "true")]
+    /// Compute activations a second time in the backward pass instead of keeping them: `true`, `false`, how many layers do so, or
+    /// `auto`. That keeps on a GPU those of as many layers as the memory holds that --device-memory or --gpu-memory-utilization
+    /// allows, and none without these flags; on a CPU those of as many as fit into half of the free memory (all or none with these
+    /// flags) [default: auto]
+    #[arg(long, value_name = "WHICH", num_args = 0..=1, default_missing_value = "true")]
     pub gradient_checkpointing: Option<GradientCheckpointing>,
 
     /// Keep in the host's memory what gradient checkpointing keeps of each layer between the forward and the backward pass (on a
