@@ -20,7 +20,10 @@
 use burn::tensor::{DType, Device, Tensor};
 
 use crate::dropout::Dropout;
-pub use crate::kernels::optimizer::{AdamWFactors, adamw, eight_bit, sums_of_squares};
+pub use crate::kernels::optimizer::{
+    AdamWFactors, adamw, adamw_in_place, add_in_place, clear, eight_bit, sums_of_squares,
+    writes_in_place,
+};
 use crate::kernels::tile;
 use crate::kernels::training::{self as ops, Epilogue, Factor, Part};
 pub use crate::kernels::training::{
@@ -239,7 +242,7 @@ impl Group {
         )
     }
 
-    /// The gradient with respect to the input, and those of each layer's adapter.
+    /// The gradient with respect to the input, and those of each layer's adapter, as [`Group::adapter_gradients`] gives them.
     ///
     /// `h` is what [`Group::forward`] gave with `x`. The memory of `x` is free before that of its gradient is taken.
     ///
@@ -252,10 +255,11 @@ impl Group {
         x: Tensor<2>,
         h: Option<Tensor<2>>,
         dy: &Tensor<2>,
+        sums: &[Option<AdapterGradients>],
     ) -> (Tensor<2>, Vec<Option<AdapterGradients>>) {
         let dz = self.scaled(dy); // [tokens, out]
         let dh = self.adapter_input(&dz);
-        let gradients = self.adapter_gradients(x, h, &dz, dh.as_ref());
+        let gradients = self.adapter_gradients(x, h, &dz, dh.as_ref(), sums);
         (self.input_gradient([dy, &dz], dh), gradients)
     }
 
@@ -277,6 +281,9 @@ impl Group {
 
     /// The gradients of each layer's adapter, of what [`Group::adapter_input`] gave as `dh`. The memory of `x` is free afterwards.
     ///
+    /// Where `sums` has something for a layer, its gradients are added to that instead, [in place](writes_in_place), and the result has
+    /// nothing for it.
+    ///
     /// # Shapes
     ///
     /// `x [tokens, in]`, `h` and `dh` `[tokens, ranks]`, `dz [tokens, out]`
@@ -287,21 +294,22 @@ impl Group {
         h: Option<Tensor<2>>,
         dz: &Tensor<2>,
         dh: Option<&Tensor<2>>,
+        sums: &[Option<AdapterGradients>],
     ) -> Vec<Option<AdapterGradients>> {
         let (Some(adapters), Some(h), Some(dh)) = (&self.adapters, h, dh) else {
             return vec![None; self.layers.len()];
         };
-        let sums = Epilogue::plain(DType::F32);
+        let in_f32 = Epilogue::plain(DType::F32);
         let db = ops::product(
             Factor::columns(dz.clone(), None),
             Factor::columns(h, None),
-            sums.clone(),
+            in_f32.clone(),
         ); // [out, ranks]
         let tall = |x: Tensor<2>, dh: Tensor<2>| {
             ops::product(
                 Factor::columns(x, None),
                 Factor::columns(dh, None),
-                sums.clone(),
+                in_f32.clone(),
             ) // [in, ranks]
         };
         let da = match adapters.dropout {
@@ -314,11 +322,16 @@ impl Group {
                 Tensor::cat(parts.collect(), 1)
             }
         };
-        let gradients = self.layers.iter().map(|part| {
-            (part.ranks > 0).then(|| {
-                let [a, b_t] = ops::adapter_gradients(&da, &db, *part);
-                AdapterGradients { a, b_t }
-            })
+        let gradients = self.layers.iter().enumerate().map(|(layer, part)| {
+            if part.ranks == 0 {
+                return None;
+            }
+            if let Some(AdapterGradients { a, b_t }) = sums.get(layer).and_then(Option::as_ref) {
+                ops::add_adapter_gradients([&da, &db], [a, b_t], *part);
+                return None;
+            }
+            let [a, b_t] = ops::adapter_gradients(&da, &db, *part);
+            Some(AdapterGradients { a, b_t })
         });
         gradients.collect()
     }

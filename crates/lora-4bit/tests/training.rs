@@ -53,7 +53,7 @@ fn a_group_equals_the_graph_of_its_layers() {
             let slots = slot.map(|slot| (slot, dropout));
             let group = Group::new(&layers.iter().collect::<Vec<_>>(), slots, DType::F32);
             let (y, h) = group.forward(&x, Some(residual.clone()));
-            let (dx, gradients) = group.backward(x.clone(), h, &dy);
+            let (dx, gradients) = group.backward(x.clone(), h, &dy, &[]);
 
             let leaf = x.clone().autodiff().require_grad();
             let selection = match slot {

@@ -92,10 +92,8 @@ impl State {
         let mask = catch_unwind(AssertUnwindSafe(|| self.matcher.compute_mask_or_eos()));
         let mask = match mask {
             Ok(Ok(mask)) => {
-                let mut mask = TokenMask::new(mask.into(), self.num_tokens);
-                if !self.ends_early {
-                    mask.leave_out_unless_alone(ends);
-                }
+                let ends = if self.ends_early { &[] } else { ends };
+                let mask = TokenMask::without(mask.into(), self.num_tokens, ends);
                 Ok(Arc::new(mask))
             }
             Ok(Err(error)) => Err(grammar::reason(&error)),

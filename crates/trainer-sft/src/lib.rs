@@ -16,6 +16,7 @@ pub mod data;
 mod digest;
 mod endings;
 mod error;
+mod flat;
 mod footprint;
 pub mod full;
 mod gate;

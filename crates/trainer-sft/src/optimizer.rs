@@ -4,6 +4,8 @@
 //! and the clip factor are tensors, so that an optimizer step on a GPU reads nothing back to the host. On the CPU a step is one pass
 //! over memory.
 
+mod flat;
+
 use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
@@ -11,6 +13,8 @@ use lora_4bit::training::eight_bit::{self, DeviceMoments};
 pub use lora_4bit::training::eight_bit::{BLOCK, ByteMoments, Codes};
 use lora_4bit::training::{AdamWFactors, adamw};
 use serde::{Deserialize, Serialize};
+
+use self::flat::FlatMoments;
 
 /// Parameters of fewer values keep moments in f32, as in bitsandbytes (`min_8bit_size`).
 pub const MIN_VALUES: usize = 4096;
@@ -67,6 +71,8 @@ pub struct AdamW {
     step: usize,
     moments: BTreeMap<String, Moments>,
     byte_moments: BTreeMap<String, Held>,
+    /// Of what lies in buffers.
+    flat: Option<FlatMoments>,
 }
 
 /// Moments in 8 bits, where the parameter is.
@@ -109,6 +115,7 @@ impl AdamW {
             step: 0,
             moments: BTreeMap::new(),
             byte_moments: BTreeMap::new(),
+            flat: None,
         }
     }
 
@@ -120,6 +127,7 @@ impl AdamW {
             step,
             moments,
             byte_moments: BTreeMap::new(),
+            flat: None,
         }
     }
 
@@ -147,10 +155,12 @@ impl AdamW {
         moments.map(|(name, held)| (name.as_str(), held.to_host()))
     }
 
-    /// The state of every other parameter seen so far.
+    /// The state of every other parameter seen so far. A later step may write to these tensors.
     #[must_use]
-    pub fn moments(&self) -> &BTreeMap<String, Moments> {
-        &self.moments
+    pub fn moments(&self) -> BTreeMap<String, Moments> {
+        let mut all = self.moments.clone();
+        all.extend(self.flat.iter().flat_map(FlatMoments::by_name));
+        all
     }
 
     /// Starts the next step; [`AdamW::update`] is then called once for each parameter.
@@ -173,32 +183,11 @@ impl AdamW {
         clip: Option<&Tensor<1>>,
         rate: StepRate,
     ) -> Tensor<1> {
-        let AdamWConfig {
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-            eight_bit,
-        } = self.config;
-        let steps = i32::try_from(self.step).unwrap_or(i32::MAX);
-        let correction1 = 1.0 - beta1.powi(steps);
-        let correction2 = (1.0 - beta2.powi(steps)).sqrt();
-        let decay = match rate.decay {
-            true => 1.0 - rate.learning_rate * weight_decay,
-            false => 1.0,
-        };
-        let factors = AdamWFactors {
-            beta: [beta1 as f32, beta2 as f32],
-            rest: [(1.0 - beta1) as f32, (1.0 - beta2) as f32],
-            correction: correction2 as f32,
-            eps: eps as f32,
-            rate: (rate.learning_rate / correction1) as f32,
-            decay: decay as f32,
-        };
+        let factors = self.factors(rate);
         let like = (&value.device(), DType::F32);
         let clip = clip.map_or_else(|| Tensor::ones([1], like), Clone::clone); // [1]
         let on_host = is_plain_cpu(&value) && is_plain_cpu(&gradient);
-        if eight_bit && value.dims()[0] >= MIN_VALUES {
+        if self.config.eight_bit && value.dims()[0] >= MIN_VALUES {
             let held = self.byte_moments.remove(name);
             let (value, held) = match on_host {
                 true => in_bytes_on_host(value, gradient, clip.into_scalar(), held, factors),
@@ -216,6 +205,31 @@ impl AdamW {
         value
     }
 
+    fn factors(&self, rate: StepRate) -> AdamWFactors {
+        let AdamWConfig {
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            ..
+        } = self.config;
+        let steps = i32::try_from(self.step).unwrap_or(i32::MAX);
+        let correction1 = 1.0 - beta1.powi(steps);
+        let correction2 = (1.0 - beta2.powi(steps)).sqrt();
+        let decay = match rate.decay {
+            true => 1.0 - rate.learning_rate * weight_decay,
+            false => 1.0,
+        };
+        AdamWFactors {
+            beta: [beta1 as f32, beta2 as f32],
+            rest: [(1.0 - beta1) as f32, (1.0 - beta2) as f32],
+            correction: correction2 as f32,
+            eps: eps as f32,
+            rate: (rate.learning_rate / correction1) as f32,
+            decay: decay as f32,
+        }
+    }
+
     /// Checks that the moments belong to parameters of these sizes: name and number of values, of all parameters.
     ///
     /// # Errors
@@ -229,6 +243,7 @@ impl AdamW {
                 found,
             })
         };
+        let moments = self.moments();
         for (name, &size) in sizes {
             let expected = format!("{size} values");
             if let Some(held) = self.byte_moments.get(name) {
@@ -240,7 +255,7 @@ impl AdamW {
                 }
                 continue;
             }
-            let Some(Moments { mean, variance }) = self.moments.get(name) else {
+            let Some(Moments { mean, variance }) = moments.get(name) else {
                 return error(name, expected, "no moments".into());
             };
             for (kind, found) in [("mean", mean.dims()[0]), ("variance", variance.dims()[0])] {
@@ -253,7 +268,7 @@ impl AdamW {
                 }
             }
         }
-        let mut names = self.moments.keys().chain(self.byte_moments.keys());
+        let mut names = moments.keys().chain(self.byte_moments.keys());
         match names.find(|name| !sizes.contains_key(*name)) {
             Some(name) => error(
                 name,

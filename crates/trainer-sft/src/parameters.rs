@@ -3,12 +3,14 @@
 //! A run trains either the adapter in one slot or every weight. The rest of the trainer does not care which: it walks over
 //! a layer's parameters to make them leaves of an autodiff graph, to collect their gradients, and to update them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use burn::tensor::{DType, Device, Gradients, Tensor};
-use lora_4bit::training::sums_of_squares;
+use lora_4bit::training::{AdapterGradients, add_in_place, sums_of_squares};
 use lora_4bit::{Linear, Weight};
 use model_qwen::{DecoderLayer, QwenModel};
+
+use crate::flat::Flat;
 
 /// What is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,13 +106,19 @@ impl ParameterMut<'_> {
         matches!(self, Self::Matrix(_) | Self::Lengths(_))
     }
 
+    /// Rows and columns; of a vector one row.
+    #[must_use]
+    pub fn dims(&self) -> [usize; 2] {
+        match self {
+            Self::Vector(tensor) | Self::Lengths(tensor) => [1, tensor.dims()[0]],
+            Self::Matrix(tensor) => tensor.dims(),
+        }
+    }
+
     /// Number of values.
     #[must_use]
     pub fn num_values(&self) -> usize {
-        match self {
-            Self::Vector(tensor) | Self::Lengths(tensor) => tensor.dims()[0],
-            Self::Matrix(tensor) => tensor.dims().iter().product(),
-        }
+        self.dims().iter().product()
     }
 
     /// The value as `[numel]`.
@@ -200,6 +208,8 @@ pub fn visit_model(
     }
 }
 
+/// How the name of an adapter's A ends.
+pub const LORA_A: &str = ".lora_A";
 /// How the name of an adapter's B, transposed, ends.
 pub const LORA_B: &str = ".lora_B_t";
 /// How the name of DoRA's lengths of rows ends.
@@ -221,7 +231,7 @@ fn visit_linear(
         Trainable::Adapter { slot } | Trainable::AdapterAndModules { slot, .. } => {
             if let Some(adapter) = linear.adapter_mut(slot) {
                 visit(
-                    &format!("{name}.lora_A"),
+                    &format!("{name}{LORA_A}"),
                     ParameterMut::Matrix(&mut adapter.a),
                 );
                 visit(
@@ -269,14 +279,66 @@ pub struct GradientStore {
     gradients: BTreeMap<String, Tensor<1>>,
     /// Tensors that the gradients are parts of, and nothing else is; none where each is a tensor of its own.
     whole: Vec<Tensor<1>>,
+    /// Where the gradients of an adapter lie, if not in tensors of their own.
+    flat: Option<Flat>,
 }
 
 impl GradientStore {
+    /// One whose gradients of an adapter are added up in `flat`, of which nothing stays.
+    pub(crate) fn in_flat(flat: Flat) -> Self {
+        flat.clear();
+        Self {
+            flat: Some(flat),
+            ..Self::default()
+        }
+    }
+
+    /// One with the gradients of these names in `flat`.
+    pub(crate) fn of_flat(flat: Flat, names: &BTreeSet<String>) -> Self {
+        let gradients = names
+            .iter()
+            .filter_map(|name| Some((name.clone(), flat.view(name)?)));
+        Self {
+            gradients: gradients.collect(),
+            whole: Vec::new(),
+            flat: Some(flat),
+        }
+    }
+
+    /// Whether the gradients of an adapter lie in buffers.
+    pub(crate) fn is_flat(&self) -> bool {
+        self.flat.is_some()
+    }
+
+    /// Takes out the gradients of an adapter that lie in buffers, if there are any.
+    pub(crate) fn take_flat(&mut self) -> Option<Flat> {
+        let flat = self.flat.take()?;
+        let num = self.gradients.len();
+        self.gradients.retain(|name, _| !flat.places().has(name));
+        (self.gradients.len() < num).then_some(flat)
+    }
+
+    /// Where a kernel adds the gradients of an adapter's matrices A and B, transposed, by their names; it has to.
+    pub(crate) fn sums(&mut self, names: [&str; 2]) -> Option<AdapterGradients> {
+        let all = self.flat.as_ref()?;
+        let [a, b_t] = names.map(|name| all.matrix(name));
+        let sums = AdapterGradients { a: a?, b_t: b_t? };
+        for (name, sum) in names.into_iter().zip([&sums.a, &sums.b_t]) {
+            self.gradients.insert(name.to_owned(), flat(sum.clone()));
+        }
+        Some(sums)
+    }
+
     /// Adds one gradient; `None` adds nothing.
     pub fn add<const D: usize>(&mut self, name: &str, gradient: Option<Tensor<D>>) {
         let Some(gradient) = gradient else { return };
         let numel = gradient.shape().num_elements();
         let gradient = gradient.reshape([numel]); // [numel]
+        if let Some(sum) = self.flat.as_ref().and_then(|flat| flat.view(name)) {
+            add_in_place(&sum, gradient);
+            self.gradients.insert(name.to_owned(), sum);
+            return;
+        }
         match self.gradients.remove(name) {
             Some(sum) => self.gradients.insert(name.to_owned(), sum + gradient),
             None => self.gradients.insert(name.to_owned(), gradient),
@@ -307,10 +369,13 @@ impl GradientStore {
     /// L2 norm of all gradients together: `[1]`, on the device.
     #[must_use]
     pub fn norm(&self, device: &Device) -> Tensor<1> {
-        let gradients: Vec<_> = match self.whole.is_empty() {
-            true => self.gradients.values().collect(),
-            false => self.whole.iter().collect(),
+        let flat = self.flat.iter().flat_map(Flat::pieces);
+        let is_own = |name: &str| (self.flat.iter()).all(|flat| !flat.places().has(name));
+        let own = self.gradients.iter().filter(|(name, _)| is_own(name));
+        let tensors: Vec<_> = match self.whole.is_empty() {
+            true => own.map(|(_, own)| own).chain(flat).collect(),
+            false => self.whole.iter().chain(flat).collect(),
         };
-        sums_of_squares(&gradients, device).sum().sqrt()
+        sums_of_squares(&tensors, device).sum().sqrt()
     }
 }

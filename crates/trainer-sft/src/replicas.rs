@@ -12,7 +12,7 @@
 
 use std::collections::BTreeSet;
 use std::panic::resume_unwind;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ use tracing::info;
 use crate::batch::Batch;
 use crate::config::AllReduce;
 use crate::error::TrainError;
+use crate::flat::{Flat, Places};
 use crate::gate;
 use crate::parameters::{GradientStore, Trainable, visit_model};
 
@@ -189,16 +190,25 @@ fn named<T>(device: &Device, work: impl FnOnce() -> T) -> thread::Result<T> {
 /// Where the gradients of a model lie in the pieces that are summed.
 #[derive(Debug)]
 pub(crate) struct Layout {
-    /// Names and numbers of values, piece by piece.
+    /// Names and numbers of values, piece by piece, of what has no place in `flat`.
     pieces: Vec<Vec<(String, usize)>>,
+    /// Where an adapter lies in buffers of its own, which come behind.
+    flat: Option<Arc<Places>>,
 }
 
 impl Layout {
     /// Of all that is trained of `model`; the same for each copy.
-    pub(crate) fn of(model: &mut QwenModel, trainable: Trainable) -> Self {
+    pub(crate) fn of(
+        model: &mut QwenModel,
+        trainable: Trainable,
+        flat: Option<Arc<Places>>,
+    ) -> Self {
         let mut pieces = vec![Vec::new()];
         let mut filled = 0;
         visit_model(model, trainable, &mut |name, parameter| {
+            if flat.as_ref().is_some_and(|places| places.has(name)) {
+                return;
+            }
             let size = parameter.num_values();
             if filled > 0 && filled + size > PIECE {
                 pieces.push(Vec::new());
@@ -209,7 +219,7 @@ impl Layout {
                 piece.push((name.to_owned(), size));
             }
         });
-        Self { pieces }
+        Self { pieces, flat }
     }
 
     /// The gradients in `store` and `means [3]` in one tensor for each piece, and the names of the gradients that there were.
@@ -234,16 +244,32 @@ impl Layout {
             });
             Tensor::cat(gradients.chain(end).collect(), 0) // [values of the piece]
         });
-        (pieces.collect(), names)
+        let mut pieces: Vec<_> = pieces.collect();
+        if let Some(places) = &self.flat {
+            // A device without a gradient adds zeros.
+            let flat = store.take_flat();
+            let zeros = || {
+                places
+                    .pieces()
+                    .map(|(len, _)| Tensor::zeros([len], like))
+                    .collect()
+            };
+            pieces.extend(flat.map_or_else(zeros, |flat| flat.pieces().to_vec()));
+        }
+        (pieces, names)
     }
 
     /// The gradients of these `names`, and the means, `[3]`, of what [`Layout::pack`] has made.
     pub(crate) fn unpack(
         &self,
-        packed: Vec<Tensor<1>>,
+        mut packed: Vec<Tensor<1>>,
         names: &BTreeSet<String>,
     ) -> (GradientStore, Tensor<1>) {
-        let mut store = GradientStore::default();
+        let behind = packed.split_off(self.pieces.len());
+        let mut store = match &self.flat {
+            Some(places) => GradientStore::of_flat(Flat::of(places.clone(), behind), names),
+            None => GradientStore::default(),
+        };
         let mut means = None;
         let filled = |piece: &[(String, usize)]| piece.iter().map(|(_, size)| size).sum();
         let whole = self.pieces.iter().zip(&packed);

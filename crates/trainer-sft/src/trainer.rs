@@ -1,5 +1,6 @@
 //! One optimizer step: gradients of all micro-batches, clipping, AdamW.
 
+mod laid;
 mod together;
 
 use std::convert::Infallible;
@@ -9,11 +10,12 @@ use burn::tensor::{DType, Device, Tensor};
 use lora_4bit::{AdapterSelection, Dropout};
 use model_qwen::QwenModel;
 
+use self::laid::{Laid, is_faster};
 use crate::batch::{Batch, Share};
 use crate::config::LrSchedule;
 use crate::gate::{self, Piece};
 use crate::optimizer::{AdamW, AdamWConfig, StepRate, clip_factor};
-use crate::parameters::{GradientStore, LORA_B, LORA_MAGNITUDE, Trainable, visit_model};
+use crate::parameters::{GradientStore, Trainable, visit_model};
 use crate::preference::{Baseline, Numbers, Preference, Tally};
 use crate::replicas::{GradientSum, Layout, Proven, Witness, await_all};
 use crate::schedule::{Schedule, Shape};
@@ -71,10 +73,12 @@ impl TrainerOptions {
 /// A model in training.
 #[derive(Debug)]
 pub struct Trainer {
-    /// The model, with the current values of its trainable tensors.
+    /// The model, with the current values of its trainable tensors. Say [`Trainer::forget_layout`] where they have been replaced.
     pub model: QwenModel,
     options: TrainerOptions,
     optimizer: AdamW,
+    /// The adapter in buffers; `None` before the first step, and where tensors are trained one by one.
+    flat: Option<Laid>,
     /// Whether the kernels of a step have been asked for.
     is_compiled: bool,
     /// How answers are compared; `None` where they are only learnt.
@@ -180,6 +184,7 @@ impl Trainer {
             model,
             options,
             optimizer,
+            flat: None,
             is_compiled: false,
             preference: None,
             copies: Vec::new(),
@@ -245,6 +250,7 @@ impl Trainer {
         }
         gate::on_worker(&self.device(), || {
             self.compile((batches, Share::ALL));
+            self.prepare();
             self.step_here((batches, Share::ALL))
         })
     }
@@ -265,7 +271,9 @@ impl Trainer {
                 checkpointing: self.options.checkpointing.on_device(),
                 ..self.options
             };
-            drop(Self::new(model, options).step_here(share));
+            let mut trainer = Self::new(model, options);
+            trainer.lay_flat();
+            drop(trainer.step_here(share));
         });
     }
 
@@ -314,7 +322,7 @@ impl Trainer {
             let (means, gradients) = self.measured_gradients(share);
             return (means, gradients, Tally::default());
         };
-        let mut store = GradientStore::default();
+        let mut store = self.gradient_store();
         let (adapters, options) = (self.adapters(None), &self.options);
         let how = (options.trainable, &adapters, options.checkpointing, None);
         let share = (share.0, share.1, baseline);
@@ -349,8 +357,24 @@ impl Trainer {
             .max_grad_norm
             .map(|max_norm| clip_factor(norm.clone(), max_norm)); // [1]
         let ratio = self.options.loraplus_lr_ratio;
+        let rate = |is_faster: bool, decay: bool| StepRate {
+            learning_rate: match is_faster {
+                true => learning_rate * ratio,
+                false => learning_rate,
+            },
+            decay,
+        };
         let optimizer = &mut self.optimizer;
         optimizer.begin_step();
+        if let Some((laid, summed)) = self
+            .flat
+            .as_ref()
+            .and_then(|laid| laid.summed(&mut gradients))
+        {
+            // Of an adapter, everything decays.
+            let rate = |is_faster| rate(is_faster, true);
+            optimizer.update_flat(&laid.values, &summed, clip.as_ref(), rate);
+        }
         visit_model(
             &mut self.model,
             self.options.trainable,
@@ -358,15 +382,7 @@ impl Trainer {
                 let Some(gradient) = gradients.remove(name) else {
                     return;
                 };
-                // As PEFT groups them.
-                let is_faster = name.ends_with(LORA_B) || name.ends_with(LORA_MAGNITUDE);
-                let rate = StepRate {
-                    learning_rate: match is_faster {
-                        true => learning_rate * ratio,
-                        false => learning_rate,
-                    },
-                    decay: parameter.decays(),
-                };
+                let rate = rate(is_faster(name), parameter.decays());
                 parameter
                     .replace(|value| optimizer.update(name, value, gradient, clip.as_ref(), rate));
             },
@@ -405,7 +421,7 @@ impl Trainer {
     ) -> (Tensor<1>, GradientStore) {
         let num_targets: usize = batches.iter().map(Batch::num_targets).sum();
         let scale = 1.0 / num_targets.max(1) as f64;
-        let mut store = GradientStore::default();
+        let mut store = self.gradient_store();
         let mut sums = Tensor::zeros([3], (&self.device(), DType::F32));
         for (index, batch) in share
             .items(batches)

@@ -20,7 +20,8 @@ mod tests;
 pub(crate) trait OptimizerOps: Backend {
     /// Writes the sum of the squares of `x`, in [`square_parts`], to `to [n]` from `at` on; the result is `to`.
     fn sum_of_squares(to: FloatTensor<Self>, x: FloatTensor<Self>, at: usize) -> FloatTensor<Self>;
-    /// See [`adamw`]; the results are `value`, `mean` and `variance`, overwritten.
+    /// See [`adamw`]; the results are `value`, `mean` and `variance`, overwritten. With `is_shared` it does not matter who holds them,
+    /// too.
     fn adamw(
         value: FloatTensor<Self>,
         mean: FloatTensor<Self>,
@@ -28,7 +29,12 @@ pub(crate) trait OptimizerOps: Backend {
         gradient: FloatTensor<Self>,
         clip: FloatTensor<Self>,
         factors: AdamWFactors,
+        is_shared: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
+    /// See [`add_in_place`]; the result is `to`.
+    fn add_in_place(to: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self>;
+    /// See [`clear`]; the result is `to`.
+    fn clear(to: FloatTensor<Self>) -> FloatTensor<Self>;
     /// See [`eight_bit::adamw`]; the results are `value`, `codes` and `absmax`, overwritten.
     fn adamw_8bit(
         value: FloatTensor<Self>,
@@ -130,11 +136,74 @@ pub fn adamw(
         let [value, mean, variance] = [value, mean, variance].map(Tensor::into_dispatch);
         let gradient = gradient.clone().into_dispatch();
         let clip = clip.clone().into_dispatch();
-        let (value, mean, variance) =
-            <Dispatch as OptimizerOps>::adamw(value, mean, variance, gradient, clip, factors);
+        let (value, mean, variance) = <Dispatch as OptimizerOps>::adamw(
+            value, mean, variance, gradient, clip, factors, false,
+        );
         return [value, mean, variance].map(Tensor::from_dispatch);
     }
     naive_adamw([value, mean, variance], gradient, clip, factors)
+}
+
+/// Whether `device` has the operations that write to a tensor whoever holds it, too: [`adamw_in_place`], [`add_in_place`], [`clear`],
+/// and sums of gradients in a [`Group`](crate::training::Group).
+pub fn writes_in_place(device: &Device) -> bool {
+    #[cfg(feature = "gpu")]
+    return super::cube::has_plane_operations(device);
+    #[cfg(not(feature = "gpu"))]
+    {
+        let _ = device;
+        false
+    }
+}
+
+/// [`adamw`] of tensors that others hold, too, as parts of them: all see the new values.
+///
+/// # Panics
+///
+/// If the lengths differ, and on a device without [`writes_in_place`].
+pub fn adamw_in_place(
+    tensors: [&Tensor<1>; 3],
+    gradient: &Tensor<1>,
+    clip: &Tensor<1>,
+    factors: AdamWFactors,
+) {
+    let lengths = tensors.map(Tensor::dims);
+    assert_eq!(lengths, [gradient.dims(); 3], "adamw: lengths");
+    assert!(writes_in_place(&gradient.device()), "adamw: device");
+    #[cfg(feature = "gpu")]
+    {
+        let [value, mean, variance] = tensors.map(|tensor| tensor.clone().into_dispatch());
+        let gradient = gradient.clone().into_dispatch();
+        let clip = clip.clone().into_dispatch();
+        // The handles that come back are others of the same memory.
+        let _ =
+            <Dispatch as OptimizerOps>::adamw(value, mean, variance, gradient, clip, factors, true);
+    }
+    #[cfg(not(feature = "gpu"))]
+    let _ = (clip, factors);
+}
+
+/// Adds `x` to `to`, both f32 `[n]`, also for everybody else who holds `to` or what it is a part of.
+///
+/// # Panics
+///
+/// If the lengths differ, and on a device without [`writes_in_place`].
+pub fn add_in_place(to: &Tensor<1>, x: Tensor<1>) {
+    assert_eq!(to.dims(), x.dims(), "add: lengths");
+    assert!(writes_in_place(&to.device()), "add: device");
+    #[cfg(feature = "gpu")]
+    let _ = <Dispatch as OptimizerOps>::add_in_place(to.clone().into_dispatch(), x.into_dispatch());
+}
+
+/// Sets all values of `to`, f32 `[n]`, to zero, also for everybody else who holds it.
+///
+/// # Panics
+///
+/// On a device without [`writes_in_place`].
+pub fn clear(to: &Tensor<1>) {
+    assert!(writes_in_place(&to.device()), "clear: device");
+    #[cfg(feature = "gpu")]
+    let _ = <Dispatch as OptimizerOps>::clear(to.clone().into_dispatch());
 }
 
 /// [`adamw`] made of tensor operations.

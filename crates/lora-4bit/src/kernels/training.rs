@@ -100,6 +100,14 @@ pub(crate) trait TrainingOps: Backend {
         db: FloatTensor<Self>,
         part: Part,
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
+    /// See [`add_adapter_gradients`]; the results are `a` and `b_t`.
+    fn add_adapter_gradients(
+        da: FloatTensor<Self>,
+        db: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b_t: FloatTensor<Self>,
+        part: Part,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>);
     /// See [`rms_norm`].
     fn training_norm(
         x: FloatTensor<Self>,
@@ -241,6 +249,32 @@ pub(crate) fn adapter_gradients(da: &Tensor<2>, db: &Tensor<2>, part: Part) -> [
         return [a, b_t].map(Tensor::from_dispatch);
     }
     naive::adapter_gradients(da, db, part)
+}
+
+/// Adds what [`adapter_gradients`] gives to `a [r, k]` and `b_t [r, n of the layer]`, whoever holds them, too.
+///
+/// # Panics
+///
+/// On a device without [`writes_in_place`](super::optimizer::writes_in_place).
+pub(crate) fn add_adapter_gradients(
+    [da, db]: [&Tensor<2>; 2],
+    [a, b_t]: [&Tensor<2>; 2],
+    part: Part,
+) {
+    assert!(
+        super::optimizer::writes_in_place(&a.device()),
+        "gradients: device"
+    );
+    let shapes = [da.dims()[0], part.rows].map(|columns| [part.ranks, columns]);
+    assert_eq!([a.dims(), b_t.dims()], shapes, "gradients: shapes");
+    #[cfg(feature = "gpu")]
+    {
+        let [da, db, a, b_t] = [da, db, a, b_t].map(|tensor| tensor.clone().into_dispatch());
+        // The handles that come back are others of the same memory.
+        let _ = <Dispatch as TrainingOps>::add_adapter_gradients(da, db, a, b_t, part);
+    }
+    #[cfg(not(feature = "gpu"))]
+    let _ = db;
 }
 
 /// `x / rms(x) * weight` per row.

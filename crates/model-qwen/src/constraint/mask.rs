@@ -11,10 +11,29 @@ pub struct TokenMask {
 
 impl TokenMask {
     /// The set of the first `num_tokens` bits of `words`.
-    pub(crate) fn new(mut words: Vec<u32>, num_tokens: usize) -> Self {
+    pub(crate) fn new(words: Vec<u32>, num_tokens: usize) -> Self {
+        Self::without(words, num_tokens, &[])
+    }
+
+    /// The same without `ids`, unless it has no other token.
+    pub(super) fn without(mut words: Vec<u32>, num_tokens: usize, ids: &[u32]) -> Self {
         words.resize(num_tokens.div_ceil(32), 0);
         if let (Some(last), used @ 1..) = (words.last_mut(), num_tokens % 32) {
             *last &= (1 << used) - 1;
+        }
+        let mut left_out = Vec::with_capacity(ids.len());
+        for id in ids {
+            let bit = 1 << (id % 32);
+            if let Some(word) = words
+                .get_mut(*id as usize / 32)
+                .filter(|word| **word & bit != 0)
+            {
+                *word &= !bit;
+                left_out.push((*id as usize / 32, bit));
+            }
+        }
+        if words.iter().all(|word| *word == 0) {
+            left_out.into_iter().for_each(|(at, bit)| words[at] |= bit);
         }
         Self::of_words(words)
     }
@@ -36,20 +55,6 @@ impl TokenMask {
         let mut words = vec![0; id as usize / 32 + 1];
         words[id as usize / 32] = 1 << (id % 32);
         Self::of_words(words)
-    }
-
-    /// Takes `ids` out, unless the set has no other token.
-    pub(super) fn leave_out_unless_alone(&mut self, ids: &[u32]) {
-        let mut rest = self.words.clone();
-        for &id in ids {
-            if let Some(word) = rest.get_mut(id as usize / 32) {
-                *word &= !(1 << (id % 32));
-            }
-        }
-        let rest = Self::of_words(rest);
-        if rest.num_allowed > 0 {
-            *self = rest;
-        }
     }
 
     /// All of `num_tokens` tokens.
@@ -123,7 +128,8 @@ mod tests {
 
     #[test]
     fn a_set_has_its_tokens_and_no_others() {
-        let mut mask = TokenMask::new(vec![0b101, u32::MAX, u32::MAX], 70);
+        let words = vec![0b101, u32::MAX, u32::MAX];
+        let mask = TokenMask::new(words.clone(), 70);
         let ids: Vec<u32> = [0, 2].into_iter().chain(32..70).collect();
         assert_eq!(mask.ids().collect::<Vec<u32>>(), ids);
         assert_eq!((mask.num_allowed(), mask.only()), (ids.len(), None));
@@ -133,10 +139,9 @@ mod tests {
         let kept = (0..75).filter(|id| logits[*id as usize] == 1.0);
         assert_eq!(kept.collect::<Vec<u32>>(), ids);
 
-        mask.leave_out_unless_alone(&[0, 500]);
+        let mask = TokenMask::without(words, 70, &[0, 0, 1, 500]);
         assert!(!mask.allows(0) && mask.num_allowed() == ids.len() - 1);
-        let mut only = TokenMask::new(vec![0b100], 75);
-        only.leave_out_unless_alone(&[2]);
-        assert_eq!(only.only(), Some(2));
+        let only = TokenMask::without(vec![0b100], 75, &[2, 2, 3]);
+        assert_eq!((only.only(), only.num_allowed()), (Some(2), 1));
     }
 }

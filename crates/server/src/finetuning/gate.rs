@@ -17,11 +17,11 @@ use crate::engine::EngineHandle;
 const LOOK: Duration = Duration::from_millis(10);
 /// The longest that a job on a GPU waits for requests that go on and on, between two pieces of its work.
 const MOST: Duration = Duration::from_secs(2);
-/// The shortest wait. Four layers of a small model take less time than one of its tokens, which would hardly get ahead.
+/// The shortest wait. Two layers of a small model take less time than one of its tokens, which would hardly get ahead.
 const LEAST: Duration = Duration::from_millis(2);
 /// Layers that a device may be behind when a job looks whether the next one may come: each time would leave it without work in
 /// between.
-const LAYERS_AHEAD: usize = 4;
+const LAYERS_AHEAD: usize = 2;
 
 /// Before which pieces of its work a job waits.
 pub(super) struct Pieces {

@@ -160,7 +160,8 @@ impl PolicyLoss {
         batch_size: usize,
     ) -> PolicyStep {
         let (num_rollouts, num_tokens) = (rollouts.len(), num_tokens(rollouts));
-        let mut store = GradientStore::default();
+        trainer.prepare();
+        let mut store = trainer.gradient_store();
         let (mut sums, mut entropy, mut clipped) = ([0.0; 2], 0.0, [0.0; 3]);
         let mut batches = Vec::new();
         for (index, group) in rollouts.chunks_mut(batch_size.max(1)).enumerate() {

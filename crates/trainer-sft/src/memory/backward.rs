@@ -49,8 +49,15 @@ impl StepShape<'_> {
         };
         ledger.free(x);
         for &[place, rank, outputs] in &group.parts {
-            found.add(ledger, [place, 0], 4 * rank * group.inputs);
-            found.add(ledger, [place, 1], 4 * rank * outputs);
+            for (which, values) in [rank * group.inputs, rank * outputs]
+                .into_iter()
+                .enumerate()
+            {
+                // Otherwise a kernel adds it to a sum that is there.
+                if !self.is_flat(values) {
+                    found.add(ledger, [place, which], 4 * values);
+                }
+            }
         }
         ledger.free([da, db]);
     }

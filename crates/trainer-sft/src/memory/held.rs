@@ -33,7 +33,8 @@ fn whole(bytes: usize) -> u64 {
     (bytes as u64).next_multiple_of(ALIGNMENT)
 }
 
-/// Bytes between the steps of a run on the CPU: what is trained and none of the model's own, what DoRA keeps, and moments.
+/// Bytes between the steps of a run: what is trained and none of the model's own, what DoRA keeps, moments, and the gradients of an
+/// adapter. It runs on the CPU, where gradients go.
 fn held_by_a_run(config: &Config) -> u64 {
     let mut base = QwenModel::random(model(), 7, &Device::flex());
     let trainable = match config.run.full {
@@ -71,8 +72,10 @@ fn held_by_a_run(config: &Config) -> u64 {
 
     let mut bytes = 0;
     if !config.run.full {
-        visit_model(&mut trainer.model, trainable, &mut |_, parameter| {
-            bytes += whole(4 * parameter.num_values());
+        let has_buffers = config.optimizer.optim != Optim::Adamw8bit;
+        visit_model(&mut trainer.model, trainable, &mut |name, parameter| {
+            let is_flat = has_buffers && name.contains(".lora_");
+            bytes += (1 + u64::from(is_flat)) * whole(4 * parameter.num_values());
         });
     }
     for (_, linear) in trainer.model.linears() {

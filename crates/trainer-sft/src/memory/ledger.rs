@@ -45,6 +45,17 @@ impl Ledger {
     /// Allocates.
     pub(super) fn take(&mut self, usage: Use, bytes: usize) -> Held {
         let slice = self.pages.take(bytes as u64);
+        self.largest = self.largest.max(slice.len);
+        self.hold(slice, usage)
+    }
+
+    /// Allocates outside of the pages.
+    pub(super) fn take_own(&mut self, usage: Use, bytes: usize) -> Held {
+        let slice = self.pages.take_own(bytes as u64);
+        self.hold(slice, usage)
+    }
+
+    fn hold(&mut self, slice: Slice, usage: Use) -> Held {
         let (live, most) = (
             &mut self.live[usage as usize],
             &mut self.most[usage as usize],
@@ -52,7 +63,6 @@ impl Ledger {
         *live += slice.len;
         *most = (*most).max(*live);
         self.peak = self.peak.max(self.pages.num_bytes());
-        self.largest = self.largest.max(slice.len);
         Held { slice, usage }
     }
 

@@ -91,7 +91,13 @@ impl StepShape<'_> {
         let sums = self.summed_rows(ledger, group.outputs);
         ledger.free([z]);
         for &[place, _, outputs] in &group.parts {
-            found.add(ledger, [place, 2], 4 * outputs);
+            match self.is_flat(outputs) {
+                true => {
+                    let part = ledger.take(Use::Layer, 4 * outputs);
+                    ledger.free([part]);
+                }
+                false => found.add(ledger, [place, 2], 4 * outputs),
+            }
         }
         ledger.free([sums]);
     }

@@ -16,8 +16,9 @@ pub(super) const ALIGNMENT: u64 = 512;
 /// A place in a page.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Slice {
-    /// `None` for a small allocation.
+    /// `None` for a small allocation, and for one of its own.
     page: Option<usize>,
+    is_own: bool,
     start: u64,
     /// What was asked for, in whole multiples of [`ALIGNMENT`].
     pub(super) len: u64,
@@ -59,6 +60,13 @@ pub(super) struct Pages {
     size: u64,
     /// Bytes of small allocations now, and at most.
     small: [u64; 2],
+    /// Bytes of allocations that are in no page.
+    own: u64,
+}
+
+/// Bytes of which a driver gives whole multiples.
+fn of_driver(bytes: u64) -> u64 {
+    bytes.next_multiple_of(MIN_PAGE)
 }
 
 impl Default for Pages {
@@ -67,6 +75,7 @@ impl Default for Pages {
             pages: Vec::new(),
             size: MIN_PAGE,
             small: [0; 2],
+            own: 0,
         }
     }
 }
@@ -83,6 +92,18 @@ impl Pages {
         }
     }
 
+    /// Allocates outside of the pages.
+    pub(super) fn take_own(&mut self, bytes: u64) -> Slice {
+        let len = bytes.max(1).next_multiple_of(ALIGNMENT);
+        self.own += of_driver(len);
+        Slice {
+            page: None,
+            is_own: true,
+            start: 0,
+            len,
+        }
+    }
+
     /// Allocates.
     pub(super) fn take(&mut self, bytes: u64) -> Slice {
         let len = bytes.max(1).next_multiple_of(ALIGNMENT);
@@ -91,6 +112,7 @@ impl Pages {
             self.small[1] = self.small[1].max(self.small[0]);
             return Slice {
                 page: None,
+                is_own: false,
                 start: 0,
                 len,
             };
@@ -110,6 +132,7 @@ impl Pages {
         });
         Slice {
             page: Some(page),
+            is_own: false,
             start,
             len,
         }
@@ -118,7 +141,10 @@ impl Pages {
     /// Frees.
     pub(super) fn give_back(&mut self, slice: &Slice) {
         let Some(index) = slice.page else {
-            self.small[0] -= slice.len;
+            match slice.is_own {
+                true => self.own -= of_driver(slice.len),
+                false => self.small[0] -= slice.len,
+            }
             return;
         };
         if let Some(page) = &mut self.pages[index] {
@@ -132,7 +158,7 @@ impl Pages {
     /// Bytes that the driver has given.
     pub(super) fn num_bytes(&self) -> u64 {
         let pages = self.pages.iter().flatten().map(|page| page.size);
-        pages.sum::<u64>() + self.small[1].next_multiple_of(SMALL_PAGE)
+        pages.sum::<u64>() + self.small[1].next_multiple_of(SMALL_PAGE) + self.own
     }
 }
 
@@ -166,6 +192,17 @@ mod tests {
         assert_eq!(pages.num_bytes(), 10 * MIB);
         pages.give_back(&large);
         assert_eq!(pages.num_bytes(), 10 * MIB, "of the size of today");
+    }
+
+    #[test]
+    fn an_allocation_of_its_own_is_in_no_page() {
+        let mut pages = Pages::default();
+        let own = pages.take_own(3 * MIB);
+        assert_eq!(pages.num_bytes(), 4 * MIB);
+        pages.take(MIB);
+        assert_eq!(pages.num_bytes(), 6 * MIB);
+        pages.give_back(&own);
+        assert_eq!(pages.num_bytes(), 2 * MIB);
     }
 
     #[test]

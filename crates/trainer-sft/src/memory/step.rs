@@ -10,6 +10,7 @@ use lora_4bit::training::{RANKS, splits};
 use model_qwen::{QwenConfig, linear_features};
 
 use super::ledger::{Held, Ledger, Use};
+use crate::flat;
 use crate::step::explicit::ROWS;
 
 /// The layers that share an input, by their places in [`linear_features`].
@@ -72,8 +73,28 @@ pub(super) type Gradients = BTreeMap<Trained, Held>;
 #[derive(Debug, Default)]
 struct State {
     values: Vec<Held>,
+    /// Of an adapter before it lies in buffers, and the bytes of that.
+    loose: Vec<Held>,
+    flat: usize,
+    /// Buffers of values, gradients and moments.
+    buffers: Vec<Held>,
     gradients: Gradients,
     moments: Vec<Held>,
+}
+
+impl State {
+    /// Values and gradients of an adapter in buffers.
+    fn lay_flat(&mut self, ledger: &mut Ledger) {
+        self.take_buffers(ledger);
+        ledger.free(std::mem::take(&mut self.loose));
+    }
+
+    fn take_buffers(&mut self, ledger: &mut Ledger) {
+        if self.flat > 0 {
+            let both = [(); 2].map(|()| ledger.take_own(Use::Trained, self.flat));
+            self.buffers.extend(both);
+        }
+    }
 }
 
 /// Adds a gradient; a sum takes the place of one of its parts.
@@ -143,10 +164,12 @@ pub(super) fn walk(shape: &StepShape<'_>) -> Ledger {
     let mut seen = Ledger::default();
     let mut state = State::default();
     dry.values(&mut seen, &mut state);
+    state.lay_flat(&mut seen);
     dry.step(&mut seen, &mut state);
 
     let mut state = State::default();
     let mut ledger = Ledger::with_pages_of(&seen, |ledger| shape.values(ledger, &mut state));
+    state.lay_flat(&mut ledger);
     for _ in 0..2 {
         shape.step(&mut ledger, &mut state);
     }
@@ -177,15 +200,17 @@ impl StepShape<'_> {
             {
                 for width in [inputs, outputs] {
                     let held = ledger.take_some(Use::Trained, 4 * rank * width);
-                    state.values.extend(held);
+                    self.keep(state, held, rank * width);
                 }
                 if self.dora && rank > 0 {
                     // The weight and its squares, in f32, of which the lengths come.
                     let both = [(); 2].map(|()| ledger.take(Use::Layer, 4 * inputs * outputs));
                     ledger.free(both);
                     // The lengths, those of the base's rows squared, and those of the rows as they are.
-                    let held = [(); 3].map(|()| ledger.take(Use::Trained, 4 * outputs));
-                    state.values.extend(held);
+                    let [lengths, rest @ ..] =
+                        [(); 3].map(|()| ledger.take(Use::Trained, 4 * outputs));
+                    self.keep(state, Some(lengths), *outputs);
+                    state.values.extend(rest);
                 }
             }
         }
@@ -193,6 +218,22 @@ impl StepShape<'_> {
         for _ in saved {
             let table = ledger.take(Use::Trained, self.table(4));
             state.values.push(table);
+        }
+    }
+
+    /// Whether a tensor of an adapter with so many values lies in a buffer with others.
+    pub(super) fn is_flat(&self, values: usize) -> bool {
+        !self.eight_bit && values.is_multiple_of(flat::ALIGNMENT)
+    }
+
+    /// Holds a tensor of an adapter with so many values.
+    fn keep(&self, state: &mut State, held: Option<Held>, values: usize) {
+        match self.is_flat(values) {
+            true => {
+                state.flat += 4 * values;
+                state.loose.extend(held);
+            }
+            false => state.values.extend(held),
         }
     }
 
@@ -370,7 +411,10 @@ impl StepShape<'_> {
         for _ in 0..self.micro_batches {
             self.forward_backward(ledger, &mut state.gradients);
         }
-        let is_first = state.moments.is_empty();
+        let is_first = state.moments.is_empty() && state.buffers.len() <= 2;
+        if is_first {
+            state.take_buffers(ledger);
+        }
         for gradient in std::mem::take(&mut state.gradients).into_values() {
             if is_first {
                 let moments = ledger.take_moments(&gradient, self.eight_bit);

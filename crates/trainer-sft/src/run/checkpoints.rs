@@ -94,6 +94,7 @@ impl Run<'_> {
         }
         let folder = self.best_folder().ok_or_else(|| no_best(Path::new("")))?;
         read_weights(self.config, &mut self.trainer.model, &folder)?;
+        self.trainer.forget_layout();
         info!("the result is the best checkpoint: {}", folder.display());
         Ok(())
     }

@@ -372,14 +372,17 @@ impl<'a> Layer<'a> {
         found.weights(&self.down, &[(down, &mlp.down_proj)], &activated, &dy);
         let down_h = self.down.shrink(&activated);
         found.lengths(&[down], self.down.lengths(&activated, down_h.as_ref(), &dy));
-        let gradients = (self.down).adapter_gradients(activated, down_h, &dz, dh.as_ref());
+        let sums = found.sums(&[down]);
+        let dh = dh.as_ref();
+        let gradients = (self.down).adapter_gradients(activated, down_h, &dz, dh, &sums);
         found.adapters(&[down], gradients);
 
         let layers = [(gate, &mlp.gate_proj), (up, &mlp.up_proj)];
         found.weights(&self.gate_up, &layers, &a.middle_normed, &d);
         let lengths = (self.gate_up).lengths(&a.middle_normed, gate_up_h.as_ref(), &d);
         found.lengths(&[gate, up], lengths);
-        let (d, gradients) = self.gate_up.backward(a.middle_normed, gate_up_h, &d);
+        let sums = found.sums(&[gate, up]);
+        let (d, gradients) = self.gate_up.backward(a.middle_normed, gate_up_h, &d, &sums);
         found.adapters(&[gate, up], gradients);
         let norm = self.norm(&self.layer.post_attention_layernorm);
         found.norm("post_attention_layernorm", &a.middle, norm, &d);
@@ -387,7 +390,8 @@ impl<'a> Layer<'a> {
 
         found.weights(&self.o, &[(o, &attn.o_proj)], &a.attended, &dy);
         found.lengths(&[o], self.o.lengths(&a.attended, a.o_h.as_ref(), &dy));
-        let (d, gradients) = self.o.backward(a.attended.clone(), a.o_h, &dy);
+        let sums = found.sums(&[o]);
+        let (d, gradients) = self.o.backward(a.attended.clone(), a.o_h, &dy, &sums);
         found.adapters(&[o], gradients);
         let d = shared.attention.backward(a.qkv, a.attended, a.lse, d);
         let norms = self.head_norms();
@@ -403,7 +407,8 @@ impl<'a> Layer<'a> {
             &[q, k, v],
             self.qkv.lengths(&a.normed, a.qkv_h.as_ref(), &d),
         );
-        let (d, gradients) = self.qkv.backward(a.normed, a.qkv_h, &d);
+        let sums = found.sums(&[q, k, v]);
+        let (d, gradients) = self.qkv.backward(a.normed, a.qkv_h, &d, &sums);
         found.adapters(&[q, k, v], gradients);
         let norm = self.norm(&self.layer.input_layernorm);
         found.norm("input_layernorm", &a.x, norm, &d);
@@ -445,7 +450,7 @@ fn loss(
             store.add(names.lm_head, Some(gradient));
         }
         if scale.is_some() {
-            let (d, _) = head.backward(x.clone(), None, &d); // [rows, hidden]
+            let (d, _) = head.backward(x.clone(), None, &d, &[]); // [rows, hidden]
             if let Some((names, store)) = &mut trained
                 && let Some(name) = names.norm
             {

@@ -12,6 +12,13 @@ use crate::preference::{Baseline, Tally};
 use crate::replicas::{Addend, GradientSum, Layout, at_once, await_all, witness};
 
 impl Trainer {
+    /// Where gradients lie in sums.
+    fn layout(&mut self) -> Layout {
+        let places = self.flat.as_ref().map(|laid| laid.gradients.places());
+        let places = places.cloned();
+        Layout::of(&mut self.model, self.options.trainable, places)
+    }
+
     /// Takes each step together with `copies`, trainers on further devices, which have to be at the same step with the same
     /// values and the same options: each computes a part of the micro-batches, and all at the same time. What else a trainer does
     /// it does alone.
@@ -40,8 +47,6 @@ impl Trainer {
     /// One step of all copies, each on a thread of its own.
     pub(super) fn step_together(&mut self, batches: &[Batch]) -> StepOutput {
         let (devices, how) = (self.devices(), self.sum);
-        let layout = self.layout.take();
-        let layout = layout.unwrap_or_else(|| Layout::of(&mut self.model, self.options.trainable));
         await_all(&std::mem::take(&mut self.witnesses));
         let mut copies = std::mem::take(&mut self.copies);
         let mut all: Vec<&mut Self> = std::iter::once(&mut *self).chain(&mut copies).collect();
@@ -57,6 +62,8 @@ impl Trainer {
         for (rank, copy) in all.iter_mut().enumerate() {
             copy.compile(share(rank));
         }
+        at_once(&devices, &mut all, |_, copy| copy.prepare());
+        let layout = all[0].layout.take().unwrap_or_else(|| all[0].layout());
         let baselines = match all[0].has_baseline() {
             true => at_once(&devices, &mut all, |rank, copy| copy.baseline(share(rank))),
             false => Vec::new(),

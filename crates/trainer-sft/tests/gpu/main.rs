@@ -2,6 +2,7 @@
 #![cfg(any(feature = "cuda", feature = "wgpu"))]
 #![allow(clippy::unwrap_used)]
 
+mod buffers;
 #[path = "../support/golden.rs"]
 mod files;
 mod golden;
@@ -47,6 +48,8 @@ struct Kind {
     dropout: bool,
     /// Whether only some layers of those that share an input have adapters, and of different ranks.
     some: bool,
+    /// Whether adapters have the smallest rank.
+    rank_one: bool,
 }
 
 const PLAIN: Kind = Kind {
@@ -57,6 +60,7 @@ const PLAIN: Kind = Kind {
     eight_bit: false,
     dropout: false,
     some: false,
+    rank_one: false,
 };
 
 /// Two layers whose sizes the kernels take: heads of 64, widths that are multiples of 64.
@@ -76,7 +80,11 @@ fn model(kind: Kind, compute: ComputeDtype, device: &Device) -> QwenModel {
         }
     });
     // Of this rank, matrices are large enough for moments in 8 bits.
-    let rank = if kind.eight_bit { 64 } else { 8 };
+    let rank = match (kind.eight_bit, kind.rank_one) {
+        (true, _) => 64,
+        (_, true) => 1,
+        _ => 8,
+    };
     let mut adapter = support::adapter(&model, rank);
     if kind.some {
         let v = support::adapter(&model, 12).modules;

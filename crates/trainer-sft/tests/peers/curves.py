@@ -6,6 +6,7 @@ over 20 steps, by more than its mean width.
 
 Run: python crates/trainer-sft/tests/peers/curves.py OUT TRAINER NAME=DEVICE,DTYPE ...   (torch, transformers, peft; CPU)
   as:  ... /tmp/curves target/debug/trainer-sft "CPU, f32=cpu,float32" "GPU, bf16=cuda,bfloat16"
+A run of another machine is NAME=FILE, its metrics.jsonl; it keeps each run's under OUT.
 """
 
 import json
@@ -15,7 +16,7 @@ import subprocess
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[4]
-STEPS, BATCH, RATE, WARMUP, RANK, SEEDS = 200, 4, 1e-4, 10, 16, 3
+STEPS, BATCH, RATE, WARMUP, RANK, SEEDS = 200, 4, 1e-4, 10, 16, 8
 SMOOTH = 20
 
 
@@ -77,7 +78,11 @@ def own_losses(trainer, output, device, dtype, seed):
     }
     command = [trainer] + [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    lines = (output / "metrics.jsonl").read_text().splitlines()
+    return losses_of(output / "metrics.jsonl")
+
+
+def losses_of(metrics):
+    lines = metrics.read_text().splitlines()
     return [record["loss"] for record in map(json.loads, lines) if "loss" in record]
 
 
@@ -119,8 +124,11 @@ def main():
     curves, worst = {}, {}
     for run in runs:
         name, where = run.rsplit("=", 1)
-        device, dtype = where.split(",")
-        curves[name] = smoothed(own_losses(trainer, output / str(len(curves)), device, dtype, 0))
+        if pathlib.Path(where).is_file():
+            losses = losses_of(pathlib.Path(where))
+        else:
+            losses = own_losses(trainer, output / str(len(curves)), *where.split(","), 0)
+        curves[name] = smoothed(losses)
         worst[name] = max(max(low - loss, loss - high, 0.0) for loss, low, high in zip(curves[name], *band))
     last = {"PEFT": [seed[-1] for seed in seeds], **{name: curve[-1] for name, curve in curves.items()}}
     result = {"width of the band": width, "furthest outside": worst, "loss of the last 20 steps": last}

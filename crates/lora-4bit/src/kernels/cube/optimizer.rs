@@ -44,9 +44,13 @@ impl OptimizerOps for Cube {
         gradient: FloatTensor<Self>,
         clip: FloatTensor<Self>,
         factors: AdamWFactors,
+        is_shared: bool,
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         let gradient = into_contiguous(gradient);
-        let [value, mean, variance] = [value, mean, variance].map(own);
+        let [value, mean, variance] = [value, mean, variance].map(|tensor| match is_shared {
+            true => as_it_is(tensor),
+            false => own(tensor),
+        });
         let len = value.meta.num_elements();
         if len > 0 {
             // SAFETY: units stay below the number of values.
@@ -66,6 +70,43 @@ impl OptimizerOps for Cube {
             }
         }
         (value, mean, variance)
+    }
+
+    fn add_in_place(to: FloatTensor<Self>, x: FloatTensor<Self>) -> FloatTensor<Self> {
+        let (to, x) = (as_it_is(to), into_contiguous(x));
+        let len = to.meta.num_elements();
+        if len > 0 {
+            // SAFETY: units stay below the number of values.
+            unsafe {
+                add_kernel::launch_unchecked(
+                    &to.client.clone(),
+                    cubes(len),
+                    CubeDim::new_1d(UNITS as u32),
+                    to.clone().into_buffer_arg(),
+                    x.into_buffer_arg(),
+                    len,
+                );
+            }
+        }
+        to
+    }
+
+    fn clear(to: FloatTensor<Self>) -> FloatTensor<Self> {
+        let to = as_it_is(to);
+        let len = to.meta.num_elements();
+        if len > 0 {
+            // SAFETY: units stay below the number of values.
+            unsafe {
+                clear_kernel::launch_unchecked(
+                    &to.client.clone(),
+                    cubes(len),
+                    CubeDim::new_1d(UNITS as u32),
+                    to.clone().into_buffer_arg(),
+                    len,
+                );
+            }
+        }
+        to
     }
 
     fn adamw_8bit(
@@ -102,6 +143,13 @@ impl OptimizerOps for Cube {
         }
         (value, codes, absmax)
     }
+}
+
+/// A tensor that is written whoever holds it, too.
+fn as_it_is(tensor: CubeTensor) -> CubeTensor {
+    // What is written to a copy would be lost.
+    assert!(tensor.is_contiguous(), "a tensor without gaps");
+    tensor
 }
 
 /// The tensor, or a copy of it where somebody else holds it, too.
@@ -168,6 +216,22 @@ fn squares_kernel(x: &[f32], y: &mut [f32], len: usize, first_part: usize) {
     let sum = sum_of_cube(sum);
     if UNIT_POS == 0 {
         y[first_part + CUBE_POS] = sum;
+    }
+}
+
+#[cube(launch_unchecked)]
+fn add_kernel(to: &mut [f32], x: &[f32], len: usize) {
+    let at = ABSOLUTE_POS;
+    if at < len {
+        to[at] += x[at];
+    }
+}
+
+#[cube(launch_unchecked)]
+fn clear_kernel(to: &mut [f32], len: usize) {
+    let at = ABSOLUTE_POS;
+    if at < len {
+        to[at] = 0.0;
     }
 }
 

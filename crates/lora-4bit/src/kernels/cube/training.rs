@@ -145,44 +145,23 @@ impl TrainingOps for Cube {
         db: FloatTensor<Self>,
         part: Part,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let (da, db) = (into_contiguous(da), into_contiguous(db));
-        // Of dropout `da` comes without the columns that fill the ranks up.
-        let [k, da_columns] = da.meta.shape().dims();
-        let [_, db_columns] = db.meta.shape().dims::<2>();
-        let Part {
-            row,
-            rows,
-            rank,
-            ranks,
-            scaling,
-            ..
-        } = part;
+        let [k, _] = da.meta.shape().dims();
         let (a, b_t) = (
-            empty(&da, [ranks, k], DType::F32),
-            empty(&da, [ranks, rows], DType::F32),
+            empty(&da, [part.ranks, k], DType::F32),
+            empty(&da, [part.ranks, part.rows], DType::F32),
         );
-        let len = ranks * (k + rows);
-        // SAFETY: units stay below the number of values; the part lies in both tensors.
-        unsafe {
-            kernels::gradients_kernel::launch_unchecked(
-                &a.client.clone(),
-                cubes(len),
-                CubeDim::new_1d(UNITS as u32),
-                da.into_buffer_arg(),
-                db.into_buffer_arg(),
-                a.clone().into_buffer_arg(),
-                b_t.clone().into_buffer_arg(),
-                len,
-                k,
-                rows,
-                row,
-                rank,
-                ranks,
-                da_columns,
-                db_columns,
-                scaling,
-            );
-        }
+        take_gradients([da, db], [&a, &b_t], part, false);
+        (a, b_t)
+    }
+
+    fn add_adapter_gradients(
+        da: FloatTensor<Self>,
+        db: FloatTensor<Self>,
+        a: FloatTensor<Self>,
+        b_t: FloatTensor<Self>,
+        part: Part,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        take_gradients([da, db], [&a, &b_t], part, true);
         (a, b_t)
     }
 
@@ -377,6 +356,42 @@ impl TrainingOps for Cube {
             }
         }
         (gate_up, dy)
+    }
+}
+
+/// Writes the gradients of a part of a group to `a` and `b_t`, or adds them.
+fn take_gradients([da, db]: [CubeTensor; 2], [a, b_t]: [&CubeTensor; 2], part: Part, adds: bool) {
+    // What is written to a copy would be lost.
+    assert!(
+        a.is_contiguous() && b_t.is_contiguous(),
+        "gradients without gaps"
+    );
+    let (da, db) = (into_contiguous(da), into_contiguous(db));
+    // Of dropout `da` comes without the columns that fill the ranks up.
+    let [k, da_columns] = da.meta.shape().dims();
+    let [_, db_columns] = db.meta.shape().dims::<2>();
+    let len = part.ranks * (k + part.rows);
+    // SAFETY: units stay below the number of values; the part lies in both tensors.
+    unsafe {
+        kernels::gradients_kernel::launch_unchecked(
+            &a.client.clone(),
+            cubes(len),
+            CubeDim::new_1d(UNITS as u32),
+            da.into_buffer_arg(),
+            db.into_buffer_arg(),
+            a.clone().into_buffer_arg(),
+            b_t.clone().into_buffer_arg(),
+            len,
+            k,
+            part.rows,
+            part.row,
+            part.rank,
+            part.ranks,
+            da_columns,
+            db_columns,
+            part.scaling,
+            adds,
+        );
     }
 }
 

@@ -57,6 +57,42 @@ fn adamw_and_sums_of_squares_equal_their_twins() {
     }
 }
 
+/// Parts of a buffer see what is written to it, and what is written to a part is written to the buffer.
+#[test]
+fn buffers_are_written_whoever_holds_them() {
+    let device = first_gpu();
+    // A part begins and ends at 512 bytes.
+    let (n, part) = (70_016, 128..1_280);
+    let inside = |tensor: &Tensor<1>| tensor.clone().narrow(0, part.start, part.len());
+    let state = [(); 3].map(|()| random(n, &device).abs());
+    let copies = state.clone().map(|tensor| tensor + 0.0);
+    let (gradient, clip) = (random(n, &device), random(1, &device));
+    let view = inside(&state[0]);
+    let expected = naive_adamw(copies, &gradient, &clip, FACTORS);
+    adamw_in_place([&state[0], &state[1], &state[2]], &gradient, &clip, FACTORS);
+    for (found, expected) in state.iter().zip(&expected) {
+        check("adamw", &values(found), &values(expected), 1e-5);
+    }
+    check("part", &values(&view), &values(&inside(&expected[0])), 1e-5);
+
+    let x = random(part.len(), &device);
+    add_in_place(&view, x.clone());
+    let sum = inside(&expected[0]) + x;
+    check("sum", &values(&inside(&state[0])), &values(&sum), 1e-5);
+    let rest = expected[0].clone().narrow(0, part.end, n - part.end);
+    let found = state[0].clone().narrow(0, part.end, n - part.end);
+    check("behind it", &values(&found), &values(&rest), 1e-5);
+    clear(&view);
+    assert!(values(&inside(&state[0])).iter().all(|value| *value == 0.0));
+    let before = values(&state[0].clone().narrow(0, 0, part.start));
+    check(
+        "before it",
+        &before,
+        &values(&expected[0].clone().narrow(0, 0, part.start)),
+        1e-5,
+    );
+}
+
 /// Where a GPU divides less exactly, a moment in the middle between two levels may get the other one: some values then differ by a
 /// part of a level.
 #[test]

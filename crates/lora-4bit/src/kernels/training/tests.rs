@@ -227,9 +227,18 @@ fn gradients_of_adapters_equal_their_twin() {
         let db = random([40, 64], DType::F32, &device);
         let found = adapter_gradients(&da, &db, part);
         let expected = naive::adapter_gradients(&da, &db, part);
-        for (name, (found, expected)) in ["A", "B"].into_iter().zip(found.into_iter().zip(expected))
+        let sums = found.clone().map(|gradient| gradient * 2.0);
+        let held = sums.clone();
+        add_adapter_gradients([&da, &db], [&sums[0], &sums[1]], part);
+        for (name, (found, expected)) in ["A", "B"]
+            .into_iter()
+            .zip(found.into_iter().zip(expected.clone()))
         {
             check(name, found, expected, 1e-6);
+        }
+        // Who holds them sees the sum, too.
+        for (sum, expected) in sums.into_iter().chain(held).zip(expected.iter().cycle()) {
+            check("sum", sum, expected.clone() * 3.0, 1e-6);
         }
     }
 }

@@ -172,7 +172,7 @@ fn top_of_part(logits: &[f32], scales: &[i32], words: &mut [u32], vocab: usize, 
     }
     let mut shared = Shared::<[u32]>::new_slice(UNITS);
     let largest = of_all_units(largest, &mut shared, false);
-    let bound = bound_of_top(&keys, &mut shared, OWN, TOP);
+    let bound = bound_of_top(&keys, &mut shared, OWN, TOP as u32);
     let scale = f32::reinterpret(scales[scales_at + row]);
     let max_value = value_of(largest);
     let mut sum = 0.0f32;
@@ -271,7 +271,7 @@ fn top_of_row(
             }
         }
     }
-    let bound = max(bound_of_top(&keys, &mut shared, own, ROW_TOP), least);
+    let bound = max(bound_of_top(&keys, &mut shared, own, ROW_TOP as u32), least);
     let mut count = 0u32;
     #[unroll]
     for i in 0..own {

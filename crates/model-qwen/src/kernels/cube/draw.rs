@@ -10,7 +10,7 @@ use super::choose::{
     INFINITY, LOWEST, NEG_INFINITY, NONE, OWN, PART, PART_WORDS, ROW_HEADER, ROW_TOP, ROW_WORDS,
     key_of, largest_of_cube, top_logits, value_of,
 };
-use super::units::of_all_units;
+use super::units::{bound_of_top, of_all_units, places};
 use super::{UNITS, empty_of};
 use lora_4bit::kernels::sum_of_cube;
 
@@ -226,61 +226,83 @@ fn of_top(
     let mut shared = Shared::<[u32]>::new_slice(UNITS);
     let mut largest = 0u32;
     let mut count = 0u32;
+    let mut keys = Array::<u32>::new(ENTRIES);
     #[unroll]
     for i in 0..ENTRIES {
-        let entry = i * UNITS + UNIT_POS as usize;
-        ids[entry] = words[from + ROW_HEADER + entry];
-        values[entry] = f32::reinterpret(words[from + ROW_HEADER + ROW_TOP + entry]);
-        if ids[entry] != NONE {
-            largest = max(largest, key_of(values[entry], 0u32));
+        let entry = from + ROW_HEADER + i * UNITS + UNIT_POS as usize;
+        keys[i] = 0;
+        if words[entry] != NONE {
+            let value = f32::reinterpret(words[entry + ROW_TOP]);
+            // Zeros tie, whatever their sign.
+            keys[i] = key_of(select(value == 0.0, 0.0f32, value), 0u32);
+            largest = max(largest, keys[i]);
             count += 1;
-        } else {
-            values[entry] = f32::new(LOWEST);
         }
     }
     let largest = of_all_units(largest, &mut shared, false);
     let num = of_all_units(count, &mut shared, true) as usize;
-    // What is past the last entry weighs nothing, and comes behind all others.
-    let blocks = num.div_ceil(TOGETHER);
+    // Only what top-k keeps is compared with each other. Tokens that tie with the k-th stay.
+    let mut bound = 1u32;
+    if top_k > 0 {
+        bound = max(
+            bound,
+            bound_of_top(&keys, &mut shared, ENTRIES, top_k as u32),
+        );
+    }
+    let mut count = 0u32;
+    #[unroll]
+    for i in 0..ENTRIES {
+        count += u32::cast_from(keys[i] >= bound);
+    }
+    let (mut at, num_kept) = places(count, &mut shared);
+    #[unroll]
+    for i in 0..ENTRIES {
+        if keys[i] >= bound {
+            let entry = from + ROW_HEADER + i * UNITS + UNIT_POS as usize;
+            ids[at] = words[entry];
+            values[at] = f32::reinterpret(words[entry + ROW_TOP]);
+            at += 1;
+        }
+        // What is past the last entry weighs nothing, and comes behind all others.
+        let entry = i * UNITS + UNIT_POS as usize;
+        if entry >= num_kept {
+            ids[entry] = NONE;
+            values[entry] = f32::new(LOWEST);
+        }
+    }
+    sync_cube();
+    let blocks = num_kept.div_ceil(TOGETHER);
     let max_value = value_of(largest);
     #[unroll]
     for i in 0..ENTRIES {
         let entry = i * UNITS + UNIT_POS as usize;
         weights[entry] = 0.0;
-        if entry < num {
+        if entry < num_kept {
             weights[entry] = ((values[entry] - max_value) * scale).exp();
         }
     }
     sync_cube();
 
-    // What is larger than an entry decides whether top-k and top-p keep it.
+    // What is heavier than an entry decides whether top-p keeps it.
     let mut heavier = Array::<f32>::new(ENTRIES);
-    let mut within = Array::<f32>::new(ENTRIES);
     let mut own = 0.0f32;
     #[unroll]
     for i in 0..ENTRIES {
         let entry = i * UNITS + UNIT_POS as usize;
-        let (id, value, weight) = (ids[entry], values[entry], weights[entry]);
-        let mut num_larger = 0usize;
+        let (id, weight) = (ids[entry], weights[entry]);
         let mut sum = 0.0f32;
         for block in 0..blocks {
             #[unroll]
             for j in 0..TOGETHER {
                 let other = block * TOGETHER + j;
                 let other_weight = weights[other];
-                num_larger += usize::cast_from(values[other] > value);
                 let is_before =
                     other_weight > weight || (other_weight == weight && ids[other] < id);
                 sum += select(is_before, other_weight, 0.0f32);
             }
         }
         heavier[i] = sum;
-        within[i] = 0.0;
-        // Tokens that tie with the k-th stay.
-        if top_k == 0 || num_larger < top_k {
-            within[i] = weight;
-        }
-        own += within[i];
+        own += weight;
     }
     let sum = sum_of_cube(own);
     let mut total = sum;
@@ -302,7 +324,7 @@ fn of_top(
     let mut own = 0.0f32;
     #[unroll]
     for i in 0..ENTRIES {
-        let mut weight = within[i];
+        let mut weight = weights[i * UNITS + UNIT_POS as usize];
         if (top_p < 1.0 && heavier[i] >= top_p * total) || weight < min_p {
             weight = 0.0;
         }

@@ -10,7 +10,7 @@ pub(super) fn bound_of_top(
     keys: &Array<u32>,
     shared: &mut Shared<[u32]>,
     #[comptime] own: usize,
-    #[comptime] top: usize,
+    top: u32,
 ) -> u32 {
     let mut bound = 0u32;
     let mut bit = 0x8000_0000u32.runtime();
@@ -28,7 +28,7 @@ pub(super) fn bound_of_top(
             shared[place + (UNIT_POS / PLANE_DIM) as usize] = of_plane;
         }
         sync_cube();
-        if of_all_planes(shared, place, true) >= top as u32 {
+        if of_all_planes(shared, place, true) >= top {
             bound = candidate;
         }
         place = comptime!(UNITS / 2) - place;

@@ -6,7 +6,7 @@ use lora_4bit::training::{AdapterGradients, Group, rms_norm_weight_gradient};
 use lora_4bit::{Linear, Norm};
 
 use super::Shared;
-use crate::parameters::{GradientStore, LORA_MAGNITUDE, Trainable};
+use crate::parameters::{GradientStore, LORA_A, LORA_B, LORA_MAGNITUDE, Trainable};
 
 /// Where the gradients of a layer go.
 pub(super) struct Found<'a> {
@@ -16,15 +16,24 @@ pub(super) struct Found<'a> {
 }
 
 impl Found<'_> {
+    /// Where kernels add the gradients of the adapters of a group's layers; nothing where they are tensors of their own.
+    pub(super) fn sums(&mut self, modules: &[&str]) -> Vec<Option<AdapterGradients>> {
+        let sums = modules.iter().map(|module| {
+            let [a, b_t] = self.names_of_adapter(module);
+            self.store.sums([&a, &b_t])
+        });
+        sums.collect()
+    }
+
     /// Of the adapters of a group's layers.
     pub(super) fn adapters(&mut self, modules: &[&str], gradients: Vec<Option<AdapterGradients>>) {
         for (module, gradients) in modules.iter().zip(gradients) {
             let Some(AdapterGradients { a, b_t }) = gradients else {
                 continue;
             };
-            let name = self.name(module);
-            self.store.add(&format!("{name}.lora_A"), Some(a));
-            self.store.add(&format!("{name}.lora_B_t"), Some(b_t));
+            let [name_of_a, name_of_b] = self.names_of_adapter(module);
+            self.store.add(&name_of_a, Some(a));
+            self.store.add(&name_of_b, Some(b_t));
         }
     }
 
@@ -93,6 +102,11 @@ impl Found<'_> {
             self.norm(module, &x, Norm { weight, eps }, &d);
             first += heads * width;
         }
+    }
+
+    fn names_of_adapter(&self, module: &str) -> [String; 2] {
+        let name = self.name(module);
+        [LORA_A, LORA_B].map(|ending| format!("{name}{ending}"))
     }
 
     fn name(&self, module: &str) -> String {

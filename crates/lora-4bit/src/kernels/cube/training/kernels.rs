@@ -300,12 +300,23 @@ pub(super) fn gradients_kernel(
     da_columns: usize,
     db_columns: usize,
     scaling: f32,
+    #[comptime] adds: bool,
 ) {
     let at = ABSOLUTE_POS;
     if at < ranks * k {
-        a[at] = da[at % k * da_columns + rank + at / k];
+        let value = da[at % k * da_columns + rank + at / k];
+        if adds {
+            a[at] += value;
+        } else {
+            a[at] = value;
+        }
     } else if at < len {
         let at = at - ranks * k;
-        b_t[at] = db[(row + at % rows) * db_columns + rank + at / rows] * scaling;
+        let value = db[(row + at % rows) * db_columns + rank + at / rows] * scaling;
+        if adds {
+            b_t[at] += value;
+        } else {
+            b_t[at] = value;
+        }
     }
 }

@@ -1,0 +1,88 @@
+//! AdamW of what lies in buffers: a launch for each.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use burn::tensor::{DType, Device, Tensor};
+use lora_4bit::training::{adamw_in_place, add_in_place};
+
+use super::{AdamW, Moments, StepRate};
+use crate::flat::{Flat, Places};
+
+/// Running means of what lies in buffers.
+#[derive(Debug)]
+pub(super) struct FlatMoments {
+    mean: Flat,
+    variance: Flat,
+}
+
+impl Clone for FlatMoments {
+    fn clone(&self) -> Self {
+        // A step writes to the buffers whoever holds them.
+        Self {
+            mean: self.mean.copy(),
+            variance: self.variance.copy(),
+        }
+    }
+}
+
+impl FlatMoments {
+    /// Those that `moments` has, which go, and zeros.
+    fn gather(
+        places: &Arc<Places>,
+        moments: &mut BTreeMap<String, Moments>,
+        device: &Device,
+    ) -> Self {
+        let [mean, variance] = [(); 2].map(|()| Flat::zeros(places, device));
+        for name in places.names() {
+            let Some(known) = moments.remove(name) else {
+                continue;
+            };
+            for (to, from) in [(&mean, known.mean), (&variance, known.variance)] {
+                if let Some(to) = to.view(name) {
+                    add_in_place(&to, from);
+                }
+            }
+        }
+        Self { mean, variance }
+    }
+
+    /// Views of those of each tensor.
+    pub(super) fn by_name(&self) -> impl Iterator<Item = (String, Moments)> {
+        self.mean.places().names().filter_map(|name| {
+            let [mean, variance] = [&self.mean, &self.variance].map(|flat| flat.view(name));
+            let (mean, variance) = (mean?, variance?);
+            Some((name.to_owned(), Moments { mean, variance }))
+        })
+    }
+}
+
+impl AdamW {
+    /// New values in place of those of an adapter, whose moments are in f32. `rate` says how far those with a learning rate of their
+    /// own move, and the others.
+    pub(crate) fn update_flat(
+        &mut self,
+        values: &Flat,
+        gradients: &Flat,
+        clip: Option<&Tensor<1>>,
+        rate: impl Fn(bool) -> StepRate,
+    ) {
+        let Some(first) = values.pieces().first() else {
+            return;
+        };
+        let device = first.device();
+        let clip = clip.map_or_else(|| Tensor::ones([1], (&device, DType::F32)), Clone::clone); // [1]
+        let moments = self.flat.take();
+        let moments = moments
+            .unwrap_or_else(|| FlatMoments::gather(values.places(), &mut self.moments, &device));
+        let both = moments.mean.pieces().iter().zip(moments.variance.pieces());
+        let tensors = values.pieces().iter().zip(both).zip(gradients.pieces());
+        for ((_, is_faster), ((value, (mean, variance)), gradient)) in
+            values.places().pieces().zip(tensors)
+        {
+            let factors = self.factors(rate(is_faster));
+            adamw_in_place([value, mean, variance], gradient, &clip, factors);
+        }
+        self.flat = Some(moments);
+    }
+}

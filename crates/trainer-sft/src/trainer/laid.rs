@@ -1,0 +1,94 @@
+//! An adapter whose tensors lie in buffers, which a GPU trains with one launch each.
+
+use std::sync::Arc;
+
+use lora_4bit::training::{add_in_place, writes_in_place};
+
+use super::Trainer;
+use crate::flat::{Flat, Places};
+use crate::parameters::{GradientStore, LORA_B, LORA_MAGNITUDE, Trainable, visit_model};
+
+/// An adapter in buffers.
+#[derive(Debug)]
+pub(super) struct Laid {
+    /// What the tensors of the model are views of.
+    pub(super) values: Flat,
+    pub(super) gradients: Flat,
+}
+
+impl Laid {
+    /// Itself, and the gradients of the adapter, taken out of `gradients`, if there are any.
+    pub(super) fn summed(&self, gradients: &mut GradientStore) -> Option<(&Self, Flat)> {
+        if gradients.is_flat() {
+            return Some((self, gradients.take_flat()?));
+        }
+        self.gradients.clear();
+        let mut is_any = false;
+        for name in self.values.places().names() {
+            if let (Some(gradient), Some(sum)) = (gradients.remove(name), self.gradients.view(name))
+            {
+                add_in_place(&sum, gradient);
+                is_any = true;
+            }
+        }
+        is_any.then(|| (self, self.gradients.share()))
+    }
+}
+
+impl Trainer {
+    /// Puts the tensors of an adapter one after the other, where a GPU trains them so and has not done it before.
+    pub(crate) fn prepare(&mut self) {
+        if self.lay_flat() {
+            // What they were before goes back to the driver.
+            self.device().memory_cleanup();
+        }
+    }
+
+    /// The same; the memory that they have taken before stays with the process. Says whether there was something to do.
+    pub(super) fn lay_flat(&mut self) -> bool {
+        let options = &self.options;
+        let (Some(slot), false) = (options.trainable.slot(), options.optimizer.eight_bit) else {
+            return false;
+        };
+        let device = self.model.device();
+        if self.flat.is_some() || !writes_in_place(&device) {
+            return false;
+        }
+        let adapter = Trainable::Adapter { slot };
+        let mut tensors = Vec::new();
+        visit_model(&mut self.model, adapter, &mut |name, parameter| {
+            tensors.push((name.to_owned(), parameter.dims()));
+        });
+        let has_two_rates = options.loraplus_lr_ratio != 1.0;
+        let places = Arc::new(Places::of(&tensors, |name| {
+            has_two_rates && is_faster(name)
+        }));
+        let [values, gradients] = [(); 2].map(|()| Flat::zeros(&places, &device));
+        visit_model(&mut self.model, adapter, &mut |name, parameter| {
+            if let Some(view) = values.view(name) {
+                add_in_place(&view, parameter.value());
+                parameter.replace(|_| view);
+            }
+        });
+        self.flat = Some(Laid { values, gradients });
+        true
+    }
+
+    /// Says that tensors that are trained have been replaced in the model.
+    pub fn forget_layout(&mut self) {
+        self.flat = None;
+    }
+
+    /// Where the gradients of the coming step are added up.
+    pub(crate) fn gradient_store(&self) -> GradientStore {
+        match &self.flat {
+            Some(flat) => GradientStore::in_flat(flat.gradients.share()),
+            None => GradientStore::default(),
+        }
+    }
+}
+
+/// Whether LoRA+ trains a tensor at the higher rate, as PEFT groups them.
+pub(super) fn is_faster(name: &str) -> bool {
+    name.ends_with(LORA_B) || name.ends_with(LORA_MAGNITUDE)
+}
