@@ -114,6 +114,9 @@ impl Datasets {
             None if config.data.streaming && config.data.eval_split.is_none() => None,
             None => Some(files(&config.data.train)?),
         };
+        if let Some(data) = &whole {
+            data.check_columns(&recipe.columns)?;
+        }
         let mut split = None;
         let train = match whole {
             Some(mut data) => {
@@ -170,7 +173,16 @@ impl Dataset {
     /// As [`Datasets::load`].
     pub fn of(config: &Config, format: &ChatFormat) -> Result<Self, DataError> {
         let files = files::expand(&config.data.train)?;
-        load_files(&files, &recipe(config, format)?, None, true)
+        let recipe = recipe(config, format)?;
+        let data = load_files(&files, &recipe, None, true)?;
+        data.check_columns(&recipe.columns)?;
+        Ok(data)
+    }
+
+    /// Refuses `--columns` with a field that is in no record. Data that is only measured may lack some of them.
+    fn check_columns(&self, columns: &Columns) -> Result<(), DataError> {
+        let missing = columns.not_in(self.report.columns);
+        missing.map_or(Ok(()), |pair| Err(DataError::no_field(pair)))
     }
 
     /// Reads and renders `files`, and logs what was recognised.
