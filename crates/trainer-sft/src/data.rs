@@ -112,11 +112,13 @@ impl Datasets {
             Some(records) => Some(memory("records", records)?),
             // A split is of all records, which a stream does not know.
             None if config.data.streaming && config.data.eval_split.is_none() => None,
-            None => Some(files(&config.data.train)?),
+            // Records of a program may be a few of many, of which others have the field.
+            None => {
+                let data = files(&config.data.train)?;
+                data.check_columns(&recipe.columns)?;
+                Some(data)
+            }
         };
-        if let Some(data) = &whole {
-            data.check_columns(&recipe.columns)?;
-        }
         let mut split = None;
         let train = match whole {
             Some(mut data) => {
