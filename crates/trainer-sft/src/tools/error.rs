@@ -171,7 +171,7 @@ pub enum ToolError {
         /// Where.
         settings: PathBuf,
         /// Why the records cannot be used.
-        error: DataError,
+        error: Box<DataError>,
     },
     /// A line of a chat that is no question and no command.
     #[error("`{found}` is no command: {commands}")]

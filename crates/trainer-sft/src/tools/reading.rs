@@ -146,7 +146,7 @@ pub(super) fn of_noted_columns(error: DataError, data: &DataConfig, adapter: &Pa
         true => ToolError::NotedColumns {
             columns: data.columns.join(","),
             settings: adapter.join(SETTINGS),
-            error,
+            error: Box::new(error),
         },
         false => error.into(),
     }
