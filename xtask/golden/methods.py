@@ -137,7 +137,7 @@ def main():
         "bitsandbytes": bitsandbytes.__version__,
         "settings": {"lr": LR, "weight_decay": WEIGHT_DECAY, "max_grad_norm": MAX_NORM, "warmup": WARMUP, "r": 4,
                      "lora_alpha": 8},
-        "tolerances": {"loss": 1e-4, "adapter": 1e-3, "logits": 1e-3},
+        "tolerances": {"loss": 1e-4, "adapter": 2e-5, "logits": 1e-3},
     }
     (OUT / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
     for path in OUT.rglob("*.safetensors"):

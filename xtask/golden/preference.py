@@ -164,7 +164,7 @@ def main():
         "script": "xtask/golden/preference.py",
         "settings": {"lr": LR, "weight_decay": WEIGHT_DECAY, "max_grad_norm": MAX_NORM, "warmup": WARMUP, "r": 4,
                      "lora_alpha": 8},
-        "tolerances": {"loss": "1e-4 relative", "adapter": 1e-3},
+        "tolerances": {"loss": "1e-4 relative", "adapter": 2e-5},
     }
     (OUT / "meta.json").write_text(json.dumps(meta, indent=1) + "\n")
     for name, log in runs.items():

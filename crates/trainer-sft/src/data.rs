@@ -112,7 +112,12 @@ impl Datasets {
             Some(records) => Some(memory("records", records)?),
             // A split is of all records, which a stream does not know.
             None if config.data.streaming && config.data.eval_split.is_none() => None,
-            None => Some(files(&config.data.train)?),
+            // Records of a program may be a few of many, of which others have the field.
+            None => {
+                let data = files(&config.data.train)?;
+                data.check_columns(&recipe.columns)?;
+                Some(data)
+            }
         };
         let mut split = None;
         let train = match whole {
@@ -170,7 +175,16 @@ impl Dataset {
     /// As [`Datasets::load`].
     pub fn of(config: &Config, format: &ChatFormat) -> Result<Self, DataError> {
         let files = files::expand(&config.data.train)?;
-        load_files(&files, &recipe(config, format)?, None, true)
+        let recipe = recipe(config, format)?;
+        let data = load_files(&files, &recipe, None, true)?;
+        data.check_columns(&recipe.columns)?;
+        Ok(data)
+    }
+
+    /// Refuses `--columns` with a field that is in no record. Data that is only measured may lack some of them.
+    fn check_columns(&self, columns: &Columns) -> Result<(), DataError> {
+        let missing = columns.not_in(self.report.columns);
+        missing.map_or(Ok(()), |pair| Err(DataError::no_field(pair)))
     }
 
     /// Reads and renders `files`, and logs what was recognised.

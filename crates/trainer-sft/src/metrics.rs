@@ -107,8 +107,8 @@ impl MetricsFile {
     }
 }
 
-/// The numbers have a line of their own, of which a narrow terminal cuts the end off.
-const BAR: &str = "{bar:30} {pos}/{len} steps, {elapsed} < {eta}\n{wide_msg}";
+/// The prefix is the time that is left. The numbers have a line of their own, of which a narrow terminal cuts the end off.
+const BAR: &str = "{bar:30} {pos}/{len} steps, {elapsed} < {prefix}\n{wide_msg}";
 
 /// Counts tokens and gives the speed since the last question.
 #[derive(Debug)]
@@ -165,8 +165,8 @@ fn bar_on(target: ProgressDrawTarget, total: usize, done: usize) -> ProgressBar 
     if let Ok(style) = ProgressStyle::with_template(BAR) {
         bar.set_style(style);
     }
+    bar.set_prefix("?");
     bar.set_position(done as u64);
-    bar.reset_eta();
     bar
 }
 
@@ -275,22 +275,32 @@ pub(crate) mod tests {
         }
     }
 
-    /// What a terminal shows of the bar after the first `done` of `total` steps, which took two seconds each.
-    pub(crate) fn drawn(total: usize, done: usize, message: &str) -> String {
+    /// A bar of `total` steps that began `elapsed` ago, and what it shows on a terminal.
+    pub(crate) fn bar_on_terminal(
+        total: usize,
+        elapsed: Duration,
+    ) -> (ProgressBar, impl Fn() -> String) {
         let terminal = Written::default();
         let target = ProgressDrawTarget::term_like_with_hz(Box::new(terminal.clone()), 255);
-        let bar = bar_on(target, total, 0).with_elapsed(Duration::from_secs(2 * done as u64));
-        bar.set_message(message.to_owned());
-        bar.set_position(done as u64);
-        bar.force_draw();
-        terminal.0.lock().unwrap().clone()
+        let bar = bar_on(target, total, 0).with_elapsed(elapsed);
+        let drawn = bar.clone();
+        let shown = move || {
+            drawn.force_draw();
+            terminal.0.lock().unwrap().clone()
+        };
+        (bar, shown)
     }
 
     #[test]
     fn the_bar_has_a_template_of_its_own() {
         ProgressStyle::with_template(BAR).unwrap();
-        let shown = drawn(10, 4, "loss 1.5");
-        assert!(shown.contains(" 4/10 steps, 8s < "), "{shown:?}");
+        let (bar, shown) = bar_on_terminal(10, Duration::from_secs(8));
+        let before = shown();
+        assert!(before.contains(" 0/10 steps, 8s < ?"), "{before:?}");
+        bar.set_message("loss 1.5");
+        bar.set_position(4);
+        let shown = shown();
+        assert!(shown.contains(" 4/10 steps, 8s < ?"), "{shown:?}");
         assert!(shown.contains("loss 1.5"), "{shown:?}");
     }
 

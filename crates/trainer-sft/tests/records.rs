@@ -8,7 +8,9 @@ use std::path::Path;
 use lora_4bit::ComputeDtype;
 use serde_json::{Value, json};
 use trainer_sft::burn::tensor::Device;
+use trainer_sft::chat_format::ChatFormat;
 use trainer_sft::config::{Config, ConfigError};
+use trainer_sft::data::{Datasets, Records};
 use trainer_sft::{TrainError, Training};
 
 fn config(output: &Path) -> Config {
@@ -27,6 +29,21 @@ fn records() -> Vec<Value> {
             {"role": "assistant", "content": "On the bridge."},
         ]}),
     ]
+}
+
+/// A few records may be a part of data whose other records have the field.
+#[test]
+fn records_of_a_program_may_lack_a_field_of_columns() {
+    let mut config = Config::new("");
+    config.data.columns = ["prompt=q", "completion=a", "system=context"]
+        .map(str::to_owned)
+        .to_vec();
+    let format = ChatFormat::load(&config).unwrap();
+    let records = Records {
+        train: Some(vec![json!({"q": "Who are you?", "a": "The captain."})]),
+        eval: None,
+    };
+    Datasets::load(&config, &format, records, None, false).unwrap();
 }
 
 #[test]

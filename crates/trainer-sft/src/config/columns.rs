@@ -1,5 +1,7 @@
 //! `--columns`: which field of a record plays which part.
 
+use serde_json::Value;
+
 use super::ConfigError;
 
 /// The parts that a field can play.
@@ -77,6 +79,19 @@ impl Columns {
         columns.0.retain(|(ours, _)| ours != part);
         columns.0.push((part.to_owned(), field.to_owned()));
         columns
+    }
+
+    /// Which of these fields a record has: a bit for each, in the order of [`iter`](Self::iter).
+    pub(crate) fn found_in(&self, record: &Value) -> u32 {
+        let fields = self.iter().enumerate();
+        let found = fields.filter(|(_, (_, field))| record.get(field).is_some());
+        found.fold(0, |all, (index, _)| all | 1 << index)
+    }
+
+    /// The first pair whose field none of the records had that gave these bits.
+    pub(crate) fn not_in(&self, found: u32) -> Option<(&str, &str)> {
+        let mut pairs = self.iter().enumerate();
+        pairs.find_map(|(index, pair)| (found & 1 << index == 0).then_some(pair))
     }
 
     /// The field that plays a part, for messages; the part itself where nothing else is said.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use super::example::Source;
+use crate::config::ConfigError;
 
 /// Malformed records that are named.
 pub(super) const MAX_ERRORS: usize = 10;
@@ -144,7 +145,7 @@ pub enum DataError {
     },
     /// `--columns`.
     #[error(transparent)]
-    Columns(crate::config::ConfigError),
+    Columns(ConfigError),
     /// No record at all.
     #[error("{}: the file is empty: expected one JSON object per line, a JSON array of objects, or a table with rows below its header", path.display())]
     Empty {
@@ -255,6 +256,15 @@ pub enum DataError {
 }
 
 impl DataError {
+    /// A pair of `--columns` whose field is in no record.
+    pub(super) fn no_field((ours, theirs): (&str, &str)) -> Self {
+        Self::Columns(ConfigError::Value {
+            flag: "columns",
+            expected: "fields that a record has".to_owned(),
+            found: format!("`{ours}={theirs}`"),
+        })
+    }
+
     /// The record and the reason, where the record is well-formed and teaches nothing.
     pub(super) fn teaches_nothing(self) -> Result<(Source, String), Self> {
         match self {

@@ -59,8 +59,23 @@ pub(super) struct Collector {
 }
 
 impl Recipe {
-    fn prepare(&self, record: RawRecord, is_first: bool) -> Result<Outcome, DataError> {
-        let (source, value) = record.parse(&Names::only(&self.columns))?;
+    /// The fields of `--columns` that a record has, and what it gave.
+    fn prepare(&self, record: RawRecord, is_first: bool) -> (u32, Result<Outcome, DataError>) {
+        match record.parse(&Names::only(&self.columns)) {
+            Ok((source, value)) => {
+                let found = self.columns.found_in(&value);
+                (found, self.prepare_value(source, value, is_first))
+            }
+            Err(error) => (0, Err(error)),
+        }
+    }
+
+    fn prepare_value(
+        &self,
+        source: Source,
+        value: Value,
+        is_first: bool,
+    ) -> Result<Outcome, DataError> {
         let fields = match &value {
             Value::Object(fields) if (is_first || self.compares) && self.columns.is_empty() => {
                 Some(fields.clone())
@@ -136,8 +151,9 @@ impl Collector {
             .map(|(index, record)| recipe.prepare(record, index == 0))
             .collect();
         let mut unused = Vec::new();
-        for outcome in outcomes {
+        for (columns, outcome) in outcomes {
             self.report.num_records += 1;
+            self.report.columns |= columns;
             match outcome {
                 Ok(outcome) => {
                     unused.extend(outcome.unused.iter().cloned());

@@ -12,7 +12,7 @@ use super::names::Names;
 use super::open::Progress;
 use super::read::{RawRecord, RecordReader};
 use super::{DataReport, Dataset, Example, raw};
-use crate::config::{Columns, Config, ConfigError};
+use crate::config::{Columns, Config};
 use crate::data::format::{ASKED, PROMPTS, describe, named as names};
 use crate::digest;
 
@@ -184,11 +184,7 @@ fn check_parts(columns: &Columns, is_there: impl Fn(&str) -> bool) -> Result<(),
     let mut parts = columns.iter().filter(|(ours, _)| ASKED.contains(ours));
     match parts.find(|(ours, _)| !is_there(ours)) {
         None => Ok(()),
-        Some((ours, theirs)) => Err(DataError::Columns(ConfigError::Value {
-            flag: "columns",
-            expected: "fields that a record has".to_owned(),
-            found: format!("`{ours}={theirs}`"),
-        })),
+        Some(pair) => Err(DataError::no_field(pair)),
     }
 }
 

@@ -115,7 +115,9 @@ impl RawRecord {
         match serde_json::from_str(text) {
             Ok(value) => Ok((source, value)),
             Err(error) => {
-                let hint = if error.is_eof() && source.place == Place::Line(1) {
+                let hint = if text.contains('\0') {
+                    " (there are bytes of value 0: the file was not written to its end, or is no text)"
+                } else if error.is_eof() && source.place == Place::Line(1) {
                     " (a record has to be on one line; a file with line breaks inside records has to be one JSON array)"
                 } else if is_line && text.contains('\r') {
                     " (the lines end in carriage returns alone: convert the file, for example with `tr '\\r' '\\n'`)"

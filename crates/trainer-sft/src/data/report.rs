@@ -37,6 +37,8 @@ pub struct DataReport {
     pub rendered: Found,
     /// Texts with the template's own tokens.
     pub own_tokens: Found,
+    /// Fields of `--columns` that a record has had, as [`Columns::found_in`](crate::config::Columns::found_in) counts them.
+    pub(super) columns: u32,
 }
 
 /// How many records, and the first of them.
@@ -92,6 +94,7 @@ impl DataReport {
         self.cut_turns.merge(other.cut_turns);
         self.rendered.merge(other.rendered);
         self.own_tokens.merge(other.own_tokens);
+        self.columns |= other.columns;
     }
 
     /// The first record that was left out for the commonest reason, with that reason.

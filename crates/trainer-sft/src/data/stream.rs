@@ -36,6 +36,8 @@ pub struct Stream {
     total: u64,
     progress: Progress,
     warned: bool,
+    /// Whether this is the first pass, read from its beginning.
+    is_first_pass: bool,
 }
 
 impl std::fmt::Debug for Stream {
@@ -69,6 +71,7 @@ impl Stream {
             num_examples: 0,
             progress: Progress::default(),
             warned: false,
+            is_first_pass: true,
         };
         stream.reader = match stream.files.first() {
             Some(file) => Some(RecordReader::open(file, &stream.progress)?),
@@ -138,6 +141,7 @@ impl Stream {
         self.progress = Progress::default();
         self.report = DataReport::default();
         self.num_examples = 0;
+        self.is_first_pass = false;
     }
 
     /// The examples of the next block; `None` at the end of a pass, after which the next one begins.
@@ -159,6 +163,7 @@ impl Stream {
                     });
                 }
                 self.warn();
+                self.warn_of_columns();
                 self.start_pass();
                 return Ok(None);
             }
@@ -184,6 +189,14 @@ impl Stream {
                 warn!("records that teach nothing are left out; so far:");
             }
             self.report.warn(self.recipe.renderer.settings().max_length);
+        }
+    }
+
+    /// Says which of `--columns` names a field that no record of the first pass had.
+    fn warn_of_columns(&mut self) {
+        let missing = self.recipe.columns.not_in(self.report.columns);
+        if let (true, Some((ours, theirs))) = (self.is_first_pass, missing) {
+            warn!("--columns: no record has the field of `{ours}={theirs}`, which has no effect");
         }
     }
 

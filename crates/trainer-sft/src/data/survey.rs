@@ -273,6 +273,10 @@ pub fn survey(config: &Config, format: &ChatFormat, show: bool) -> Result<Survey
     };
     let look = |paths: &[PathBuf]| look_at(&files::expand(paths)?, &recipe, show);
     let (mut train, found) = look(&config.data.train)?;
+    // Of records that are refused, more is said than that.
+    if found.num_malformed == 0 {
+        train.check_columns(&recipe.columns)?;
+    }
     let (mut eval, mut eval_survey) = (None, None);
     match config.data.eval_split {
         // Data of which nothing is left is said to be that.

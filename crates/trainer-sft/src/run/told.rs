@@ -50,15 +50,22 @@ impl Told {
     /// Says how far the run is: on the bar at once, in the log when a line is due.
     pub(super) fn tell(&mut self, record: &Record) {
         let (step, message) = (record.step, message(record));
+        let left = time(self.seconds_left(step));
         if self.is_due(step) {
             self.last = Instant::now();
-            let done = step.saturating_sub(self.first_step).max(1) as f64;
-            let left = self.total_steps.saturating_sub(step) as f64;
-            let seconds = self.started.elapsed().as_secs_f64() / done * left;
             let total = self.total_steps;
-            info!("step {step}/{total}: {message}, {} left", time(seconds));
+            info!("step {step}/{total}: {message}, {left} left");
         }
+        self.bar.set_prefix(left);
         self.bar.set_message(message);
+    }
+
+    /// What is left after `step`, if each further step takes as long as the mean of those that this process has made, evaluations
+    /// and checkpoints included.
+    fn seconds_left(&self, step: usize) -> f64 {
+        let done = step.saturating_sub(self.first_step).max(1) as f64;
+        let left = self.total_steps.saturating_sub(step) as f64;
+        self.started.elapsed().as_secs_f64() / done * left
     }
 
     /// A line that stays, above the bar or in the log.
@@ -245,9 +252,11 @@ fn num_weights(model: &QwenModel) -> usize {
 mod tests {
     use std::collections::BTreeMap;
 
-    use super::{message, time};
+    use std::time::{Duration, Instant};
+
+    use super::{Told, message, time};
     use crate::metrics::Record;
-    use crate::metrics::tests::drawn;
+    use crate::metrics::tests::bar_on_terminal;
 
     fn record() -> Record {
         Record {
@@ -279,19 +288,40 @@ mod tests {
 
     #[test]
     fn a_terminal_shows_the_time_that_is_left_and_the_numbers() {
-        let shown = drawn(10, 4, &message(&record()));
-        let (_, left) = shown.split_once(" 4/10 steps, 8s < ").unwrap();
-        assert!(
-            left.starts_with(|digit: char| digit.is_ascii_digit()),
-            "{left}"
-        );
+        // A run of four steps, and one that has made one step since it goes on after step 3.
+        for (first_step, elapsed, expected) in [
+            (0, 8, " 4/10 steps, 8s < 12 s"),
+            (3, 80, " 4/10 steps, 80s < 8 min 00 s"),
+        ] {
+            let elapsed = Duration::from_secs(elapsed);
+            let (bar, shown) = bar_on_terminal(10, elapsed);
+            let mut told = Told {
+                bar,
+                logs: false,
+                last: Instant::now(),
+                started: Instant::now() - elapsed,
+                first_step,
+                total_steps: 10,
+            };
+            told.bar.set_position(4);
+            told.tell(&Record {
+                step: 4,
+                ..record()
+            });
+            let shown = shown();
+            assert!(shown.contains(expected), "{expected}: {shown}");
+            has_numbers(&shown);
+        }
+    }
+
+    fn has_numbers(shown: &str) {
         for part in [
             "loss 1.2346",
             "lr 2.00e-4",
             "grad norm 0.710",
             "1234 tokens/s",
         ] {
-            assert!(left.contains(part), "{part}: {shown}");
+            assert!(shown.contains(part), "{part}: {shown}");
         }
     }
 

@@ -65,16 +65,17 @@ mod tests {
             let values = bytes.map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()));
             values.collect::<Vec<f32>>()
         });
-        let noise = Noise {
-            alpha: 5.0,
-            seed: 0,
-        };
+        let meta = std::fs::read(golden.join("meta.json")).unwrap();
+        let meta: serde_json::Value = serde_json::from_slice(&meta).unwrap();
+        let tolerance = meta["tolerance"].as_f64().unwrap() as f32;
+        let alpha = meta["alpha"].as_f64().unwrap();
+        let noise = Noise { alpha, seed: 0 };
         let mut draw = draws.iter().copied();
         let added = noise.scaled(&[6, 6], 8, || draw.next().unwrap());
         assert_eq!(added.len(), noisy.len());
         for ((added, before), after) in added.iter().zip(&embeddings).zip(&noisy) {
             assert!(
-                (before + added - after).abs() < 1e-6,
+                (before + added - after).abs() < tolerance,
                 "{before} + {added}, {after}"
             );
         }

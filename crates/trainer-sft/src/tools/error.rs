@@ -159,6 +159,20 @@ pub enum ToolError {
     /// The records.
     #[error(transparent)]
     Data(#[from] DataError),
+    /// Records without fields that the run of the adapter read.
+    #[error(
+        "{error}; the names are those of {} (`columns`: {columns}): --columns names the fields of this data, also those \
+         with their usual names (--columns messages=messages)",
+        settings.display()
+    )]
+    NotedColumns {
+        /// What the run wrote down.
+        columns: String,
+        /// Where.
+        settings: PathBuf,
+        /// Why the records cannot be used.
+        error: Box<DataError>,
+    },
     /// A line of a chat that is no question and no command.
     #[error("`{found}` is no command: {commands}")]
     ChatCommand {

@@ -12,7 +12,7 @@ use serde_json::json;
 use super::arguments::EvalArgs;
 use super::base::{BaseForm, model_and_adapter};
 use super::error::ToolError;
-use super::reading::ReadingArgs;
+use super::reading::{ReadingArgs, of_noted_columns};
 use crate::batch::{Batch, sequential_batches};
 use crate::chat_format::ChatFormat;
 use crate::config::Config;
@@ -115,18 +115,23 @@ impl EvalData {
     ) -> Result<Self, ToolError> {
         let mut config = Config::new("");
         config.data.train = files.to_vec();
-        reading.put_into(&mut config, Some(adapter))?;
+        let noted = reading.put_into(&mut config, Some(adapter))?;
         config.model.device = device.to_owned();
-        Self::with(config, model)
+        Self::with(config, model, noted)
     }
 
-    fn with(mut config: Config, model: &Path) -> Result<Self, ToolError> {
+    /// Reads records; `noted` is the adapter whose run named their fields.
+    fn with(mut config: Config, model: &Path, noted: Option<&Path>) -> Result<Self, ToolError> {
         config.model.model = Some(model.to_string_lossy().into_owned());
         let device = model_qwen::parse_device(&config.model.device)?;
         let format = ChatFormat::load(&config)?;
         format.check_vocabulary(config.model.architecture()?.vocab_size)?;
+        let dataset = Dataset::of(&config, &format).map_err(|error| match noted {
+            Some(adapter) => of_noted_columns(error, &config.data, adapter),
+            None => error.into(),
+        })?;
         Ok(Self {
-            examples: Dataset::of(&config, &format)?.examples,
+            examples: dataset.examples,
             device,
             batch_size: config.run.batch_size,
             form: BaseForm {
@@ -199,13 +204,12 @@ pub(super) fn evaluate(args: &EvalArgs) -> Result<String, ToolError> {
     let (model, adapter) = model_and_adapter(args.model.as_deref(), args.adapter.as_deref())?;
     let mut config = Config::new("");
     config.data.train.clone_from(&args.data);
-    args.reading
-        .put_into(&mut config, args.adapter.as_deref())?;
+    let noted = (args.reading).put_into(&mut config, args.adapter.as_deref())?;
     config.model.device.clone_from(&args.device);
     config.model.quantization = Some(args.quantization);
     config.run.batch_size = args.batch_size;
     let (read, tokenizer) = (config.data.clone(), config.model.tokenizer.clone());
-    let data = EvalData::with(config, &model)?;
+    let data = EvalData::with(config, &model, noted)?;
     let which = match &adapter {
         None => Which::Model(&model),
         Some(adapter) => Which::Adapted(&model, adapter),

@@ -9,7 +9,8 @@ use tracing::info;
 use super::ToolError;
 use super::base::settings_of_run;
 use crate::config::args::whole;
-use crate::config::{Config, Thinking, TrainOn};
+use crate::config::{Columns, Config, DataConfig, SETTINGS, Thinking, TrainOn};
+use crate::data::{DataError, objects};
 
 /// The flags of it, the same as those of a run.
 #[derive(Clone, Debug, Default, Args)]
@@ -54,15 +55,15 @@ struct Noted {
 
 impl ReadingArgs {
     /// Puts these settings into `config`, and what the run of `adapter` wrote down for the others. One line of the log says what
-    /// is used.
+    /// is used. Gives the adapter back where the names of the fields are those of its run.
     ///
     /// # Errors
     /// A setting out of range, and settings of a run that cannot be read.
-    pub(super) fn put_into(
+    pub(super) fn put_into<'a>(
         &self,
         config: &mut Config,
-        adapter: Option<&Path>,
-    ) -> Result<(), ToolError> {
+        adapter: Option<&'a Path>,
+    ) -> Result<Option<&'a Path>, ToolError> {
         if self.max_length == Some(0) {
             return Err(ToolError::Flag {
                 flag: "max-length",
@@ -88,7 +89,7 @@ impl ReadingArgs {
         if let Some(folder) = adapter {
             info!("{}", self.told(config, (folder, is_noted)));
         }
-        Ok(())
+        Ok(adapter.filter(|_| self.columns.is_empty() && !config.data.columns.is_empty()))
     }
 
     /// What is used, and where it comes from.
@@ -133,6 +134,24 @@ impl ReadingArgs {
     }
 }
 
+/// An error of data that lacks fields which the run of `adapter` read, with where their names come from.
+pub(super) fn of_noted_columns(error: DataError, data: &DataConfig, adapter: &Path) -> ToolError {
+    let Ok(columns) = Columns::parse(&data.columns) else {
+        return error.into();
+    };
+    let first = objects::first_object(&data.train);
+    let lacks = |field: &str| (first.as_ref()).is_some_and(|first| !first.contains_key(field));
+    let mut fields = columns.iter();
+    match matches!(error, DataError::Columns(_)) || fields.any(|(_, field)| lacks(field)) {
+        true => ToolError::NotedColumns {
+            columns: data.columns.join(","),
+            settings: adapter.join(SETTINGS),
+            error: Box::new(error),
+        },
+        false => error.into(),
+    }
+}
+
 /// As it is written on the command line.
 fn name(value: impl ValueEnum) -> Option<String> {
     Some(value.to_possible_value()?.get_name().to_owned())
@@ -141,7 +160,6 @@ fn name(value: impl ValueEnum) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::SETTINGS;
 
     #[test]
     fn flags_win_over_the_run_and_the_run_over_defaults() {
@@ -149,7 +167,9 @@ mod tests {
         let path = folder.path();
         let put = |args: &ReadingArgs| {
             let mut config = Config::new("");
-            args.put_into(&mut config, Some(path)).unwrap();
+            let noted = args.put_into(&mut config, Some(path)).unwrap();
+            let from_run = args.columns.is_empty() && !config.data.columns.is_empty();
+            assert_eq!(noted.is_some(), from_run);
             let is_noted = path.join(SETTINGS).exists();
             let told = args.told(&config, (path, is_noted));
             (config, told.replace(&path.display().to_string(), "A"))

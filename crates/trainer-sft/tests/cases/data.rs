@@ -155,6 +155,28 @@ fn columns_name_the_fields_of_other_data_sets() {
         "{}",
         said.err
     );
+    // A field that some records have is read where it is; one that none has would have no effect.
+    let some = [
+        json!({"question": "2+2?", "answer": "Four"}),
+        json!({"question": "2+2?", "answer": "Four", "context": "Be brief."}),
+    ];
+    let columns = |system: &str| {
+        let columns = format!("prompt=question,completion=answer,system={system}");
+        let folder = TempDir::new().unwrap();
+        let data = folder.path().join("t.jsonl");
+        fs::write(&data, format!("{}\n{}\n", some[0], some[1])).unwrap();
+        let check = ["check", text_of(&data), "--columns", &columns];
+        (preview(&some, &["--columns", &columns]), program(&check))
+    };
+    let (shown, checked) = columns("context");
+    assert_eq!(learnt(&shown).len(), 2);
+    assert!(checked.is_success(), "{}", checked.err);
+    let (shown, checked) = columns("contest");
+    for said in [shown, checked] {
+        let expected = "--columns: expected fields that a record has, found `system=contest`";
+        assert!(said.err.contains(expected), "{}", said.err);
+        assert!(!said.is_success());
+    }
     let kto = json!({"prompt": "a", "completion": "b", "label": true});
     let said = preview(
         &[kto],

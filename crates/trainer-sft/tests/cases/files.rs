@@ -152,6 +152,11 @@ fn what_cannot_be_read_is_named_with_what_to_do() {
             "(the lines end in carriage returns alone: convert the file, for example with `tr '\\r' '\\n'`)",
         ),
         (
+            "preallocated.jsonl",
+            b"{\"prompt\": \"Who?\", \"completion\": \"Mo.\"}\n\0\0\0\0",
+            "preallocated.jsonl:2: invalid JSON: expected value at column 1 (there are bytes of value 0: ",
+        ),
+        (
             "header.csv",
             b"fran\xe7ais,prompt\nOui,Yes\n",
             "header.csv: header: expected UTF-8 text, found byte 0xe7 at position 5",

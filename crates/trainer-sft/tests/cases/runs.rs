@@ -259,6 +259,7 @@ fn streamed_data_is_learnt_block_by_block_and_goes_on_where_it_was() {
     fs::write(&data, lines.concat()).unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let (whole, parts) = (path("whole"), path("parts"));
+    let columns = "text=text,system=context";
     let start = |output: &str| {
         let mut all: Vec<String> = [
             "--device",
@@ -272,6 +273,8 @@ fn streamed_data_is_learnt_block_by_block_and_goes_on_where_it_was() {
             "6",
             "--save-steps",
             "4",
+            "--columns",
+            columns,
         ]
         .map(ToOwned::to_owned)
         .to_vec();
@@ -286,6 +289,9 @@ fn streamed_data_is_learnt_block_by_block_and_goes_on_where_it_was() {
     let run = |all: &[String]| program(&all.iter().map(String::as_str).collect::<Vec<_>>());
     let said = run(&start(&whole));
     assert!(said.is_success(), "{}", said.err);
+    // Said once, after the first pass.
+    let warned = "--columns: no record has the field of `system=context`, which has no effect";
+    assert_eq!(said.err.matches(warned).count(), 1, "{}", said.err);
     let said = program(&[
         "--resume",
         &format!("{whole}/checkpoint-4"),

@@ -151,6 +151,14 @@ fn values_out_of_range_name_the_flag() {
             "--eval-split: expected a number between 0 and 1, found 1",
         ),
         (
+            "--data d --eval-split 0.1 --eval-steps 0.2",
+            "expected a whole number, 0 or more, found `0.2`: a part of the run is not understood",
+        ),
+        (
+            "--data d --warmup-steps 0.03",
+            "found `0.03`: --warmup-ratio takes a part of the run",
+        ),
+        (
             "--data d --eval-split 0.1 --eval-data e",
             "--eval-split takes the evaluation data from --data",
         ),

@@ -16,10 +16,23 @@ use super::{
 };
 
 const STEPS: usize = 30;
-/// Of weights that were trained themselves.
-const WEIGHT_TOLERANCE: f32 = 1e-3;
-/// Of weights whose moments are in 8 bits, in which a difference in the last bit may become one of a whole code.
-const EIGHT_BIT_TOLERANCE: f32 = 1.5e-3;
+/// Values from which on moments are in 8 bits.
+const BYTES_FROM: usize = 4096;
+
+/// How far a weight that was trained itself may be from PyTorch's, by `optimizers/meta.json`. `by_bytes` says that moments of many
+/// values are in 8 bits.
+fn tolerance(key: &str, count: usize, by_bytes: bool) -> f32 {
+    let name = match (by_bytes, count >= BYTES_FROM) {
+        // Attention hardly feels it: its gradient is all but rounding, of which AdamW makes whole steps.
+        _ if key.ends_with("k_proj.bias") => "k_proj.bias",
+        (false, _) => "weights",
+        // A difference in the last bit may become one of a whole code.
+        (true, true) => "weights_8bit",
+        (true, false) => "weights_beside_8bit",
+    };
+    let meta: Value = read_json("optimizers/meta.json");
+    meta["tolerances"][name].as_f64().unwrap() as f32
+}
 
 fn log(name: &str) -> Log {
     read_json(&format!("optimizers/{name}.json"))
@@ -99,10 +112,10 @@ fn rank_stabilized_lora_trains_as_in_peft() {
 }
 
 /// Compares all weights with a file of PyTorch's, which must be far from the start.
-fn check_weights(trainer: &mut Trainer, name: &str, tolerance: f32) {
+fn check_weights(trainer: &mut Trainer, name: &str, by_bytes: bool) {
     let expected = tensors(&golden(&format!("optimizers/{name}.safetensors")));
     let start = tensors(&golden("training/model/model.safetensors"));
-    let (mut worst, mut moved, mut count) = (0f32, 0f32, 0);
+    let mut count = 0;
     visit_model(
         &mut trainer.model,
         Trainable::Full,
@@ -110,14 +123,15 @@ fn check_weights(trainer: &mut Trainer, name: &str, tolerance: f32) {
             let found: Vec<f32> = parameter.value().into_data().iter::<f32>().collect();
             let (_, values) = &expected[key];
             assert_eq!(found.len(), values.len(), "{key}");
-            worst = worst.max(largest_difference(&found, values));
-            moved = moved.max(largest_difference(&start[key].1, values));
+            let tolerance = tolerance(key, values.len(), by_bytes);
+            let worst = largest_difference(&found, values);
+            assert!(worst < tolerance, "{key}: largest difference {worst}");
+            let moved = largest_difference(&start[key].1, values);
+            assert!(moved > 5.0 * tolerance, "{key}: too short a run: {moved}");
             count += 1;
         },
     );
     assert_eq!(count, expected.len());
-    assert!(moved > 10.0 * tolerance, "too short a run: {moved}");
-    assert!(worst < tolerance, "largest difference {worst}");
 }
 
 #[test]
@@ -129,7 +143,7 @@ fn weights_of_full_training_are_those_of_pytorch() {
     for batches in steps {
         trainer.step(batches);
     }
-    check_weights(&mut trainer, "full", WEIGHT_TOLERANCE);
+    check_weights(&mut trainer, "full", false);
 }
 
 /// With moments in f32 the weights would be up to 0.0058 off.
@@ -143,5 +157,5 @@ fn moments_in_eight_bits_train_as_in_bitsandbytes() {
     let optimizer = trainer.optimizer();
     assert!(optimizer.byte_moments().count() > 10);
     assert!(!optimizer.moments().is_empty());
-    check_weights(&mut trainer, "full_8bit", EIGHT_BIT_TOLERANCE);
+    check_weights(&mut trainer, "full_8bit", true);
 }

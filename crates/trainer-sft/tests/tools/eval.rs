@@ -111,6 +111,54 @@ fn records_are_read_as_the_run_of_the_adapter_read_them() {
 }
 
 #[test]
+fn names_of_fields_that_only_the_run_had_are_said_to_be_its_names() {
+    let folder = TempDir::new().unwrap();
+    let adapter = adapter(folder.path());
+    fs::write(
+        adapter.join("run.toml"),
+        "columns = [\"prompt=question\", \"completion=answer\", \"system=context\"]\n",
+    )
+    .unwrap();
+    let data = folder.path().join("d.jsonl");
+    let output = folder.path().join("merged");
+    let eval = ["eval", "--data", text_of(&data)];
+    let merge = [&["merge", "--output", text_of(&output)], &eval[1..]].concat();
+    let adapter = ["--adapter", text_of(&adapter)];
+    for (record, found, columns) in [
+        (
+            r#"{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}"#,
+            "found `messages`; --columns prompt=question,completion=answer,system=context names a field that is not there",
+            "messages=messages",
+        ),
+        (
+            r#"{"question": "a", "response": "b"}"#,
+            "field `answer`: expected text, found nothing",
+            "prompt=question,completion=response",
+        ),
+        (
+            r#"{"question": "a", "answer": "b"}"#,
+            "--columns: expected fields that a record has, found `system=context`",
+            "prompt=question,completion=answer",
+        ),
+    ] {
+        fs::write(&data, format!("{record}\n")).unwrap();
+        let noted = "run.toml (`columns`: prompt=question,completion=answer,system=context): --columns names the fields of this data";
+        fail(&[&eval[..], &adapter].concat(), &[found, noted]);
+        fail(&[&merge[..], &adapter].concat(), &[found, noted]);
+        succeed(&[&eval[..], &adapter, &["--columns", columns]].concat());
+    }
+    // What has nothing to do with the names is said without them.
+    fs::write(
+        &data,
+        "{\"question\": \"a\", \"answer\": 3, \"context\": \"c\"}\n",
+    )
+    .unwrap();
+    let said = program(&[&eval[..], &adapter].concat());
+    assert!(said.err.contains("found the number 3"), "{}", said.err);
+    assert!(!said.err.contains("run.toml ("), "{}", said.err);
+}
+
+#[test]
 fn the_means_are_those_of_the_logits() {
     let mut config = Config::new("");
     config.model.model = Some(text_of(&data_folder().join("model")).to_owned());

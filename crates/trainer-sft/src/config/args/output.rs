@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::values::{between_commas, list, number, whole};
+use super::values::{between_commas, list, number, steps, whole};
 use crate::config::{NO_REPORT, SampleOptions};
 
 /// The flags under "Output".
@@ -16,7 +16,7 @@ pub struct OutputArgs {
     pub output: Option<PathBuf>,
 
     /// Write a checkpoint every so many steps [default: only the result at the end]
-    #[arg(long, value_name = "STEPS", value_parser = whole)]
+    #[arg(long, value_name = "STEPS", value_parser = steps)]
     pub save_steps: Option<usize>,
 
     /// Write metrics every so many steps [default: 1]
@@ -24,7 +24,7 @@ pub struct OutputArgs {
         long,
         value_name = "STEPS",
         visible_alias = "logging-steps",
-        value_parser = whole
+        value_parser = steps
     )]
     pub log_steps: Option<usize>,
 
@@ -33,7 +33,7 @@ pub struct OutputArgs {
     pub save_total_limit: Option<usize>,
 
     /// Evaluate every so many steps (needs --eval-data or --eval-split) [default: at the end]
-    #[arg(long, value_name = "STEPS", value_parser = whole)]
+    #[arg(long, value_name = "STEPS", value_parser = steps)]
     pub eval_steps: Option<usize>,
 
     /// Write a checkpoint after each evaluation with a lower loss (--method grpo: a higher reward) than all before (needs
@@ -60,7 +60,7 @@ pub struct OutputArgs {
     pub sample_prompts: Option<PathBuf>,
 
     /// Answer --sample-prompts every so many steps instead of at each evaluation
-    #[arg(long, value_name = "STEPS", value_parser = whole)]
+    #[arg(long, value_name = "STEPS", value_parser = steps)]
     pub sample_steps: Option<usize>,
 
     /// The most tokens of such an answer [default: 128]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::values::{number, seed, whole};
+use super::values::{number, seed, warmup_steps, whole};
 use crate::config::{BatchSize, GradientCheckpointing, LrSchedule, Optim, OptimizerConfig};
 
 /// The flags under "Training".
@@ -33,7 +33,7 @@ pub struct TrainingArgs {
     pub warmup_ratio: Option<f64>,
 
     /// Number of steps in which the learning rate rises; replaces --warmup-ratio
-    #[arg(long, value_name = "STEPS", value_parser = whole)]
+    #[arg(long, value_name = "STEPS", value_parser = warmup_steps)]
     pub warmup_steps: Option<usize>,
 
     /// Lowest learning rate of the schedules cosine_with_min_lr, warmup_stable_decay and polynomial

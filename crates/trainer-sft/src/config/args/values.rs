@@ -31,6 +31,26 @@ pub(crate) fn whole(text: &str) -> Result<usize, String> {
     parse(text, "a whole number, 0 or more")
 }
 
+/// A number of steps. transformers also takes a part of the run, which is known only once the data is read.
+pub(super) fn steps(text: &str) -> Result<usize, String> {
+    no_part(
+        text,
+        "a part of the run is not understood, `trainer-sft check` says how many steps the run has",
+    )
+}
+
+/// As [`steps`], where another flag takes a part.
+pub(super) fn warmup_steps(text: &str) -> Result<usize, String> {
+    no_part(text, "--warmup-ratio takes a part of the run")
+}
+
+fn no_part(text: &str, hint: &str) -> Result<usize, String> {
+    whole(text).map_err(|error| match text.trim().parse::<f64>() {
+        Ok(part) if part > 0.0 && part < 1.0 => format!("{error}: {hint}"),
+        _ => error,
+    })
+}
+
 /// A seed.
 pub(crate) fn seed(text: &str) -> Result<u64, String> {
     parse(text, "a whole number from 0 to 2^64 - 1")
