@@ -51,9 +51,10 @@ const INDEX: File = File {
     content: include_str!("../page/index.html"),
 };
 /// What it loads.
-const FILES: [File; 18] = [
+const FILES: [File; 19] = [
     file!("page.css", "text/css; charset=utf-8"),
     file!("icon.svg", "image/svg+xml"),
+    file!("list.js", "text/javascript; charset=utf-8"),
     file!("main.js", "text/javascript; charset=utf-8"),
     file!("api.js", "text/javascript; charset=utf-8"),
     file!("chat.js", "text/javascript; charset=utf-8"),
