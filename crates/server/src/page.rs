@@ -94,6 +94,15 @@ pub(crate) fn is_for_page(request: &Request, is_on: bool) -> bool {
     is_on && reads && (is_file() || path == INDEX.path && wants_html(request.headers()))
 }
 
+/// The file that a request [is for](is_for_page).
+pub(crate) fn answer(request: &Request) -> Option<Response> {
+    let path = request.uri().path();
+    let file = std::iter::once(&INDEX)
+        .chain(&FILES)
+        .find(|file| file.path == path);
+    file.map(|file| file.answer(request.headers()))
+}
+
 /// What Ollama's clients look for.
 async fn alive() -> (HeaderMap, &'static str) {
     let kind = HeaderValue::from_static("text/plain; charset=utf-8");
