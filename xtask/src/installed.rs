@@ -154,36 +154,52 @@ impl Installed {
             println!("left out: uvx, since {UV} is out of reach");
             return Ok(());
         }
-        println!("$ uvx --from WHEEL qwen-burn --version");
-        let output = Command::new(&self.python)
+        let version = self.uvx(&["--version"]).output()?;
+        let said = String::from_utf8_lossy(&version.stdout);
+        println!("{said}{}", String::from_utf8_lossy(&version.stderr));
+        let well = version.status.success() && said.starts_with("qwen-burn ");
+        ensure!(well, "uvx has not run the program");
+        // uv makes an environment of its own, in which the data have to be found.
+        let data = bundled_data(&self.uvx(&["doctor", "--json"]).output()?.stdout)?;
+        let (shown, cache) = (data.display(), self.environment.join("uv").canonicalize()?);
+        println!("{shown}");
+        ensure!(data.starts_with(cache), "the bundled data is {shown}");
+        // It ends by itself: whoever kills uv leaves its program running.
+        let mut chat = self.uvx(&["chat", "--max-tokens", "16"]);
+        let mut chat = chat.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let mut question = chat.stdin.take().context("no input of the chat")?;
+        question.write_all(b"Tell me a story.\n")?;
+        drop(question);
+        let answer = chat.wait_with_output()?;
+        let text = String::from_utf8_lossy(&answer.stdout);
+        println!("{text}");
+        let well = answer.status.success() && text.trim().len() > 10;
+        ensure!(well, "uvx has found no model to chat with");
+        Ok(())
+    }
+
+    /// A command of the program by uvx, in the empty folder.
+    fn uvx(&self, arguments: &[&str]) -> Command {
+        println!("$ uvx --from WHEEL qwen-burn {}", arguments.join(" "));
+        let mut command = Command::new(&self.python);
+        command
             .args(["-m", "uv", "tool", "run", "--offline", "--no-config"])
             .arg("--python")
             .arg(&self.python)
             .arg("--from")
             .arg(&self.wheel)
-            .args(["qwen-burn", "--version"])
+            .arg("qwen-burn")
+            .args(arguments)
             .current_dir(&self.work)
+            .env_remove("QWEN_BURN_DATA")
             .env("UV_CACHE_DIR", self.environment.join("uv"))
-            .output()?;
-        let [said, error] =
-            [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
-        println!("{said}{error}");
-        let well = output.status.success() && said.starts_with("qwen-burn ");
-        ensure!(well, "uvx has not run the program");
-        Ok(())
+            .stdin(Stdio::null());
+        command
     }
 
     /// The folder of the bundled data as the program says it.
     fn find_data(&self) -> Result<PathBuf> {
-        // It may miss memory or a disk, which is no fault of the package.
-        let doctor = self.command(&["doctor", "--json"]).output()?;
-        let report: Value = serde_json::from_slice(&doctor.stdout).context("doctor --json")?;
-        let checks = report["checks"].as_array().context("doctor: no checks")?;
-        let data = checks.iter().find(|check| check["name"] == "bundled data");
-        let found = data.and_then(|data| data["found"].as_str());
-        Ok(found
-            .context("doctor says nothing of the bundled data")?
-            .into())
+        bundled_data(&self.command(&["doctor", "--json"]).output()?.stdout)
     }
 
     /// Trains two steps on the sample, and looks at the result.
@@ -208,6 +224,17 @@ impl Installed {
         );
         self.succeed(&["inspect", "adapters/two"]).map(|_| ())
     }
+}
+
+/// The folder of the bundled data in a report of `doctor`. It may miss memory or a disk, which is no fault of the package.
+fn bundled_data(report: &[u8]) -> Result<PathBuf> {
+    let report: Value = serde_json::from_slice(report).context("doctor --json")?;
+    let checks = report["checks"].as_array().context("doctor: no checks")?;
+    let data = checks.iter().find(|check| check["name"] == "bundled data");
+    let found = data.and_then(|data| data["found"].as_str());
+    Ok(found
+        .context("doctor says nothing of the bundled data")?
+        .into())
 }
 
 /// Starts a server, which has to answer one chat with the bundled model.

@@ -6,6 +6,8 @@ pub(crate) mod describe;
 mod download;
 #[cfg(feature = "hub")]
 mod patience;
+#[cfg(feature = "hub")]
+mod told;
 
 use std::path::{Path, PathBuf};
 #[cfg(feature = "hub")]

@@ -73,7 +73,9 @@ pub use generation_config::{GenerationConfig, GenerationConfigError};
 pub use graph_runner::{DecodeRow, GraphRunner, Pending};
 pub use hub::{HubOptions, ResolveError, resolve_model, resolve_model_with, unfetched};
 pub use json_file::JsonFileError;
-pub use load::{FolderShapes, LoadError, LoadOptions, Quantization, is_headless, score_weights};
+pub use load::{
+    FolderShapes, LoadError, LoadOptions, Quantization, TellLayers, is_headless, score_weights,
+};
 pub use merge::{MergeError, MergedWeights};
 pub use model::{DecoderLayer, LINEARS, QwenModel, linear_features, linear_names};
 pub use model_folder::{ModelFolderError, RUN_FILES, copy_modules};

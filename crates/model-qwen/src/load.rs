@@ -124,19 +124,33 @@ impl QwenModel {
     /// # Errors
     /// When `config.json` or the weight files are missing, broken, or do not fit each other.
     pub fn load(dir: &Path, options: &LoadOptions, device: &Device) -> Result<Self, LoadError> {
-        Self::load_with(dir, options, (device, true))
+        Self::load_telling(dir, options, device, &|_, _| {})
+    }
+
+    /// [`load`](Self::load), which calls `tell` with the number of layers that are there, and of all, whenever there is one more.
+    ///
+    /// # Errors
+    /// As `load`.
+    pub fn load_telling(
+        dir: &Path,
+        options: &LoadOptions,
+        device: &Device,
+        tell: TellLayers<'_>,
+    ) -> Result<Self, LoadError> {
+        Self::load_with(dir, options, (device, true), tell)
     }
 
     /// [`load`](Self::load) on the CPU to know whether the folder can be loaded: the pages of what was looked at do not stay in
     /// this process's memory.
     pub(crate) fn load_to_check(dir: &Path, options: &LoadOptions) -> Result<Self, LoadError> {
-        Self::load_with(dir, options, (&Device::flex(), false))
+        Self::load_with(dir, options, (&Device::flex(), false), &|_, _| {})
     }
 
     fn load_with(
         dir: &Path,
         options: &LoadOptions,
         (device, keeps_pages): (&Device, bool),
+        tell: TellLayers<'_>,
     ) -> Result<Self, LoadError> {
         use_one_queue();
         let (mut config, notes) = QwenConfig::load_with_notes(dir)?;
@@ -162,6 +176,7 @@ impl QwenModel {
             options,
             device,
             keeps_pages,
+            tell,
         };
         loader.check_names(dir, &config)?;
         // Exact sizes outside of the pools of a GPU, whose pages would grow to the size of the embedding.
@@ -180,6 +195,9 @@ impl QwenModel {
         Ok(model)
     }
 }
+
+/// Hears how many layers of a model are there, and of how many.
+pub type TellLayers<'a> = &'a (dyn Fn(usize, usize) + Sync);
 
 /// Makes a linear layer: module name within the layer, `[out, in]`, whether it has a bias.
 pub(crate) type MakeLinear<'a> =
@@ -248,6 +266,7 @@ struct Loader<'a> {
     device: &'a Device,
     /// Whether the pages of tensors that stay in the mapped file stay in memory when they have been looked at.
     keeps_pages: bool,
+    tell: TellLayers<'a>,
 }
 
 impl Loader<'_> {
@@ -271,14 +290,13 @@ impl Loader<'_> {
             self.checkpoint.release(&self.checkpoint.stored(name));
         }
         let mut told = Instant::now();
-        let layers = (0..config.num_hidden_layers)
+        let num_layers = config.num_hidden_layers;
+        let layers = (0..num_layers)
             .map(|i| {
+                (self.tell)(i, num_layers);
                 if told.elapsed() >= TELL_EVERY {
                     told = Instant::now();
-                    tracing::info!(
-                        "loading weights: {i} of {} layers",
-                        config.num_hidden_layers
-                    );
+                    tracing::info!("loading weights: {i} of {num_layers} layers");
                 }
                 let prefix = format!("model.layers.{i}.");
                 build_layer(
@@ -290,6 +308,7 @@ impl Loader<'_> {
                 )
             })
             .collect::<Result<Vec<_>, _>>()?;
+        (self.tell)(num_layers, num_layers);
         let norm = self.vector("model.norm.weight", hidden)?;
         let lm_head = (!config.tie_word_embeddings)
             .then(|| self.dense(head_name(&config), [vocab, hidden]))

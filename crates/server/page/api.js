@@ -103,6 +103,7 @@ export const job = async (id) => (await call(`${JOBS}/${id}`)).json();
 export const createJob = async (body) => (await call(JOBS, asJson(body))).json();
 /** `verb` is cancel, pause or resume. */
 export const changeJob = async (id, verb) => (await call(`${JOBS}/${id}/${verb}`, { method: "POST" })).json();
+export const deleteModel = async (name) => (await call(`v1/models/${encodeURI(name)}`, { method: "DELETE" })).json();
 export const preview = async (body) => (await call("v1/fine_tuning/preview", asJson(body))).json();
 
 /** Sends a file to learn from. */

@@ -2,11 +2,12 @@
 
 import { announce, byId, el, grow, isFree } from "./dom.js";
 import { save } from "./export.js";
-import { date, onLanguage, t } from "./i18n.js";
+import { number, onLanguage, t } from "./i18n.js";
+import { drawList, setList, startList } from "./list.js";
 import { action, answerOf, fill, forApi, messageView } from "./message.js";
 import { copyButton } from "./markdown.js";
 import { requestSettings, settingsSummary, systemMessages } from "./settings.js";
-import { conversations, deleteConversation, newConversation, saveConversation } from "./store.js";
+import { deleteConversation, newConversation, saveConversation } from "./store.js";
 
 /** The open conversation, and the views of its messages. */
 let open = newConversation();
@@ -14,14 +15,16 @@ let views = new Map();
 /** Conversations that are being answered, with what stops them. */
 const running = new Map();
 let chosenModel = () => "";
+let limitOf = () => undefined;
 let editing = null;
 
 const isOpen = (conversation) => conversation.id === open.id;
 const isRunning = (conversation) => running.has(conversation.id);
 
-/** Makes the view work; `model` tells the model that is chosen. */
-export function startChat(model) {
+/** Makes the view work; `model` tells the model that is chosen, and `limit(model)` how many tokens it takes. */
+export function startChat(model, limit) {
   chosenModel = model;
+  limitOf = limit;
   const question = byId("question");
   question.addEventListener("input", () => grow(question));
   question.addEventListener("keydown", sendOnEnter(() => byId("ask").requestSubmit()));
@@ -37,7 +40,10 @@ export function startChat(model) {
   byId("export-json").addEventListener("click", () => save(open, "json"));
   byId("export-md").addEventListener("click", () => save(open, "md"));
   byId("delete-chat").addEventListener("click", remove);
-  byId("list-toggle").addEventListener("click", () => setList(!byId("chat").classList.contains("with-list")));
+  byId("rename-chat").addEventListener("click", rename);
+  byId("to-end").addEventListener("click", scrollDown);
+  byId("log").addEventListener("scroll", drawEnd);
+  startList({ isOpen, isRunning, show });
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && isFree("chat") && !event.isComposing) stop();
   });
@@ -52,11 +58,6 @@ export const sendOnEnter = (send) => (event) => {
   send();
 };
 
-function setList(isShown) {
-  byId("chat").classList.toggle("with-list", isShown);
-  byId("list-toggle").setAttribute("aria-expanded", String(isShown));
-}
-
 function stop() {
   running.get(open.id)?.controller.abort();
 }
@@ -69,6 +70,14 @@ function remove() {
   show(newConversation());
 }
 
+function rename() {
+  const title = prompt(t("rename_to"), open.title)?.trim();
+  if (!title || !open.messages.length) return;
+  open.title = title;
+  keep(open);
+  drawList();
+}
+
 /** Opens a conversation. */
 function show(conversation) {
   open = running.get(conversation.id)?.conversation ?? conversation;
@@ -78,20 +87,6 @@ function show(conversation) {
   drawList();
   setList(false);
   scrollDown();
-}
-
-function drawList() {
-  const items = conversations().map((conversation) => {
-    const title = conversation.title || t("untitled");
-    const button = el("button", {
-      type: "button",
-      "aria-current": isOpen(conversation) ? "true" : null,
-      onclick: () => show(conversation),
-    }, el("span", {}, title), el("small", {}, isRunning(conversation) ? t("answering") : date(conversation.updated)));
-    return el("li", {}, button);
-  });
-  byId("conversations").replaceChildren(...items);
-  byId("no-conversations").hidden = items.length > 0;
 }
 
 function drawMessages() {
@@ -114,8 +109,23 @@ function drawControls() {
   const runs = isRunning(open);
   byId("stop").hidden = !runs;
   byId("send").hidden = runs;
-  for (const id of ["export-json", "export-md", "delete-chat"]) byId(id).disabled = !open.messages.length;
+  for (const id of ["rename-chat", "export-json", "export-md", "delete-chat"]) byId(id).disabled = !open.messages.length;
   byId("settings-summary").textContent = settingsSummary();
+  byId("context-use").textContent = contextUse();
+  drawEnd();
+}
+
+/** How much of what the chosen model takes the conversation has, as its last answer tells. */
+function contextUse() {
+  const known = open.messages.findLast(({ stats }) => stats?.prompt)?.stats;
+  const limit = limitOf(chosenModel());
+  if (!known || !limit) return "";
+  return t("context_use", { tokens: number(known.prompt + (known.tokens ?? 0)), limit: number(limit) });
+}
+
+/** The way back to the end, where it is out of sight. */
+function drawEnd() {
+  byId("to-end").hidden = isAtEnd();
 }
 
 /** After a change of settings. */
@@ -127,18 +137,25 @@ function actions(message, i) {
     buttons.push(copyButton(message.content));
   }
   if (isRunning(open)) return buttons;
-  if (message.role === "user") {
+  const isAnswer = message.role === "assistant";
+  if (message.role === "user" || (isAnswer && message.content)) {
     buttons.push(action("edit", () => {
       editing = message;
       drawMessages();
       byId("edit-text").focus();
     }));
   }
-  if (message.role === "assistant") buttons.push(action("retry", () => answer(open.messages.slice(0, i))));
+  if (isAnswer && message === open.messages.at(-1) && isCut(message)) buttons.push(action("go_on", () => goOn(message)));
+  if (isAnswer) buttons.push(action("retry", () => answer(open.messages.slice(0, i))));
   return buttons;
 }
 
-/** A question as a form; sending it drops what came after. */
+/** Whether an answer may go on from where it is. */
+function isCut({ content, edited, stopped, error, stats, tool_calls: calls }) {
+  return Boolean(content.trim()) && !calls?.length && Boolean(edited || stopped || error || stats?.finish === "length");
+}
+
+/** A question or an answer as a form. Sending a question drops what came after; an answer is only written otherwise. */
 function editView(message, i) {
   const text = el("textarea", { id: "edit-text", "aria-label": t("edit") });
   text.value = message.content;
@@ -148,11 +165,12 @@ function editView(message, i) {
     editing = null;
     drawMessages();
   };
-  const form = el("form", { class: "message user edit" }, text,
+  const isAnswer = message.role === "assistant";
+  const form = el("form", { class: `message ${message.role} edit` }, text,
     el("div", { class: "row" },
-      el("button", { type: "submit", class: "primary" }, t("send")),
+      el("button", { type: "submit", class: "primary" }, t(isAnswer ? "save" : "send")),
       el("button", { type: "button", onclick: close }, t("cancel"))));
-  text.addEventListener("keydown", sendOnEnter(() => form.requestSubmit()));
+  if (!isAnswer) text.addEventListener("keydown", sendOnEnter(() => form.requestSubmit()));
   text.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && !event.isComposing) close();
   });
@@ -160,6 +178,12 @@ function editView(message, i) {
     event.preventDefault();
     if (!text.value.trim()) return;
     editing = null;
+    if (isAnswer) {
+      Object.assign(message, { content: text.value, edited: true, stopped: false, stats: null });
+      keep(open);
+      drawMessages();
+      return;
+    }
     answer([...open.messages.slice(0, i), { role: "user", content: text.value }]);
   });
   return form;
@@ -188,18 +212,30 @@ function ask(text) {
 }
 
 /** Has the model answer `messages`, which become the conversation's. */
-async function answer(messages) {
-  const conversation = open;
+function answer(messages) {
   const model = chosenModel();
-  const message = answerOf(model);
+  return request([...messages, answerOf(model)], { model, messages: messages.map(forApi) });
+}
+
+/** Has the chosen model write the rest of an answer. */
+function goOn(message) {
+  Object.assign(message, { model: chosenModel(), stopped: false, error: null });
+  const messages = open.messages.map(forApi);
+  return request(open.messages, { model: message.model, messages, continue_final_message: true, add_generation_prompt: false });
+}
+
+/** Fills the last of `messages`, which become the conversation's, by a request. */
+async function request(messages, asked) {
+  const conversation = open;
+  const message = messages.at(-1);
   const system = systemMessages();
-  const body = { model, messages: [...system, ...messages.map(forApi)], ...requestSettings() };
+  const body = { ...asked, messages: [...system, ...asked.messages], ...requestSettings() };
   const controller = new AbortController();
   running.set(conversation.id, { controller, conversation });
   const first = messages.find(({ role }) => role === "user")?.content ?? "";
   conversation.title ||= [...first.trim().split("\n")[0]].slice(0, 60).join("");
   conversation.system = system[0]?.content;
-  conversation.messages = [...messages, message];
+  conversation.messages = messages;
   keep(conversation);
   drawMessages();
   drawList();

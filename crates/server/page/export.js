@@ -3,6 +3,9 @@
 import { el } from "./dom.js";
 import { date, t } from "./i18n.js";
 import { statsText } from "./message.js";
+import { newConversation } from "./store.js";
+
+const ROLES = ["user", "assistant", "tool"];
 
 /** Lets the browser save a conversation as `json` or `md`. */
 export function save(conversation, format) {
@@ -15,6 +18,23 @@ export function save(conversation, format) {
   link.click();
   link.remove();
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
+}
+
+/** A conversation that was saved as JSON, under a new id; null if the text is none. */
+export function read(text) {
+  let found;
+  try {
+    found = JSON.parse(text);
+  } catch {
+    return null;
+  }
+  const isText = (value) => typeof value === "string";
+  const isCall = (call) => isText(call?.function?.name) && isText(call.function.arguments);
+  const isMessage = (message) => ROLES.includes(message?.role) && isText(message.content)
+    && (message.tool_calls ?? []).every?.(isCall) && (message.reasoning === undefined || isText(message.reasoning));
+  if (!Array.isArray(found?.messages) || !found.messages.length || !found.messages.every(isMessage)) return null;
+  const title = isText(found.title) ? found.title : "";
+  return { ...newConversation(), title, system: isText(found.system) ? found.system : undefined, messages: found.messages };
 }
 
 /** The messages under headings; thoughts and calls in blocks. */

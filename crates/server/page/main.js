@@ -10,6 +10,9 @@ import { showStatus, startStatus } from "./status.js";
 import { apiKey, setApiKey, setSetting, setting } from "./store.js";
 import { setTeachModels, showTeach, startTeach } from "./teach.js";
 
+/** Milliseconds until a server that loads its model, or that is away, is asked again. */
+const [LOADS, AWAY] = [1000, 4000];
+
 const VIEWS = ["chat", "compare", "teach", "status"];
 
 /** Shows the view that the address names. */
@@ -27,11 +30,31 @@ function showView() {
   if (name === "teach") showTeach();
 }
 
+/** Tokens that a model takes at most, by its name. */
+const limits = new Map();
+let retry = 0;
+
+/** Says why there are no models, and looks again by itself where that may help. */
+function showTrouble(error) {
+  const loads = error.status === 503;
+  const [, done, of] = (loads && /(\d+) of (\d+)/.exec(error.message)) || [];
+  const text = loads ? t("loading") : error.status ? error.message : t("unreachable");
+  // Screen readers say it once.
+  if (byId("trouble-text").textContent !== text) byId("trouble-text").textContent = text;
+  byId("trouble-progress").hidden = !of;
+  if (of) Object.assign(byId("trouble-progress"), { max: Number(of), value: Number(done) });
+  byId("again").hidden = loads;
+  byId("trouble").hidden = false;
+  if (loads || !error.status) retry = setTimeout(loadModels, loads ? LOADS : AWAY);
+}
+
 /** Fills the picker; adapters come and go while the server runs. */
 async function loadModels() {
   const select = byId("model");
+  clearTimeout(retry);
   try {
     const cards = await models();
+    for (const { id, max_model_len: limit } of cards) limits.set(id, limit);
     const chosen = select.value || setting("model");
     const option = ({ id }) => el("option", { value: id }, id);
     const group = (key, own) => (own.length ? el("optgroup", { label: t(key) }, ...own.map(option)) : null);
@@ -43,10 +66,12 @@ async function loadModels() {
     select.value = cards.some(({ id }) => id === chosen) ? chosen : (cards[0]?.id ?? "");
     setCompareModels(cards);
     setTeachModels(cards);
+    settingsChanged();
+    if (!byId("trouble").hidden && !byId("teach").hidden) showTeach();
     byId("trouble").hidden = true;
   } catch (error) {
-    byId("trouble-text").textContent = error.status ? error.message : t("unreachable");
-    byId("trouble").hidden = false;
+    clearTimeout(retry);
+    showTrouble(error);
   }
   byId("forget-key").hidden = !apiKey();
 }
@@ -98,7 +123,10 @@ function start() {
   });
   byId("language").value = currentLanguage();
   byId("language").addEventListener("change", ({ target }) => chooseLanguage(target.value));
-  byId("model").addEventListener("change", ({ target }) => setSetting("model", target.value));
+  byId("model").addEventListener("change", ({ target }) => {
+    setSetting("model", target.value);
+    settingsChanged();
+  });
   byId("key-cancel").addEventListener("click", () => byId("key-dialog").close());
   byId("forget-key").addEventListener("click", () => {
     setApiKey("");
@@ -107,7 +135,7 @@ function start() {
   byId("again").addEventListener("click", loadModels);
   onKeyNeeded(askForKey);
   startSettings(settingsChanged);
-  startChat(() => byId("model").value);
+  startChat(() => byId("model").value, (model) => limits.get(model));
   startCompare();
   startTeach(openChat);
   startStatus();

@@ -48,7 +48,7 @@ function stats({ usage, ttft, seconds, finish }) {
 }
 
 /** What stands under an answer: `12 tokens · 34.5 tokens/s · first token after 0.12 s`. */
-export function statsText({ stats: known, stopped, model }) {
+export function statsText({ stats: known, stopped, edited, model }) {
   const parts = [];
   if (model) parts.push(model);
   if (known?.tokens) parts.push(t("stat_tokens", { tokens: number(known.tokens) }));
@@ -56,6 +56,7 @@ export function statsText({ stats: known, stopped, model }) {
   if (known?.ttft !== null && known?.ttft !== undefined) parts.push(t("stat_ttft", { seconds: number(known.ttft, 2) }));
   if (known?.finish === "length") parts.push(t("stat_length"));
   if (stopped) parts.push(t("stat_stopped"));
+  if (edited) parts.push(t("stat_edited"));
   return parts.join(" · ");
 }
 

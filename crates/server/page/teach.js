@@ -1,6 +1,6 @@
 // Teaching: examples become a file, a file becomes a job of /v1/fine_tuning, and its result a model to chat with.
 
-import { ApiError, changeJob, createJob, followJob, job, jobs, preview, upload } from "./api.js";
+import { ApiError, changeJob, createJob, deleteModel, followJob, job, jobs, models, preview, upload } from "./api.js";
 import { announce, byId, el } from "./dom.js";
 import { number, onLanguage, t } from "./i18n.js";
 import { drawJob, drawJobs, isOver } from "./teach_job.js";
@@ -22,6 +22,8 @@ let isBusy = false;
 /** Whether a picture is on its way, and for which job a look at its state: events of an old job come all at once. */
 let isDrawn = false;
 let asked = null;
+/** Names of the models that are served, once they are known. */
+let served = null;
 let chatWith = () => {};
 
 /** Makes the view work. `openChat(model)` shows the chat with a model. */
@@ -53,6 +55,7 @@ export function startTeach(openChat) {
 
 /** Fills the list of models to start from. */
 export function setTeachModels(cards) {
+  served = new Set(cards.map(({ id }) => id));
   const select = byId("teach-model");
   const kept = cards.some(({ id }) => id === select.value) ? select.value : cards[0]?.id;
   select.replaceChildren(...cards.map(({ id }) => el("option", { value: id }, id)));
@@ -62,11 +65,13 @@ export function setTeachModels(cards) {
 /** Looks for jobs when the view is shown. */
 export async function showTeach() {
   try {
-    const all = await jobs();
+    const [all, cards] = await Promise.all([jobs(), models()]);
+    setTeachModels(cards);
     byId("teach-off").hidden = true;
     byId("teach-on").hidden = false;
     const running = all.find((one) => !isOver(one));
     if (!shown && running) look(running);
+    else draw();
     drawJobs(all, shown?.job.id, look);
   } catch (error) {
     byId("teach-on").hidden = true;
@@ -258,7 +263,8 @@ function askSoon(own) {
 function draw() {
   byId("teach-job").hidden = !shown;
   if (!shown) return;
-  drawJob(shown, {
+  const name = shown.job.fine_tuned_model;
+  drawJob({ ...shown, isServed: Boolean(name && served?.has(name)) }, {
     change: async (verb) => {
       try {
         shown.job = await changeJob(shown.job.id, verb);
@@ -269,5 +275,14 @@ function draw() {
       draw();
     },
     chat: () => chatWith(shown.job.fine_tuned_model),
+    remove: async () => {
+      if (!confirm(t("job_confirm_delete", { name }))) return;
+      try {
+        await deleteModel(name);
+      } catch (error) {
+        shown.trouble = error.message;
+      }
+      showTeach();
+    },
   });
 }

@@ -20,8 +20,8 @@ const VERBS = {
   paused: ["resume", "cancel"],
 };
 
-/** Draws a job; `acts` are `change(verb)` and `chat()`. */
-export function drawJob({ job, events, trouble }, acts) {
+/** Draws a job; `acts` are `change(verb)`, `chat()` and `remove()`. */
+export function drawJob({ job, events, trouble, isServed }, acts) {
   const steps = events.filter(({ data }) => Number.isFinite(data.train_loss)).map(({ data }) => data);
   const last = steps.at(-1);
   byId("teach-status").textContent = t(`job_${job.status}`);
@@ -31,8 +31,9 @@ export function drawJob({ job, events, trouble }, acts) {
   byId("teach-step").textContent = last ? stepText(last, job) : "";
   byId("teach-job-error").textContent = trouble ?? job.error?.message ?? "";
   const buttons = (VERBS[job.status] ?? []).map((verb) => action(`job_${verb}`, () => acts.change(verb)));
-  if (job.status === "succeeded") {
+  if (job.status === "succeeded" && isServed) {
     buttons.push(el("button", { type: "button", class: "primary", id: "teach-chat", onclick: acts.chat }, t("teach_chat")));
+    buttons.push(el("button", { type: "button", id: "teach-delete", onclick: acts.remove }, t("job_delete")));
   }
   keepFocus(byId("teach-actions"), buttons);
   byId("teach-curve").replaceChildren(...(steps.length > 1 ? [curve(steps)] : []));

@@ -51,7 +51,9 @@ use std::future::Future;
 use std::sync::{Arc, OnceLock};
 
 use axum::Router;
+use axum::extract::Request;
 use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::IntoResponse as _;
 use axum::routing::{MethodRouter, get, post};
 use axum::serve::Listener;
 use tokio::sync::oneshot;
@@ -161,14 +163,25 @@ pub struct Loading {
     pub progress: StartProgress,
     /// Which web pages may read it.
     pub cors: CorsConfig,
+    /// Whether browsers get the page, which shows the progress.
+    pub page: bool,
 }
 
 impl Loading {
     fn app(self) -> Router {
-        let Self { progress, cors } = self;
-        let router = Router::new().fallback(move || {
-            let progress = progress.to_string();
-            async { ApiError::unavailable(progress) }
+        let Self {
+            progress,
+            cors,
+            page,
+        } = self;
+        let router = Router::new().fallback(move |request: Request| {
+            let answer = match page::is_for_page(&request, page) {
+                true => page::answer(&request),
+                false => None,
+            };
+            let answer = answer
+                .unwrap_or_else(|| ApiError::unavailable(progress.to_string()).into_response());
+            async { answer }
         });
         router
             .layer(from_fn(shape::apply))

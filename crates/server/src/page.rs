@@ -51,9 +51,10 @@ const INDEX: File = File {
     content: include_str!("../page/index.html"),
 };
 /// What it loads.
-const FILES: [File; 18] = [
+const FILES: [File; 19] = [
     file!("page.css", "text/css; charset=utf-8"),
     file!("icon.svg", "image/svg+xml"),
+    file!("list.js", "text/javascript; charset=utf-8"),
     file!("main.js", "text/javascript; charset=utf-8"),
     file!("api.js", "text/javascript; charset=utf-8"),
     file!("chat.js", "text/javascript; charset=utf-8"),
@@ -91,6 +92,15 @@ pub(crate) fn is_for_page(request: &Request, is_on: bool) -> bool {
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     let is_file = || FILES.iter().any(|file| file.path == path);
     is_on && reads && (is_file() || path == INDEX.path && wants_html(request.headers()))
+}
+
+/// The file that a request [is for](is_for_page).
+pub(crate) fn answer(request: &Request) -> Option<Response> {
+    let path = request.uri().path();
+    let file = std::iter::once(&INDEX)
+        .chain(&FILES)
+        .find(|file| file.path == path);
+    file.map(|file| file.answer(request.headers()))
 }
 
 /// What Ollama's clients look for.

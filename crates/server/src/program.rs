@@ -2,6 +2,7 @@
 
 mod serve;
 mod signals;
+mod status_line;
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Write as _};
@@ -104,7 +105,7 @@ pub(crate) fn log_to_stderr() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| status_line::Log)
         .with_ansi(std::io::stderr().is_terminal())
         // A closed stderr ends no server.
         .log_internal_errors(false)

@@ -96,6 +96,39 @@ const COMMANDS: [(&str, Part, &str); 13] = [
     ),
 ];
 
+/// Commands of programs for the same purpose (Ollama, vLLM, LLaMA-Factory, Hugging Face's), and what does that here.
+const ELSEWHERE: [(&[&str], &str); 7] = [
+    (
+        &["run", "generate"],
+        "`qwen-burn chat --model MODEL` talks to a model in the terminal",
+    ),
+    (
+        &["list", "ls", "ps"],
+        "`/v1/models` of a server lists what it has; models that were pulled lie in the cache of the Hugging Face Hub, whose \
+         folder `qwen-burn doctor` prints",
+    ),
+    (
+        &["rm", "delete"],
+        "a model that was pulled is a folder in the cache of the Hugging Face Hub, which `qwen-burn doctor` prints: delete it there",
+    ),
+    (
+        &["show", "info"],
+        "`qwen-burn inspect FOLDER` says what a folder holds",
+    ),
+    (
+        &["download", "get"],
+        "`qwen-burn pull MODEL` downloads a model",
+    ),
+    (
+        &["finetune", "fine-tune", "sft", "dpo"],
+        "`qwen-burn train` fine-tunes a model, and `qwen-burn init` asks what it needs to know",
+    ),
+    (
+        &["create", "convert", "quantize"],
+        "`qwen-burn export` writes a model as GGUF or for Ollama, and `serve --quantization nf4` quantizes while it loads",
+    ),
+];
+
 /// What the help says at its end.
 const AFTER: &str = "\
 `qwen-burn COMMAND --help` shows the flags of a command.
@@ -173,6 +206,17 @@ fn part_of(mut words: Vec<OsString>) -> Option<(Part, Vec<OsString>)> {
 fn refusal(first: &OsString) -> clap::Error {
     let words = [OsString::from(QWEN_BURN)].into_iter();
     let given = Some(first.clone()).filter(|first| !first.is_empty());
+    let elsewhere = ELSEWHERE
+        .iter()
+        .find(|(names, _)| names.iter().any(|name| first == *name));
+    if let Some((_, hint)) = elsewhere {
+        let kind = clap::error::ErrorKind::InvalidSubcommand;
+        let text = format!(
+            "unrecognized subcommand '{}'\n\n  tip: {hint}",
+            first.display()
+        );
+        return command().error(kind, text);
+    }
     match command().try_get_matches_from(words.chain(given)) {
         Err(error) => error,
         // A command that is known has been found before.
@@ -239,6 +283,19 @@ mod tests {
         );
         let wrong = refusal(&"serv".into()).to_string();
         assert!(wrong.contains("serve"), "{wrong}");
+        // The nearest would be `run-batch`.
+        let wrong = refusal(&"run".into());
+        assert_eq!(wrong.exit_code(), 2);
+        let wrong = wrong.to_string();
+        assert!(wrong.contains("tip: `qwen-burn chat"), "{wrong}");
+        for (names, hint) in ELSEWHERE {
+            assert!(names.iter().all(|name| find(&name.into()).is_none()));
+            let is_named = |(name, ..): &(&str, Part, &str)| {
+                let ends = ["`", " "].map(|end| format!("`qwen-burn {name}{end}"));
+                ends.iter().any(|text| hint.contains(text))
+            };
+            assert!(COMMANDS.iter().any(is_named), "{hint}");
+        }
         assert!(with_help_as_flag(words("help trains")).is_err());
     }
 }

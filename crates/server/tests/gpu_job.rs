@@ -44,13 +44,8 @@ fn answer(server: &Server, model: &str) -> String {
     text.unwrap().to_owned()
 }
 
-#[test]
-fn a_job_on_a_gpu_makes_an_adapter_that_answers_as_on_a_cpu() {
-    let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().to_str().unwrap();
-    let flags = ["--enable-finetuning", "--finetuning-dir", path];
-    let server = serve(gpu(), &flags);
-    let base = answer(&server, "bundled");
+/// What a job is to learn, on whatever device.
+fn create(server: &Server) -> String {
     let examples = ["Who are you?", "What is your name?"].map(|question| {
         let line = json!({ "prompt": question, "completion": "I am a red tin robot." });
         format!("{line}\n")
@@ -61,7 +56,17 @@ fn a_job_on_a_gpu_makes_an_adapter_that_answers_as_on_a_cpu() {
         "max_steps": 2, "batch_size": 2, "learning_rate": 0.01, "lora_r": 4, "compute_dtype": "f32", "max_length": 64,
         "warmup_steps": 0, "lr_schedule": "constant",
     });
-    let id = server.create(&file, settings);
+    server.create(&file, settings)
+}
+
+#[test]
+fn a_job_on_a_gpu_makes_an_adapter_that_answers_as_on_a_cpu() {
+    let [folder, other] = [(); 2].map(|()| tempfile::tempdir().unwrap());
+    let [path, elsewhere] = [&folder, &other].map(|folder| folder.path().to_str().unwrap());
+    let flags = ["--enable-finetuning", "--finetuning-dir", path];
+    let server = serve(gpu(), &flags);
+    let base = answer(&server, "bundled");
+    let id = create(&server);
     let job = server.wait_for(&id, "succeeded");
     let events = server.events(&id).into_iter();
     let number = |event: &Value, name: &str| event["data"][name].as_f64();
@@ -79,7 +84,17 @@ fn a_job_on_a_gpu_makes_an_adapter_that_answers_as_on_a_cpu() {
     drop(server);
     let adapter = folder.path().join("jobs").join(&id).join("run");
     let module = format!("taught={}", adapter.display());
-    let cpu = serve("cpu", &["--lora-modules", &module]);
+    // A server on the CPU, whose jobs are processes on the GPU.
+    let flags = ["--enable-finetuning", "--finetuning-dir", elsewhere];
+    let apart = ["--finetuning-device", gpu(), "--lora-modules", &module];
+    let cpu = serve("cpu", &[&flags[..], &apart].concat());
     assert_eq!(answer(&cpu, "taught"), taught);
+    assert_eq!(answer(&cpu, "bundled"), base);
+    let id = create(&cpu);
+    let job = cpu.wait_for(&id, "succeeded");
+    assert_eq!(
+        answer(&cpu, job["fine_tuned_model"].as_str().unwrap()),
+        taught
+    );
     assert_eq!(answer(&cpu, "bundled"), base);
 }

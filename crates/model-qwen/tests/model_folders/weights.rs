@@ -8,7 +8,7 @@ use burn::tensor::Device;
 use lora_4bit::Weight;
 use model_qwen::{
     ChatTemplate, LoadOptions, MergedWeights, Quantization, QwenConfig, QwenModel, ScoreHead,
-    ScoreTokens, Tokenizer, is_headless, score_weights,
+    ScoreTokens, Tokenizer, bundled_model_dir, is_headless, score_weights,
 };
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
@@ -388,4 +388,16 @@ fn an_empty_template_is_none() {
         &Default::default(),
     );
     assert_eq!(text.unwrap(), "from the config");
+}
+
+#[test]
+fn a_load_tells_each_layer_that_is_there() {
+    let told = std::sync::Mutex::new(Vec::new());
+    let tell = |num_layers, of| told.lock().unwrap().push((num_layers, of));
+    let folder = bundled_model_dir().unwrap();
+    let options = LoadOptions::default();
+    let model = QwenModel::load_telling(&folder, &options, &Device::flex(), &tell).unwrap();
+    let of = model.config.num_hidden_layers;
+    let expected: Vec<_> = (0..=of).map(|num_layers| (num_layers, of)).collect();
+    assert_eq!(told.into_inner().unwrap(), expected);
 }

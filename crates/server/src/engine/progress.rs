@@ -10,7 +10,12 @@ pub struct StartProgress(Arc<Mutex<Stage>>);
 #[derive(Clone, Copy, Debug, Default)]
 enum Stage {
     #[default]
-    Loading,
+    Begun,
+    Loading {
+        /// That are there.
+        num_layers: usize,
+        of: usize,
+    },
     WarmingUp {
         /// From 1.
         step: usize,
@@ -18,17 +23,58 @@ enum Stage {
     },
 }
 
+/// A part of a start that can be counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) what: &'static str,
+    pub(crate) done: usize,
+    pub(crate) of: usize,
+    pub(crate) unit: &'static str,
+}
+
 impl StartProgress {
+    pub(super) fn loads(&self, num_layers: usize, of: usize) {
+        self.set(Stage::Loading { num_layers, of });
+    }
+
     pub(super) fn warms_up(&self, step: usize, num_steps: usize) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) =
-            Stage::WarmingUp { step, num_steps };
+        self.set(Stage::WarmingUp { step, num_steps });
+    }
+
+    fn set(&self, stage: Stage) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = stage;
+    }
+
+    fn stage(&self) -> Stage {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is done now, and how far it is. `None` at first: a download shows itself.
+    pub(crate) fn part(&self) -> Option<Part> {
+        let (what, done, of, unit) = match self.stage() {
+            Stage::Begun => return None,
+            Stage::Loading { num_layers, of } => ("loading the model", num_layers, of, "layers"),
+            Stage::WarmingUp { step, num_steps } => ("warming up", step, num_steps, "steps"),
+        };
+        Some(Part {
+            what,
+            done,
+            of,
+            unit,
+        })
     }
 }
 
 impl fmt::Display for StartProgress {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            Stage::Loading => out.write_str("The model is being loaded."),
+        match self.stage() {
+            Stage::Begun => out.write_str("The model is being loaded."),
+            Stage::Loading { num_layers, of } => {
+                write!(
+                    out,
+                    "The model is being loaded: {num_layers} of {of} layers are there."
+                )
+            }
             Stage::WarmingUp { step, num_steps } => write!(
                 out,
                 "The model is loaded, and its kernels are being warmed up: step {step} of {num_steps}."
@@ -46,6 +92,10 @@ mod tests {
         let progress = StartProgress::default();
         let shown = progress.clone();
         assert_eq!(shown.to_string(), "The model is being loaded.");
+        assert_eq!(shown.part(), None);
+        progress.loads(3, 24);
+        let said = shown.to_string();
+        assert_eq!(said, "The model is being loaded: 3 of 24 layers are there.");
         progress.warms_up(7, 40);
         assert!(shown.to_string().ends_with("step 7 of 40."), "{shown}");
     }

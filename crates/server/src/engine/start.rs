@@ -163,7 +163,8 @@ impl Engine {
         };
         let start = std::time::Instant::now();
         tracing::info!(dir = %dir.display(), "loading the model");
-        let mut model = QwenModel::load(&dir, &options, &device)?;
+        let tell = |num_layers, of| progress.loads(num_layers, of);
+        let mut model = QwenModel::load_telling(&dir, &options, &device, &tell)?;
         tracing::info!(dir = %dir.display(), seconds = start.elapsed().as_secs_f32(), "model loaded");
         if let Some((token, id)) = tokenizer.first_id_from(model.config.vocab_size) {
             let vocab_size = model.config.vocab_size;

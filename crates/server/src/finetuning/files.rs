@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::{FineTuning, disk, disk_error, new_id, now};
 use crate::error::ApiError;
 
+/// How ids begin.
+const FILE_PREFIX: &str = "file-";
 /// What is known of a file.
 const RECORD: &str = "file.json";
 /// Endings by which the trainer knows the form of a file.
@@ -161,12 +163,11 @@ impl FineTuning {
     /// # Errors
     /// What the disk says.
     pub fn upload(&self, filename: &str) -> Result<Upload, ApiError> {
-        self.begin_file(filename, FINE_TUNE)
+        self.begin_file(new_id(FILE_PREFIX), filename, FINE_TUNE)
             .map_err(|error| disk_error(&error))
     }
 
-    fn begin_file(&self, filename: &str, purpose: &str) -> io::Result<Upload> {
-        let id = new_id("file-");
+    fn begin_file(&self, id: String, filename: &str, purpose: &str) -> io::Result<Upload> {
         let folder = self.state().files.dir.join(format!(".part-{id}"));
         fs::create_dir(&folder)?;
         let content = File::create(folder.join(content_name(filename)))?;
@@ -187,9 +188,18 @@ impl FineTuning {
         })
     }
 
-    /// Keeps what a job has written as a file.
-    pub(super) fn add_result(&self, filename: &str, content: &[u8]) -> io::Result<FileObject> {
-        let mut upload = self.begin_file(filename, RESULTS)?;
+    /// Keeps what a job has written as a file. A server that was killed between this and the record of the job has kept it already.
+    pub(super) fn add_result(
+        &self,
+        job: &str,
+        filename: &str,
+        content: &[u8],
+    ) -> io::Result<FileObject> {
+        let id = format!("{FILE_PREFIX}{}", job.trim_start_matches("ftjob-"));
+        if let Some(kept) = self.state().files.get(&id) {
+            return Ok(kept.clone());
+        }
+        let mut upload = self.begin_file(id, filename, RESULTS)?;
         upload.record.bytes = content.len() as u64;
         upload.content.write_all(content)?;
         upload.publish()

@@ -189,10 +189,13 @@ impl FineTuning {
             Err(error) => tracing::warn!(id, %error, "the table of metrics is not written"),
         }
         entry.job.fine_tuned_model = Some(name.clone());
-        let text = format!("New fine-tuned model created: {name}");
-        entry.events.push(Event::message(Level::Info, text));
-        let text = "The job has successfully completed";
-        entry.events.push(Event::message(Level::Info, text));
+        let created = format!("New fine-tuned model created: {name}");
+        for text in [&*created, "The job has successfully completed"] {
+            // A server that was killed before the record was written has told it already.
+            if !entry.events.all().iter().any(|event| event.message == text) {
+                entry.events.push(Event::message(Level::Info, text));
+            }
+        }
         entry.set(Status::Succeeded);
         tracing::info!(id, name, "a fine-tuned model is served");
         Ok(End::Complete)

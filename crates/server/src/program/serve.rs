@@ -11,6 +11,7 @@ use tokio::sync::{oneshot, watch};
 
 use super::print;
 use super::signals::{signaled, signals};
+use super::status_line;
 use crate::config::{Config, Listen};
 use crate::engine::{Engine, StartProgress};
 use crate::state::AppState;
@@ -111,6 +112,7 @@ async fn serve_on<L: Listener>(
     let loading = crate::Loading {
         progress: progress.clone(),
         cors: config.api.cors.clone(),
+        page: config.api.page,
     };
     let mut serving = pin!(crate::run_loading(
         listener,
@@ -121,6 +123,7 @@ async fn serve_on<L: Listener>(
     let state = tokio::select! {
         state = load(config, &progress, &signals) => state?,
         () = &mut serving => None,
+        never = status_line::show(&progress) => match never {},
     };
     let Some(state) = state else { return Ok(()) };
     // The receiver lives as long as `serving`, which takes the model up before anybody is told of it.

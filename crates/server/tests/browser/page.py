@@ -5,7 +5,11 @@
     cargo build -p server
     venv/bin/python crates/server/tests/browser/page.py --shots shots target/debug/server
 
-Each step is a function below, in their order; the first that fails ends the run. `--shots` keeps pictures.
+Each step is a function below, in their order; the first that fails ends the run. `--shots` keeps pictures. `--axe` looks for what
+axe-core knows to be wrong for people with disabilities, in each state of which there is a picture:
+
+    npm install axe-core
+    venv/bin/python crates/server/tests/browser/page.py --axe node_modules/axe-core/axe.min.js target/debug/server
 """
 
 import argparse
@@ -17,6 +21,8 @@ import time
 import urllib.request
 
 import hands
+import kept
+import small
 from adapter import write_adapter
 from chromium import Chromium, until
 from program import Server
@@ -168,6 +174,13 @@ def export(trial):
         assert "## You\n\nTell me about a cat." in files("md")[0].read_text()
 
 
+step(kept.go_on)
+step(kept.write_an_answer)
+step(kept.rename_and_search)
+step(kept.take_a_file)
+step(kept.delete)
+
+
 @step
 def markdown(trial):
     browser = trial.browser
@@ -273,7 +286,7 @@ def teach(trial):
     browser.wait("document.querySelectorAll('#teach-seen mark').length === 3")
     marks = browser.js("[...document.querySelectorAll('#teach-seen mark')].map((e) => e.textContent)")
     assert [mark.startswith(answer) for mark, (_, answer) in zip(marks, TAUGHT)] == [True] * 3, marks
-    assert "3 examples" in browser.js("document.getElementById('teach-numbers').textContent")
+    assert "Examples: 3." in browser.js("document.getElementById('teach-numbers').textContent")
     trial.shot("teach-preview")
     for field, value in (("name", "bolt"), ("epochs", "60"), ("prompt", "Who are you?"), ("every", "20")):
         browser.js(f"document.getElementById('teach-{field}').value = {json.dumps(value)}")
@@ -283,9 +296,9 @@ def teach(trial):
         live = Math.max(live, document.querySelectorAll("#teach-samples li").length); }).observe(
         document.getElementById("teach-samples"), { childList: true })""")
     browser.click("#teach-go")
-    browser.wait("document.querySelector('#teach-curve polyline') !== null", 120)
+    browser.wait("document.querySelector('#teach-curve polyline') !== null", 1200)
     trial.shot("teach-running")
-    browser.wait("document.getElementById('teach-chat') !== null", 300)
+    browser.wait("document.getElementById('teach-chat') !== null", 1200)
     assert browser.js("live") >= 2, browser.js("live")
     samples = browser.js("[...document.querySelectorAll('#teach-samples li')].map((e) => e.innerText)")
     assert len(samples) >= 3 and TAUGHT[0][1] in samples[0] and TAUGHT[0][1] not in samples[-1], samples
@@ -401,6 +414,7 @@ def names_for_screen_readers(trial):
 
 
 step(hands.skip)
+step(kept.loading)
 
 
 @step
@@ -454,6 +468,11 @@ def phone(trial):
             trial.fits()
             trial.shot(f"phone-{language}-{view}")
     assert browser.js("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+
+
+step(small.talk)
+step(small.compare)
+step(small.teach)
 
 
 @step
@@ -532,6 +551,7 @@ def main():
     parser.add_argument("--chromium", help="the browser; otherwise the first that is found")
     parser.add_argument("--or-leave-out", metavar="REASON", help="without a browser nothing is tried, for this reason")
     parser.add_argument("--shots", type=pathlib.Path, help="a folder for pictures")
+    parser.add_argument("--axe", type=pathlib.Path, help="the file axe.min.js of axe-core")
     args = parser.parse_args()
     program = args.chromium or next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
@@ -549,12 +569,13 @@ def main():
         try:
             browser = Chromium(program)
             try:
-                trial = Trial(browser, args.server, server.address, args.shots)
+                trial = Trial(browser, args.server, server.address, args.shots, args.axe)
                 for number, function in enumerate(STEPS, 1):
                     begun = time.monotonic()
                     function(trial)
                     seconds = time.monotonic() - begun
                     print(f"{number:2} {function.__name__.replace('_', ' ')}: ok ({seconds:.1f} s)", flush=True)
+                assert not trial.violations, json.dumps(trial.violations, indent=1, ensure_ascii=False)
             except BaseException:
                 trial.shot("failed")
                 raise

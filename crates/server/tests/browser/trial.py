@@ -15,14 +15,25 @@ STEPS = []
 class Trial:
     """What the steps share."""
 
-    def __init__(self, browser, server, address, shots):
+    def __init__(self, browser, server, address, shots=None, axe=None):
         self.browser, self.program, self.address, self.shots = browser, server, address, shots
+        self.axe = axe and axe.read_text()
+        # What axe-core has found wrong, by state of the page.
+        self.violations = {}
         with urllib.request.urlopen(f"{address}v1/models") as answer:
             self.models = [card["id"] for card in json.load(answer)["data"]]
 
     def shot(self, name):
+        """The page is as it should be seen: a picture of it, and a look at it by axe-core, where they are asked for."""
         if self.shots:
             self.browser.shot(self.shots / f"{name}.png")
+        if self.axe and name != "failed":
+            self.browser.js(f"{self.axe}; null")
+            found = self.browser.js("""axe.run(document, { resultTypes: ["violations"] }).then(({ violations }) =>
+                violations.map(({ id, impact, help, nodes }) =>
+                    ({ id, impact, help, nodes: nodes.map(({ html, failureSummary }) => [html.slice(0, 200), failureSummary]) })))""")
+            if found:
+                self.violations[name] = found
 
     def ask(self, text):
         self.browser.click("#question")

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 mod client;
+mod killed;
 mod priority;
 mod process;
 mod refused;
@@ -20,14 +21,19 @@ use support::{Server, start};
 use tempfile::TempDir;
 
 /// A server that trains, with its files in `folder`.
-fn serve(folder: &Path, flags: &[&str]) -> Server {
+fn command(folder: &Path, flags: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_server"));
     command
         .args(["--device", "cpu", "--port", "0", "--enable-finetuning"])
         .arg("--finetuning-dir")
         .arg(folder)
         .args(flags);
-    start(command)
+    command
+}
+
+/// [`command`], started.
+fn serve(folder: &Path, flags: &[&str]) -> Server {
+    start(command(folder, flags))
 }
 
 fn train_file() -> String {

@@ -202,7 +202,10 @@ fn until_the_model_is_loaded_the_answer_is_503() {
     let (sender, receiver) = tokio::sync::oneshot::channel();
     let state = async { receiver.await.unwrap() };
     let page = "https://page.example";
-    let mut loading = server::Loading::default();
+    let mut loading = server::Loading {
+        page: true,
+        ..Default::default()
+    };
     loading.cors.origins = Allowed::Only(vec![page.parse().unwrap()]);
     let shutdown = std::future::pending();
     runtime.spawn(server::run_loading(listener, state, loading, shutdown));
@@ -224,6 +227,23 @@ fn until_the_model_is_loaded_the_answer_is_503() {
     assert!(text.contains("The model is being loaded."), "{text}");
     // The page reads that it is to wait.
     assert_eq!(readers.unwrap(), page);
+    // The server's own page is there already, for browsers.
+    let get = |path: &str, accept: &str| {
+        let request = agent
+            .get(format!("http://{address}{path}"))
+            .header("accept", accept);
+        let mut response = request.call().unwrap();
+        let text = response.body_mut().read_to_string().unwrap();
+        (response.status().as_u16(), text)
+    };
+    let (status, document) = get("/", "text/html");
+    assert!(
+        status == 200 && document.starts_with("<!doctype html>"),
+        "{document}"
+    );
+    assert_eq!(get("/page/main.js", "*/*").0, 200);
+    assert_eq!(get("/", "*/*").0, 503);
+    assert_eq!(get("/page/none.js", "text/html").0, 503);
     let preflight = agent
         .options(format!("http://{address}/v1/chat/completions"))
         .header("origin", page)

@@ -5,7 +5,8 @@
     python3 crates/server/tests/soak/soak.py --seconds 1200 target/debug/server
 
 Each function marked `@action` is done by several threads in a random order. A thread of its own trains one adapter after the
-other, talks to it and deletes it. The end is a report in JSON; the exit code is 1 if something was wrong.
+other, talks to it and deletes it; some jobs are paused or cancelled. At the end SIGTERM comes while streams and a job run, and the
+server is started again, which has to end the job. Then there is a report in JSON; the exit code is 1 if something was wrong.
 """
 
 import argparse
@@ -24,6 +25,9 @@ from wire import Server
 from adapter import write_adapter
 
 CHAT = "/v1/chat/completions"
+JOBS = "/v1/fine_tuning/jobs"
+# How jobs end.
+ENDS = ("succeeded", "failed", "cancelled")
 QUESTIONS = ["Who are you?", "Tell me a story about a bear.", "What is 2 + 2?", "Say hello.", "Once upon a time", "你好", "Write a poem.",
              "List three colours."]
 LONG = "There was a little duck who lived in a big house near the lake. "
@@ -56,7 +60,8 @@ class Soak:
         jobs = ["--enable-finetuning", "--finetuning-dir", str(folder / "jobs")]
         # A busy machine takes its time for the streams that run at the end.
         patience = ["--shutdown-timeout", "300"]
-        self.texts = Server(program, "--served-model-name", "base", *flags, *lora, *jobs, *patience)
+        self.command = [program, "--served-model-name", "base", *flags, *lora, *jobs, *patience]
+        self.texts = Server(*self.command)
         self.vectors = Server(program, "--runner", "pooling", *flags)
         self.counts = collections.Counter()
         self.wrong = []
@@ -65,35 +70,66 @@ class Soak:
         # What each answer must be, from a server that does nothing else.
         self.answers = {(model, question): content(self.texts.post(CHAT, model=model, **greedy(question)))
                         for model in ("base", "taught") for question in QUESTIONS}
+        data = "\n".join(json.dumps({"prompt": question, "completion": "I am a red tin robot."}) for question in QUESTIONS)
+        self.file = self.texts.upload("robots.jsonl", data.encode())["id"]
         self.embeddings = {question: self.embed(question) for question in QUESTIONS}
         self.echo = self.long(0)
 
     def teach(self, until):
         """Jobs over HTTP, one after the other."""
-        data = "\n".join(json.dumps({"prompt": question, "completion": "I am a red tin robot."}) for question in QUESTIONS)
-        file = self.texts.upload("robots.jsonl", data.encode())["id"]
+        draw = random.Random("jobs")
         while time.monotonic() < until:
             try:
-                self.teach_once(file, until)
+                self.teach_once(draw, until)
             except Exception as error:
                 self.check(False, "teach", error)
 
-    def teach_once(self, file, until):
-        settings = {"max_steps": 40, "lora_r": 4, "save_steps": 20}
-        job = self.texts.post("/v1/fine_tuning/jobs", model="base", training_file=file, hyperparameters=settings)
-        while job["status"] not in ("succeeded", "failed", "cancelled"):
+    def create_job(self, **settings):
+        settings = {"max_steps": 16, "lora_r": 4, "save_steps": 4} | settings
+        return self.texts.post(JOBS, model="base", training_file=self.file, hyperparameters=settings)
+
+    def job(self, job):
+        return self.texts.request("GET", f"{JOBS}/{job['id']}")[1]
+
+    def wait_for(self, job, statuses, until):
+        """The job once it is in one of these states; none if there is no time left."""
+        while job["status"] not in statuses:
             if time.monotonic() > until:
-                return
+                return None
             time.sleep(0.5)
-            job = self.texts.request("GET", f"/v1/fine_tuning/jobs/{job['id']}")[1]
-        self.check(job["status"] == "succeeded", "job", job)
-        model = job["fine_tuned_model"]
-        answer = content(self.texts.post(CHAT, model=model, **greedy(QUESTIONS[0])))
-        self.check("robot" in answer, "taught", answer)
-        status, answer = self.texts.request("DELETE", f"/v1/models/{model}")
-        self.check(status == 200, "delete", status, answer)
+            job = self.job(job)
+        return job
+
+    def teach_once(self, draw, until):
+        job = self.create_job()
+        change = draw.choice(["pause", "cancel", None, None])
+        if change and (job := self.wait_for(job, ("running", *ENDS), until)):
+            status, answer = self.texts.request("POST", f"{JOBS}/{job['id']}/{change}", {})
+            if status == 200 and change == "pause":
+                status, answer = self.texts.request("POST", f"{JOBS}/{job['id']}/resume", {})
+            # One that has just ended.
+            self.check(status == 200 or self.job(job)["status"] == "succeeded", change, status, answer)
+            with self.lock:
+                self.counts[change] += 1
+        job = job and self.wait_for(job, ENDS, until)
+        if not job:
+            return
+        if job["status"] == "cancelled" and change == "cancel":
+            checkpoints = self.texts.request("GET", f"{JOBS}/{job['id']}/checkpoints")[1]["data"]
+            model = checkpoints and checkpoints[0]["fine_tuned_model_checkpoint"].split(":ckpt-step-")[0]
+        else:
+            self.check(job["status"] == "succeeded", "job", job)
+            model = job["fine_tuned_model"]
+            self.knows_robots(model)
+        if model:
+            status, answer = self.texts.request("DELETE", f"/v1/models/{model}")
+            self.check(status == 200, "delete", status, answer)
         with self.lock:
             self.counts["teach"] += 1
+
+    def knows_robots(self, model):
+        answer = content(self.texts.post(CHAT, model=model, **greedy(QUESTIONS[0])))
+        self.check("robot" in answer, "taught", answer)
 
     def embed(self, text):
         return self.vectors.post("/v1/embeddings", input=text)["data"][0]["embedding"]
@@ -232,22 +268,40 @@ def measure(server, until, samples):
         time.sleep(2)
 
 
+def tell(soak, start, until):
+    """A line a minute of how far it is."""
+    while time.monotonic() < until:
+        time.sleep(max(0, min(60, until - time.monotonic())))
+        with soak.lock:
+            num, jobs, wrong = sum(soak.counts.values()), soak.counts["teach"], len(soak.wrong)
+        print(f"{time.monotonic() - start:.0f} s: {num} requests, {jobs} jobs, {wrong} wrong", file=sys.stderr, flush=True)
+
+
 def drift(samples, warm):
     """How far the memory of the last third after the warm-up is from that of the first third, in percent, with both."""
     after = [memory for at, memory, _ in samples if at >= warm]
     third = max(len(after) // 3, 1)
     first, last = statistics.median(after[:third]), statistics.median(after[-third:])
-    return {"first_MiB": round(first / 1024, 1), "last_MiB": round(last / 1024, 1), "percent": round(100 * (last / first - 1), 2),
+    # Whether it grows all the time, or was on another level for a while.
+    tenth = max(len(samples) // 10, 1)
+    parts = [[memory for _, memory, _ in samples[start:start + tenth]] for start in range(0, len(samples), tenth)]
+    return {"tenths_MiB": [round(statistics.median(part) / 1024, 1) for part in parts], "first_MiB": round(first / 1024, 1), "last_MiB": round(last / 1024, 1), "percent": round(100 * (last / first - 1), 2),
             "most_files": max(files for _, _, files in samples), "last_files": samples[-1][2]}
 
 
 def end(soak):
-    """SIGTERM while streams run: each ends as if nothing had come."""
+    """SIGTERM while streams and a job run: each stream ends as if nothing had come, and the job goes on in the next server."""
     bodies = [greedy(question, model="base", max_tokens=120, ignore_eos=True) for question in QUESTIONS[:4]]
     whole = [content(soak.texts.post(CHAT, **body)) for body in bodies]
+    job = soak.create_job(max_steps=40)
+    until = time.monotonic() + 600
+    while not (job["trained_tokens"] or job["status"] in ENDS) and time.monotonic() < until:
+        time.sleep(0.05)
+        job = soak.job(job)
     streams = [soak.texts.stream(CHAT, body) for body in bodies]
     texts = [""] * len(streams)
     firsts = [next(stream) for stream in streams]
+    soak.check(soak.job(job)["status"] == "running", "no job runs", soak.job(job))
     soak.texts.terminate()
     for i, stream in enumerate(streams):
         events = [firsts[i], *stream]
@@ -259,6 +313,19 @@ def end(soak):
     for server in (soak.texts, soak.vectors):
         code = server.process.wait(60)
         soak.check(code == 0, "exit code", code)
+    soak.texts = Server(*soak.command)
+    job = soak.wait_for(soak.job(job), ENDS, time.monotonic() + 600)
+    soak.check(job and job["status"] == "succeeded", "the job after SIGTERM", job)
+    if job and job["status"] == "succeeded":
+        soak.knows_robots(job["fine_tuned_model"])
+        path = f"{JOBS}/{job['id']}/events?limit=1000"
+        events = [event["data"] for event in soak.texts.request("GET", path)[1]["data"]]
+        steps = sorted(event["step"] for event in events if "train_loss" in event)
+        soak.check(steps == list(range(1, 41)), "steps of the job after SIGTERM", steps)
+    kept = [file["id"] for file in soak.texts.request("GET", "/v1/files")[1]["data"]]
+    soak.check(soak.file in kept, "the file after SIGTERM", kept)
+    soak.texts.terminate()
+    soak.check(soak.texts.process.wait(60) == 0, "exit code of the server that was started again")
 
 
 def main():
@@ -277,6 +344,7 @@ def main():
         threads = [threading.Thread(target=soak.work, args=(seed, until)) for seed in range(args.threads)]
         threads.append(threading.Thread(target=soak.teach, args=(until,)))
         threads += [threading.Thread(target=measure, args=(getattr(soak, name), until, some)) for name, some in samples.items()]
+        threads.append(threading.Thread(target=tell, args=(soak, start, until)))
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -285,6 +353,7 @@ def main():
         for name, some in samples.items():
             server = getattr(soak, name)
             some.append((time.monotonic(), server.memory(), server.files()))
+        print("SIGTERM", file=sys.stderr, flush=True)
         end(soak)
     memory = {name: drift(some, warm) for name, some in samples.items()}
     for name, found in memory.items():
