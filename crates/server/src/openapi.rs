@@ -33,9 +33,14 @@ use requests::{detokenize, load_lora, rendered, request, tokenize, unload_lora};
 /// The document, without what depends on the server.
 static DOCUMENT: LazyLock<Value> = LazyLock::new(document);
 
+/// The description of the HTTP API that `/openapi.json` gives, with the bounds of this server.
+pub fn api_description(state: &AppState) -> Value {
+    Limits::of(state).applied(&DOCUMENT)
+}
+
 /// Answers with the document.
 pub(crate) async fn openapi(State(state): State<AppState>) -> Json<Value> {
-    Json(Limits::of(&state).applied(&DOCUMENT))
+    Json(api_description(&state))
 }
 
 /// What an answer holds.

@@ -166,7 +166,7 @@ mod tests {
         let mut result = Map::new();
         drafts.add_to(&mut result);
         let expected = serde_json::json!({
-            "spec_decode_acceptance_rate": 100.0 / 3.0,
+            "spec_decode_acceptance_rate": 20.0 / 60.0 * 100.0,
             "spec_decode_acceptance_length": 2.0,
             "spec_decode_num_drafts": 20,
             "spec_decode_draft_tokens": 60,

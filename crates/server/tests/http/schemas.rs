@@ -365,6 +365,7 @@ fn bounds_are_those_of_the_server() {
         200
     );
     let document = server.get("/openapi.json").json();
+    assert_eq!(document, server::api_description(&server.state));
     let fields = &document["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]
         ["schema"]["properties"];
     assert_eq!(fields["logprobs"]["minimum"], -1);
