@@ -17,6 +17,7 @@ mod json_schema;
 mod mask;
 mod numbers;
 mod one_of;
+mod patterns;
 mod places;
 mod property_names;
 mod references;

@@ -7,6 +7,7 @@ mod arrivals;
 pub mod client;
 mod dataset;
 pub mod dataset_args;
+mod drafts;
 mod latency;
 mod metrics;
 mod offline;
@@ -18,6 +19,7 @@ mod serve;
 pub mod serve_args;
 mod serve_check;
 mod serve_values;
+mod table;
 mod texts;
 mod throughput;
 

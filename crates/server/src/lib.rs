@@ -63,6 +63,7 @@ pub use burn;
 pub use builder::EngineBuilder;
 pub use config::{Config, ConfigError, args};
 pub use engine::ModelInfo;
+pub use openapi::api_description;
 pub use state::AppState;
 
 use config::CorsConfig;

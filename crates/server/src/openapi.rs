@@ -3,6 +3,7 @@
 mod anthropic;
 mod chat;
 mod finetuning;
+mod limits;
 mod other_apis;
 mod requests;
 mod responses;
@@ -10,6 +11,7 @@ mod responses;
 use std::sync::LazyLock;
 
 use axum::Json;
+use axum::extract::State;
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
@@ -24,14 +26,21 @@ use crate::protocol::models::{ModelCard, ModelList};
 use crate::protocol::pooling::{EmbeddingResponse, PoolingResponse};
 use crate::protocol::scores::{RerankResponse, ScoreResponse};
 use crate::protocol::tokenize::{Detokenized, Tokenized};
+use crate::state::AppState;
+use limits::Limits;
 use requests::{detokenize, load_lora, rendered, request, tokenize, unload_lora};
 
-/// The document.
+/// The document, without what depends on the server.
 static DOCUMENT: LazyLock<Value> = LazyLock::new(document);
 
+/// The description of the HTTP API that `/openapi.json` gives, with the bounds of this server.
+pub fn api_description(state: &AppState) -> Value {
+    Limits::of(state).applied(&DOCUMENT)
+}
+
 /// Answers with the document.
-pub(crate) async fn openapi() -> Json<&'static Value> {
-    Json(&DOCUMENT)
+pub(crate) async fn openapi(State(state): State<AppState>) -> Json<Value> {
+    Json(api_description(&state))
 }
 
 /// What an answer holds.

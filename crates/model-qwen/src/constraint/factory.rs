@@ -14,6 +14,7 @@ use llguidance::{Logger, Matcher, ParserFactory};
 
 use super::Constraint;
 use super::grammar::{Grammar, GrammarError, reason};
+use super::patterns::blamed;
 use super::places::{Place, Places};
 use crate::tokenizer::Tokenizer;
 
@@ -95,7 +96,7 @@ impl ConstraintFactory {
         grammar: &Grammar,
         after: Option<u32>,
     ) -> Result<Constraint, GrammarError> {
-        let grammar = grammar.to_llguidance()?;
+        let prepared = grammar.to_llguidance()?;
         let (sender, receiver) = sync_channel(1);
         let (parsers, ends) = (Arc::clone(&self.parsers), Arc::clone(&self.ends));
         let place = Place::new(&self.places)?;
@@ -105,7 +106,7 @@ impl ConstraintFactory {
             .stack_size(STACK_BYTES);
         let its_place = place.clone();
         let compiling = compiling.spawn(move || {
-            let compiled = compile(&parsers, grammar, ends, after);
+            let compiled = compile(&parsers, prepared, ends, after);
             its_place.leave();
             // After the timeout nobody listens.
             let _ = sender.send(compiled);
@@ -115,7 +116,7 @@ impl ConstraintFactory {
             return Err(GrammarError::TooLarge(format!("no thread for it: {error}")));
         }
         match receiver.recv_timeout(TIMEOUT) {
-            Ok(compiled) => compiled,
+            Ok(compiled) => compiled.map_err(|error| blamed(grammar, error)),
             Err(RecvTimeoutError::Timeout) => {
                 place.give_up();
                 Err(GrammarError::TooLarge(format!(

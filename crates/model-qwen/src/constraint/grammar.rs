@@ -5,7 +5,7 @@ use llguidance::regex_to_lark;
 use regex_syntax::escape;
 use serde_json::{Map, Value, json};
 
-use super::{ebnf, json_schema, numbers, structural_tag};
+use super::{ebnf, json_schema, numbers, patterns, structural_tag};
 
 /// Bytes of a grammar or of a regular expression, at most.
 const MAX_SOURCE_BYTES: usize = 1 << 20;
@@ -94,7 +94,10 @@ impl Grammar {
                 let schema = json_schema::prepared(&json!({"type": "object"}))?;
                 TopLevelGrammar::from_json_schema(schema)
             }
-            Self::Regex(regex) => regex_grammar(unanchored(sized(regex)?)),
+            Self::Regex(regex) => {
+                patterns::check(sized(regex)?)?;
+                regex_grammar(unanchored(regex))
+            }
             Self::Choice(choices) => regex_grammar(sized(&alternatives(choices)?)?),
             Self::Lark(source) => {
                 numbers::check_lark(sized(source)?)?;

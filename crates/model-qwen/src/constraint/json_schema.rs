@@ -73,6 +73,37 @@ pub(super) fn for_each_of<'a>(keyword: &str, value: &'a Value, mut visit: impl F
     }
 }
 
+/// Calls `visit` for `schema` and each schema inside it, with its place: the keywords and names that lead there.
+pub(super) fn for_each_place<'a>(
+    schema: &'a Value,
+    visit: &mut impl FnMut(&str, &'a Map<String, Value>),
+) {
+    let mut rest = vec![(String::new(), schema)];
+    while let Some((place, schema)) = rest.pop() {
+        let Value::Object(object) = schema else {
+            continue;
+        };
+        visit(&place, object);
+        let dot = if place.is_empty() { "" } else { "." };
+        // The first one is the next one.
+        for (keyword, value) in object.iter().rev() {
+            let place = format!("{place}{dot}{keyword}");
+            match (holds(keyword), value) {
+                (Holds::Schemas, Value::Array(schemas)) => {
+                    let schemas = schemas.iter().enumerate().rev();
+                    rest.extend(schemas.map(|(i, schema)| (format!("{place}[{i}]"), schema)));
+                }
+                (Holds::Schemas, schema) => rest.push((place, schema)),
+                (Holds::Map, Value::Object(schemas)) => {
+                    let schemas = schemas.iter().rev();
+                    rest.extend(schemas.map(|(name, schema)| (format!("{place}.{name}"), schema)));
+                }
+                (Holds::Map | Holds::Nothing, _) => {}
+            }
+        }
+    }
+}
+
 /// Calls `change` for each schema inside `schema` and for itself, the inner ones first.
 pub(super) fn for_each_mut(schema: &mut Value, change: &mut impl FnMut(&mut Map<String, Value>)) {
     let Value::Object(object) = schema else {

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use super::grammar::{
     Grammar, GrammarError, JsonStyle, invalid, kind, lark_regex, lark_string, object, sized,
 };
-use super::json_schema;
+use super::{json_schema, patterns};
 use content::{Content, one};
 use keys::{flag, list, optional_texts, text, texts};
 
@@ -201,7 +201,11 @@ impl Lark {
                     None => return invalid("json_schema: expected `json_schema`"),
                 }
             }
-            "regex" => lark_regex(sized(text(with(&["pattern"])?, "pattern")?)?),
+            "regex" => {
+                let pattern = sized(text(with(&["pattern"])?, "pattern")?)?;
+                patterns::check(pattern)?;
+                lark_regex(pattern)
+            }
             "grammar" => self.grammar(with(&["grammar", "syntax"])?)?,
             "any_text" => {
                 let excludes = optional_texts(with(&["excludes"])?, "excludes")?;

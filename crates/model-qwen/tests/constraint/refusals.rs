@@ -26,10 +26,38 @@ fn refused(grammar: Grammar, part: &str) {
 #[test]
 fn what_is_no_grammar_is_refused() {
     let regex = |source: &str| Grammar::Regex(source.to_owned());
-    refused(regex("(a"), "regex");
-    refused(regex("(?=a)b"), "look");
     refused(regex(""), "empty");
-    refused(regex(r"a\bc"), "");
+    // Reasons are about the client's own expression, not about the grammar that is made of it.
+    for (source, reason) in [
+        ("(a", "unclosed group at character 1: `(`"),
+        (
+            "(?=a)b",
+            "look-around, including look-ahead and look-behind, is not supported at character 1: `(?=`",
+        ),
+        (
+            "ab\\",
+            "incomplete escape sequence, reached end of pattern prematurely at character 3: `\\`",
+        ),
+        (
+            r"a\bc",
+            "it matches the whole text, so anchors inside of it and word boundaries are not supported",
+        ),
+    ] {
+        let error = FACTORY
+            .compile(&regex(source), None)
+            .expect_err("a refusal");
+        assert_eq!(error.to_string(), reason);
+    }
+    let property = |regex: &str| {
+        let text = json!({"type": "string", "pattern": regex});
+        Grammar::JsonSchema(json!({"type": "object", "properties": {"a": text}}))
+    };
+    refused(
+        property("(a"),
+        "properties.a.pattern: unclosed group at character 1",
+    );
+    let tag = json!({"type": "structural_tag", "format": {"type": "regex", "pattern": "[b-a]"}});
+    refused(Grammar::StructuralTag(tag), "at character 2: `b-a`");
     refused(Grammar::Choice(Vec::new()), "at least one choice");
     refused(
         Grammar::Choice(vec!["a".to_owned(), String::new()]),

@@ -21,7 +21,7 @@ pub(super) enum Rate {
 
 impl Rate {
     /// The rate at request `index` of `num`.
-    fn at(self, index: usize, num: usize) -> f64 {
+    pub(super) fn at(self, index: usize, num: usize) -> f64 {
         match self {
             Self::Steady(rate) => rate,
             Self::Ramp {

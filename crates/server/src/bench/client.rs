@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
-use axum::body::{Body, to_bytes};
+use axum::body::{Body, Bytes, to_bytes};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
@@ -127,14 +127,28 @@ impl Client {
         self.json(Method::POST, path, body.to_string()).await
     }
 
+    /// The text that the server answers to a GET.
+    ///
+    /// # Errors
+    /// If there is no answer, or another one.
+    pub(super) async fn text(&self, path: &str) -> Result<String> {
+        let bytes = self.answer(Method::GET, path, String::new()).await?;
+        String::from_utf8(bytes.into()).with_context(|| format!("{path}: the answer is no text"))
+    }
+
     async fn json(&self, method: Method, path: &str, body: String) -> Result<Value> {
+        let bytes = self.answer(method, path, body).await?;
+        serde_json::from_slice(&bytes).with_context(|| format!("{path}: the answer is not JSON"))
+    }
+
+    async fn answer(&self, method: Method, path: &str, body: String) -> Result<Bytes> {
         let response = self.send(method, path, body, None).await?;
         let status = response.status();
         let bytes = to_bytes(Body::new(response.into_body()), MAX_ANSWER_BYTES).await?;
-        if !status.is_success() {
-            return Err(HttpError::new(path, status, &bytes).into());
+        match status.is_success() {
+            true => Ok(bytes),
+            false => Err(HttpError::new(path, status, &bytes).into()),
         }
-        serde_json::from_slice(&bytes).with_context(|| format!("{path}: the answer is not JSON"))
     }
 
     /// Sends a request. A kept connection that the server has closed meanwhile is replaced.

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::dataset::Sample;
+use super::drafts::Drafts;
 use super::metrics::{mean, percentile, std_dev};
 use super::request::Outcome;
 use super::serve_args::{MetricName, ServeArgs};
 use super::serve_values::value_name;
+use super::table::Table;
 
 /// A run that is over.
 pub(super) struct Run<'a> {
@@ -20,6 +22,10 @@ pub(super) struct Run<'a> {
     pub(super) outcomes: &'a [Outcome],
     /// In seconds.
     pub(super) duration: f64,
+    /// What became of the server's drafts, if it had some.
+    pub(super) drafts: Option<Drafts>,
+    /// When the rate of a ramp changed.
+    pub(super) rate_changes: Vec<Value>,
 }
 
 /// Times in seconds, of the requests that have an answer.
@@ -28,9 +34,11 @@ struct Times {
     tpot: Vec<f64>,
     itl: Vec<f64>,
     e2el: Vec<f64>,
+    queue: Vec<f64>,
+    e2el_and_queue: Vec<f64>,
 }
 
-/// Peaks, counted by whole seconds from the first request.
+/// Peaks: of tokens by whole seconds from the first request, of requests at any time.
 struct Peaks {
     tokens_per_second: f64,
     concurrent_requests: usize,
@@ -49,7 +57,7 @@ struct Totals {
 }
 
 /// Name in the table, and the heading there.
-const METRICS: [(MetricName, &str, &str); 4] = [
+const METRICS: [(MetricName, &str, &str); 6] = [
     (MetricName::Ttft, "TTFT", "Time to First Token"),
     (
         MetricName::Tpot,
@@ -58,6 +66,16 @@ const METRICS: [(MetricName, &str, &str); 4] = [
     ),
     (MetricName::Itl, "ITL", "Inter-token Latency"),
     (MetricName::E2el, "E2EL", "End-to-end Latency"),
+    (
+        MetricName::ClientQueueTime,
+        "Client Queue Time",
+        "Client-side Queueing",
+    ),
+    (
+        MetricName::E2elIncludingClientQueue,
+        "E2EL incl. Client Queue",
+        "Queue-inclusive End-to-end Latency",
+    ),
 ];
 
 /// The table, and the keys of the file.
@@ -74,17 +92,30 @@ pub(super) fn report(run: &Run<'_>) -> (String, Map<String, Value>) {
     let generates = args.backend.generates();
     totals.add_to(run.duration, generates, &mut result);
     if args.save_detailed {
-        add_details(run, &mut result);
+        let pairs = run.samples.iter().zip(run.outcomes);
+        result.insert("input_lens".to_owned(), pairs.map(input_len).collect());
     }
+    add_details(run, &mut result);
     let mut add = |key: &str, value: Value| result.insert(key.to_owned(), value);
     if generates {
         add("max_output_tokens_per_s", peaks.tokens_per_second.into());
     }
     add("max_concurrent_requests", peaks.concurrent_requests.into());
+    if generates {
+        // Seconds of audio per second: vLLM writes the key of every run.
+        add("rtfx", 0.0_f64.into());
+    }
+    if !run.rate_changes.is_empty() {
+        add("rps_change_events", run.rate_changes.clone().into());
+    }
+    if let Some(drafts) = &run.drafts {
+        drafts.add_to(&mut result);
+    }
     let times = Times::of(&good);
     for (metric, name, heading) in METRICS {
         if args.percentile_metrics().contains(&metric) {
-            table.metric(
+            add_metric(
+                &mut table,
                 times.of_metric(metric),
                 (&value_name(metric), name, heading),
                 &args.metric_percentiles,
@@ -92,8 +123,11 @@ pub(super) fn report(run: &Run<'_>) -> (String, Map<String, Value>) {
             );
         }
     }
+    if let Some(drafts) = &run.drafts {
+        drafts.show(&mut table);
+    }
     table.line(&"=".repeat(50));
-    (table.text, result)
+    (table.text().to_owned(), result)
 }
 
 /// Tokens of the prompt: as many as the server counts, if it does.
@@ -140,6 +174,9 @@ impl Totals {
             table.count("Total generated tokens:", self.output);
         }
         table.number("Request throughput (req/s):", self.requests_per_second);
+        if !generates {
+            table.number("Input throughput (inputs/s):", self.requests_per_second);
+        }
         if let Some(goodput) = self.goodput {
             table.number("Request goodput (req/s):", goodput);
         }
@@ -162,6 +199,11 @@ impl Totals {
         if generates {
             add("total_output_tokens", self.output.into());
         }
+        if !generates {
+            // Each request has one text.
+            add("total_input_sequences", self.completed.into());
+            add("input_sequence_throughput", self.requests_per_second.into());
+        }
         add("request_throughput", self.requests_per_second.into());
         add("request_goodput", self.goodput.into());
         if generates {
@@ -171,20 +213,29 @@ impl Totals {
     }
 }
 
-/// Keys of `--save-detailed`, with one value per request.
+/// Keys with one value per request: as vLLM does, times of whole requests always, the others with `--save-detailed`.
 fn add_details(run: &Run<'_>, result: &mut Map<String, Value>) {
-    let mut add = |key: &str, value: Value| result.insert(key.to_owned(), value);
-    let of_all = |field: fn(&Outcome) -> Value| run.outcomes.iter().map(field).collect::<Value>();
-    let pairs = run.samples.iter().zip(run.outcomes);
-    add("input_lens", pairs.map(input_len).collect());
-    if run.args.backend.generates() {
-        add("output_lens", of_all(|o| o.output_tokens.into()));
-        add("ttfts", of_all(|o| o.ttft.into()));
-        add("itls", of_all(|o| o.itl.clone().into()));
-        add("generated_texts", of_all(|o| o.text.clone().into()));
-    }
-    let error = |o: &Outcome| o.error.clone().unwrap_or_default().into();
-    add("errors", of_all(error));
+    let (all, generates) = (run.args.save_detailed, run.args.backend.generates());
+    let of_tokens = all && generates;
+    let first = run.outcomes.iter().map(|outcome| outcome.start).min();
+    let mut add = |is_wanted: bool, key: &str, field: &dyn Fn(&Outcome) -> Value| {
+        if is_wanted {
+            let values = run.outcomes.iter().map(field);
+            result.insert(key.to_owned(), values.collect());
+        }
+    };
+    add(of_tokens, "output_lens", &|o| o.output_tokens.into());
+    add(of_tokens, "ttfts", &|o| o.ttft.into());
+    add(of_tokens, "itls", &|o| o.itl.clone().into());
+    add(true, "latencies", &|o| o.latency.into());
+    add(of_tokens, "start_times", &|o| {
+        first.map(|first| (o.start - first).as_secs_f64()).into()
+    });
+    add(true, "queue_times", &|o| o.queue.into());
+    add(of_tokens, "generated_texts", &|o| o.text.clone().into());
+    add(all, "errors", &|o| {
+        o.error.clone().unwrap_or_default().into()
+    });
 }
 
 /// Keys that say what was run.
@@ -259,6 +310,10 @@ impl Times {
     fn of(outcomes: &[&Outcome]) -> Self {
         let ttft = outcomes.iter().map(|outcome| outcome.ttft).collect();
         let e2el = outcomes.iter().map(|outcome| outcome.latency).collect();
+        let queue = outcomes.iter().map(|outcome| outcome.queue).collect();
+        let e2el_and_queue = outcomes
+            .iter()
+            .map(|outcome| outcome.latency + outcome.queue);
         let itl = outcomes
             .iter()
             .flat_map(|outcome| outcome.itl.iter().copied())
@@ -272,6 +327,8 @@ impl Times {
             tpot,
             itl,
             e2el,
+            queue,
+            e2el_and_queue: e2el_and_queue.collect(),
         }
     }
 
@@ -281,6 +338,8 @@ impl Times {
             MetricName::Tpot => &self.tpot,
             MetricName::Itl => &self.itl,
             MetricName::E2el => &self.e2el,
+            MetricName::ClientQueueTime => &self.queue,
+            MetricName::E2elIncludingClientQueue => &self.e2el_and_queue,
         }
     }
 }
@@ -298,8 +357,9 @@ fn num_within_goals(outcomes: &[&Outcome], goals: &[(MetricName, f64)]) -> usize
     let reaches = |outcome: &Outcome, (metric, milliseconds): &(MetricName, f64)| {
         let seconds = match metric {
             MetricName::Ttft => outcome.ttft,
-            MetricName::E2el => outcome.latency,
-            MetricName::Tpot | MetricName::Itl => tpot(outcome).unwrap_or(0.0),
+            MetricName::Tpot => tpot(outcome).unwrap_or(0.0),
+            // The flag takes none of the rest.
+            _ => outcome.latency,
         };
         seconds * 1e3 <= *milliseconds
     };
@@ -322,77 +382,56 @@ impl Peaks {
             .iter()
             .map(|outcome| start(outcome) + outcome.latency);
         let num_seconds = ends.fold(0.0, f64::max).ceil() as usize + 1;
-        let (mut tokens, mut requests) = (vec![0_usize; num_seconds], vec![0_usize; num_seconds]);
+        let mut tokens = vec![0_usize; num_seconds];
         for outcome in outcomes {
-            let start = start(outcome);
-            let mut now = start + outcome.ttft;
+            let mut now = start(outcome) + outcome.ttft;
             for since in std::iter::once(0.0).chain(outcome.itl.iter().copied()) {
                 now += since;
                 tokens[(now as usize).min(num_seconds - 1)] += 1;
             }
-            let end = ((start + outcome.latency) as usize).min(num_seconds - 1);
-            requests[start as usize..=end]
-                .iter_mut()
-                .for_each(|num| *num += 1);
         }
+        let spans = outcomes.iter().map(|outcome| {
+            let start = start(outcome);
+            (start, start + outcome.latency)
+        });
         Self {
             tokens_per_second: tokens.into_iter().max().unwrap_or(0) as f64,
-            concurrent_requests: requests.into_iter().max().unwrap_or(0),
+            concurrent_requests: most_at_once(spans),
         }
     }
 }
 
-/// Lines of 40 and 10 characters, as vLLM prints them.
-#[derive(Default)]
-struct Table {
-    text: String,
+/// How many of these spans of time have a moment in common, at most. One that ends when another begins has none with it.
+fn most_at_once(spans: impl Iterator<Item = (f64, f64)>) -> usize {
+    let mut changes: Vec<(f64, i32)> = spans.flat_map(|(from, to)| [(from, 1), (to, -1)]).collect();
+    changes.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    let running = changes.iter().scan(0, |running, (_, change)| {
+        *running += change;
+        Some(*running)
+    });
+    running.max().map_or(0, |most| most.max(0) as usize)
 }
 
-impl Table {
-    fn line(&mut self, line: &str) {
-        self.text.push_str(line.trim_end());
-        self.text.push('\n');
-    }
-
-    fn heading(&mut self, heading: &str, fill: char) {
-        let fill_len = 50_usize.saturating_sub(heading.chars().count());
-        let fill = |num: usize| fill.to_string().repeat(num);
-        self.line(&format!(
-            "{}{heading}{}",
-            fill(fill_len / 2),
-            fill(fill_len - fill_len / 2)
-        ));
-    }
-
-    fn count(&mut self, name: &str, number: usize) {
-        self.line(&format!("{name:<40} {number:<10}"));
-    }
-
-    fn number(&mut self, name: &str, number: f64) {
-        self.line(&format!("{name:<40} {number:<10.2}"));
-    }
-
-    /// The statistics of a metric, in milliseconds, here and in the result.
-    fn metric(
-        &mut self,
-        seconds: &[f64],
-        (key, name, heading): (&str, &str, &str),
-        percentiles: &[f64],
-        result: &mut Map<String, Value>,
-    ) {
-        let values: Vec<f64> = seconds.iter().map(|seconds| seconds * 1e3).collect();
-        self.heading(heading, '-');
-        let (mean, median) = (mean(&values), percentile(&values, 50.0));
-        self.number(&format!("Mean {name} (ms):"), mean);
-        self.number(&format!("Median {name} (ms):"), median);
-        result.insert(format!("mean_{key}_ms"), mean.into());
-        result.insert(format!("median_{key}_ms"), median.into());
-        result.insert(format!("std_{key}_ms"), std_dev(&values).into());
-        for percent in percentiles {
-            let value = percentile(&values, *percent);
-            self.number(&format!("P{percent} {name} (ms):"), value);
-            result.insert(format!("p{percent}_{key}_ms"), value.into());
-        }
+/// The statistics of a metric, in milliseconds, in the table and in the result.
+fn add_metric(
+    table: &mut Table,
+    seconds: &[f64],
+    (key, name, heading): (&str, &str, &str),
+    percentiles: &[f64],
+    result: &mut Map<String, Value>,
+) {
+    let values: Vec<f64> = seconds.iter().map(|seconds| seconds * 1e3).collect();
+    table.heading(heading, '-');
+    let (mean, median) = (mean(&values), percentile(&values, 50.0));
+    table.number(&format!("Mean {name} (ms):"), mean);
+    table.number(&format!("Median {name} (ms):"), median);
+    result.insert(format!("mean_{key}_ms"), mean.into());
+    result.insert(format!("median_{key}_ms"), median.into());
+    result.insert(format!("std_{key}_ms"), std_dev(&values).into());
+    for percent in percentiles {
+        let value = percentile(&values, *percent);
+        table.number(&format!("P{percent} {name} (ms):"), value);
+        result.insert(format!("p{percent}_{key}_ms"), value.into());
     }
 }
 
@@ -408,6 +447,7 @@ mod tests {
     fn outcome(begin: Instant, start: f64, times: &[f64]) -> Outcome {
         Outcome {
             start: begin + Duration::from_secs_f64(start),
+            queue: 0.25,
             ttft: times[0],
             itl: times[1..].to_vec(),
             latency: times.iter().sum(),
@@ -446,8 +486,8 @@ mod tests {
             })
         };
         let samples = [sample(10), sample(20), sample(30)];
-        let flags = "serve --save-result --save-detailed --request-rate 2 --percentile-metrics ttft,tpot,itl,e2el \
-                     --metric-percentiles 50 --goodput ttft:400 e2el:700.01 --num-prompts 3";
+        let flags = "serve --save-result --save-detailed --request-rate 2 --percentile-metrics ttft,tpot,itl,e2el,client_queue_time,e2el_including_client_queue \
+                     --max-concurrency 2 --metric-percentiles 50 --goodput ttft:400 e2el:700.01 --num-prompts 3";
         let args = ServeArgs::parse_from(flags.split_whitespace());
         let run = Run {
             args: &args,
@@ -457,6 +497,8 @@ mod tests {
             samples: &samples,
             outcomes: &outcomes,
             duration: 4.0,
+            drafts: None,
+            rate_changes: Vec::new(),
         };
         let (text, result) = report(&run);
         let expected: &[(&str, f64)] = &[
@@ -485,6 +527,9 @@ mod tests {
             ("p50_itl_ms", 1000.0),
             ("mean_e2el_ms", 2100.0),
             ("std_e2el_ms", 1400.0),
+            ("mean_client_queue_time_ms", 250.0),
+            ("mean_e2el_including_client_queue_ms", 2350.0),
+            ("rtfx", 0.0),
         ];
         for (key, expected) in expected {
             let found = result[*key].as_f64().unwrap();
@@ -493,6 +538,9 @@ mod tests {
         assert_eq!(result["input_lens"], Value::from(vec![10, 1000, 7]));
         assert_eq!(result["output_lens"], Value::from(vec![3, 2, 2]));
         assert_eq!(result["errors"], Value::from(vec!["", "broken", ""]));
+        assert_eq!(result["start_times"], Value::from(vec![0.0, 0.25, 1.0]));
+        assert_eq!(result["queue_times"], Value::from(vec![0.25; 3]));
+        assert_eq!(result["latencies"][0], 3.5);
         for row in [
             "Successful requests: 2",
             "Failed requests: 1",
@@ -514,6 +562,14 @@ mod tests {
             let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
             assert!(text.lines().any(|line| words(line) == row), "{row}: {text}");
         }
+    }
+
+    #[test]
+    fn requests_are_counted_at_each_moment() {
+        let most = |spans: &[(f64, f64)]| most_at_once(spans.iter().copied());
+        assert_eq!(most(&[(0.0, 1.0), (1.0, 2.0), (2.0, 3.0)]), 1);
+        assert_eq!(most(&[(0.0, 0.4), (0.5, 0.9), (0.3, 0.6)]), 2);
+        assert_eq!(most(&[]), 0);
     }
 
     #[test]

@@ -73,6 +73,8 @@ pub struct Api {
 pub struct Outcome {
     /// When it was sent.
     pub start: Instant,
+    /// How long it waited for others before that, by `--max-concurrency`.
+    pub queue: f64,
     /// Until the first token.
     pub ttft: f64,
     /// From each token to the next.
@@ -95,6 +97,7 @@ impl Outcome {
     fn new(start: Instant) -> Self {
         Self {
             start,
+            queue: 0.0,
             ttft: 0.0,
             itl: Vec::new(),
             latency: 0.0,

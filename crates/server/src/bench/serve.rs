@@ -9,7 +9,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use indicatif::ProgressBar;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -18,6 +18,7 @@ use super::arrivals::times;
 use super::client::Client;
 use super::dataset::{Sample, samples};
 use super::dataset_args::DatasetName;
+use super::drafts::DraftCounts;
 use super::offline::bar;
 use super::ready::{Failure, until_ready};
 use super::records::Records;
@@ -82,10 +83,15 @@ pub(super) async fn run(args: &ServeArgs) -> Result<Measured> {
         model,
         "measuring"
     );
-    let start = Instant::now();
+    let drafts_before = DraftCounts::of(&target.client).await;
+    let (start, clock) = (Instant::now(), chrono::Local::now());
     let outcomes = send_all(&target, &plan, "").await?;
     let duration = start.elapsed().as_secs_f64();
     target.bar.finish_and_clear();
+    let drafts = match (DraftCounts::of(&target.client).await, drafts_before) {
+        (Some(now), Some(before)) => now.since(&before),
+        _ => None,
+    };
 
     let run = Run {
         args,
@@ -95,6 +101,8 @@ pub(super) async fn run(args: &ServeArgs) -> Result<Measured> {
         samples: &samples,
         outcomes: &outcomes,
         duration,
+        drafts,
+        rate_changes: rate_changes(args, &plan, clock),
     };
     let (text, result) = report(&run);
     let result = Value::Object(result).to_string();
@@ -154,6 +162,33 @@ fn plan(
         .collect()
 }
 
+/// When the rate of a ramp came to a further whole number of requests per second, as vLLM writes it.
+fn rate_changes(
+    args: &ServeArgs,
+    plan: &[Planned],
+    start: chrono::DateTime<chrono::Local>,
+) -> Vec<Value> {
+    let Some(first) = args
+        .ramp_up_start_rps
+        .filter(|_| args.ramp_up_strategy.is_some())
+    else {
+        return Vec::new();
+    };
+    let change = |rate: u64, seconds: f64| {
+        let since = chrono::TimeDelta::microseconds((seconds * 1e6) as i64);
+        let time = (start + since).format("%Y-%m-%dT%H:%M:%S%.6f");
+        json!({ "rps": rate, "timestamp": time.to_string() })
+    };
+    let mut last = u64::from(first);
+    let mut changes = vec![change(last, 0.0)];
+    for (index, planned) in plan.iter().enumerate() {
+        let rate = args.rate().at(index, plan.len()) as u64;
+        changes.extend((last + 1..=rate).map(|rate| change(rate, planned.time)));
+        last = last.max(rate);
+    }
+    changes
+}
+
 /// Sends each request at its time, and waits for all. `kind` is a part of their ids.
 async fn send_all(target: &Arc<Target>, plan: &[Planned], kind: &str) -> Result<Vec<Outcome>> {
     let start = Instant::now();
@@ -184,10 +219,11 @@ async fn send_all(target: &Arc<Target>, plan: &[Planned], kind: &str) -> Result<
 /// One request, once it may run.
 async fn send(target: &Target, planned: &Planned, id: &str) -> Outcome {
     let id = format!("{}{id}", target.request_id_prefix);
+    let begun = Instant::now();
     // The semaphore is never closed.
     let _permit = target.running.acquire().await;
     let prompt = Prompt::Text(planned.sample.prompt.clone());
-    let outcome = stream(
+    let mut outcome = stream(
         &target.client,
         &target.api,
         &planned.model,
@@ -196,6 +232,7 @@ async fn send(target: &Target, planned: &Planned, id: &str) -> Outcome {
         Some(&id),
     )
     .await;
+    outcome.queue = (outcome.start - begun).as_secs_f64();
     target.bar.inc(1);
     outcome
 }

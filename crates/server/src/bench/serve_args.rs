@@ -145,7 +145,7 @@ pub struct ServeArgs {
     #[arg(long, value_name = "JSON", value_parser = units::object)]
     pub extra_body: Option<Object>,
 
-    /// What is shown with percentiles: some of ttft, tpot, itl, e2el [default: ttft,tpot,itl, or e2el for openai-embeddings]
+    /// What is shown with percentiles: some of ttft, tpot, itl, e2el, client_queue_time and e2el_including_client_queue [default: ttft,tpot,itl, or e2el for openai-embeddings]
     #[arg(long, value_name = "NAMES", value_delimiter = ',', value_enum)]
     pub percentile_metrics: Option<Vec<MetricName>>,
 
@@ -250,6 +250,22 @@ pub enum MetricName {
     Itl,
     /// Time to the last token
     E2el,
+    /// Time that a request waits for others, by --max-concurrency
+    #[value(name = "client_queue_time")]
+    ClientQueueTime,
+    /// Both together
+    #[value(name = "e2el_including_client_queue")]
+    E2elIncludingClientQueue,
+}
+
+impl MetricName {
+    /// Whether a request without tokens has it.
+    pub(super) fn is_of_vectors(self) -> bool {
+        matches!(
+            self,
+            Self::E2el | Self::ClientQueueTime | Self::E2elIncludingClientQueue
+        )
+    }
 }
 
 impl ServeArgs {
@@ -261,6 +277,11 @@ impl ServeArgs {
             None if self.backend.generates() => OF_TEXTS,
             None => &[MetricName::E2el],
         }
+    }
+
+    /// Whether it is one of these.
+    pub(super) fn shows(&self, metric: MetricName) -> bool {
+        self.percentile_metrics().contains(&metric)
     }
 
     /// How evenly requests come.

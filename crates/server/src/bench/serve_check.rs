@@ -149,6 +149,17 @@ impl ServeArgs {
                 "with --backend openai-chat the server makes a chat of each prompt",
             ),
             (
+                "--percentile-metrics",
+                self.shows(MetricName::ClientQueueTime) && self.max_concurrency.is_none(),
+                "client_queue_time: no request waits for others without --max-concurrency",
+            ),
+            (
+                "--percentile-metrics",
+                self.shows(MetricName::E2elIncludingClientQueue)
+                    && (self.max_concurrency.is_none() || is_at_once),
+                "e2el_including_client_queue needs --max-concurrency, and --request-rate or --ramp-up-strategy",
+            ),
+            (
                 "--chat-template-kwargs",
                 self.chat_template_kwargs.is_some() && self.backend != Backend::OpenaiChat,
                 "only --backend openai-chat sends chats",
@@ -173,7 +184,7 @@ impl ServeArgs {
             return Ok(());
         }
         let dataset = &self.dataset;
-        let e2el_only = |names: &[MetricName]| names.iter().all(|name| *name == MetricName::E2el);
+        let e2el_only = |names: &[MetricName]| names.iter().all(|name| name.is_of_vectors());
         let goals: Vec<MetricName> = self.goodput.iter().map(|(name, _)| *name).collect();
         let given = [
             ("--ignore-eos", self.ignore_eos),

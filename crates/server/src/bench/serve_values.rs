@@ -118,7 +118,13 @@ pub(super) fn percent(text: &str) -> Result<f64, std::num::ParseFloatError> {
 pub(super) fn goal(text: &str) -> Result<(MetricName, f64), String> {
     let (name, value) = text.split_once(':').ok_or("expected NAME:MILLISECONDS")?;
     let metric = MetricName::from_str(name, false).ok();
-    let metric = metric.filter(|&metric| metric != MetricName::Itl);
+    let is_goal = |metric: &MetricName| {
+        matches!(
+            metric,
+            MetricName::Ttft | MetricName::Tpot | MetricName::E2el
+        )
+    };
+    let metric = metric.filter(is_goal);
     let metric = metric.ok_or_else(|| format!("expected ttft, tpot or e2el, found {name}"))?;
     match value.parse::<f64>() {
         Ok(value) if value >= 0.0 => Ok((metric, value)),

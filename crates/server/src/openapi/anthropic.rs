@@ -81,7 +81,7 @@ fn tool() -> Value {
 fn tool_choice() -> Value {
     let switch = json!({ "disable_parallel_tool_use": { "type": ["boolean", "null"] } });
     let mut named = switch.clone();
-    named["name"] = text();
+    named["name"] = name();
     any_of(&[
         of_type("auto", &[], switch.clone()),
         of_type("any", &[], switch),

@@ -21,7 +21,9 @@ pub(super) fn form(endpoint: Endpoint, field: &str) -> Option<Value> {
         "chat_template_kwargs" => template_kwargs(),
         "response_format" => or_null(response_format()),
         "structured_outputs" => or_null(structured_outputs()),
-        "guided_json" | "structural_tag" => or_null(any_of(&[json_schema(), text()])),
+        "guided_json" => or_null(any_of(&[json_schema(), text()])),
+        "structural_tag" => json!({ "type": ["object", "string", "null"] }),
+        "guided_decoding_backend" => json!({ "enum": ["auto", "guidance", null] }),
         "guided_choice" => json!({ "type": ["array", "null"], "items": name() }),
         _ => return None,
     })
@@ -44,9 +46,9 @@ pub(super) fn name() -> Value {
     json!({ "type": "string", "minLength": 1 })
 }
 
-/// A JSON schema.
+/// A JSON schema that something fits.
 pub(super) fn json_schema() -> Value {
-    json!({ "type": ["object", "boolean"] })
+    any_of(&[json!({ "type": "object" }), json!({ "const": true })])
 }
 
 /// A JSON schema of arguments, which are an object.
@@ -218,7 +220,7 @@ fn response_format() -> Value {
         of_type(
             "structural_tag",
             &["format"],
-            json!({ "format": { "type": "object" } }),
+            json!({ "format": { "type": "object", "required": ["type"] } }),
         ),
         of_type(
             "structural_tag",

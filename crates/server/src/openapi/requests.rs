@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::chat;
+use super::limits::or_echo;
 use super::other_apis::form as other_form;
 use crate::protocol::fields::{Endpoint, FIELDS, Field, Verdict};
 
@@ -16,8 +17,8 @@ pub(super) fn request(endpoint: Endpoint) -> Value {
         Endpoint::Chat => &["messages"],
         Endpoint::Completions => &["prompt"],
         Endpoint::Rerank => &["query", "documents"],
-        Endpoint::Messages => &["messages", "max_tokens"],
-        Endpoint::CountTokens => &["messages"],
+        Endpoint::Messages => &["model", "messages", "max_tokens"],
+        Endpoint::CountTokens => &["model", "messages"],
         Endpoint::FineTuningJob => &["model", "training_file"],
         Endpoint::OllamaChat
         | Endpoint::OllamaGenerate
@@ -50,11 +51,27 @@ pub(super) fn request(endpoint: Endpoint) -> Value {
     if endpoint.is_closed() {
         schema["additionalProperties"] = Value::Bool(false);
     }
+    if endpoint == Endpoint::Completions {
+        or_echo(&mut schema);
+    }
     if !one_of.is_empty() {
         let forms = one_of.iter().map(|names| json!({ "required": names }));
         schema["anyOf"] = forms.collect();
     }
     schema
+}
+
+/// Whether no model is no model at all.
+fn requires_model(endpoint: Endpoint) -> bool {
+    matches!(
+        endpoint,
+        Endpoint::Messages
+            | Endpoint::CountTokens
+            | Endpoint::OllamaChat
+            | Endpoint::OllamaGenerate
+            | Endpoint::OllamaEmbed
+            | Endpoint::OllamaEmbeddings
+    )
 }
 
 fn property(endpoint: Endpoint, field: &Field) -> Value {
@@ -103,6 +120,7 @@ fn form(endpoint: Endpoint, field: &Field) -> Value {
             texts(chat::text())
         }
         "query" => json!({ "type": "string" }),
+        "model" if requires_model(endpoint) => chat::name(),
         "reasoning_effort" => chat::efforts(),
         "truncation_side" => json!({ "enum": ["left", "right", null] }),
         "encoding_format" => json!({ "enum": ["float", "base64", null] }),

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use super::chat::{
     answer_schema, any_of, arguments, efforts, modes, name, nothing_else, of_type, or_null, text,
 };
-use crate::protocol::responses::tools::HOSTED;
+use crate::protocol::responses::tools::hosted_pattern;
 
 /// The form of a field that has fields of its own.
 pub(super) fn form(field: &str) -> Option<Value> {
@@ -140,7 +140,7 @@ fn tool() -> Value {
         "description": "A tool of OpenAI's servers, such as `web_search`, is left out",
         "type": "object",
         "required": ["type"],
-        "properties": { "type": { "type": "string", "pattern": format!("^({})(_20.*)?$", HOSTED.join("|")) } },
+        "properties": { "type": { "type": "string", "pattern": hosted_pattern() } },
     });
     any_of(&[function, custom, namespace, hosted])
 }
@@ -148,12 +148,15 @@ fn tool() -> Value {
 fn tool_choice() -> Value {
     let named = json!({
         "type": "object",
-        "required": ["name"],
+        "required": ["type", "name"],
         "properties": { "type": { "enum": ["function", "custom"] }, "name": name() },
     });
     let allowed = json!({
         "mode": { "enum": ["auto", "required"] },
-        "tools": { "type": "array", "items": { "type": "object" } },
+        "tools": {
+            "type": "array",
+            "items": { "type": "object", "required": ["name"] },
+        },
     });
     let allowed = of_type("allowed_tools", &["mode", "tools"], allowed);
     any_of(&[modes(), named, allowed])

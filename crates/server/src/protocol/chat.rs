@@ -81,7 +81,7 @@ pub struct TemplateFields {
     /// More variables for the template.
     pub chat_template_kwargs: Option<Map<String, Value>>,
     /// A variable of the template.
-    pub documents: Option<Vec<Value>>,
+    pub documents: Option<Vec<Map<String, Value>>>,
     /// A variable of the template; `none` turns thinking off.
     pub reasoning_effort: Option<ReasoningEffort>,
     /// Let the tokenizer add its own special tokens to what the template wrote; false by default.
@@ -273,8 +273,7 @@ fn variables(state: &AppState, fields: &TemplateFields) -> Result<Map<String, Va
             .or_insert(thinks);
     }
     if let Some(documents) = &fields.documents {
-        let documents = Value::Array(documents.clone());
-        variables.insert("documents".to_owned(), documents);
+        variables.insert("documents".to_owned(), documents.clone().into());
     }
     Ok(variables)
 }

@@ -6,8 +6,9 @@
     venv/bin/python crates/server/tests/clients/bfcl_transformers.py FOLDER 20
 
 FOLDER holds the model. The number and the categories are those of `bfcl.py`. `--beside FILE` compares with the calls that
-`bfcl.py --save FILE` wrote, question by question, and ends with 1 if a prompt has another length. The settings are the server's with `temperature` 0: what the folder's
-`generation_config.json` says of penalties holds for both. `--dtype` is float32, the server's on a CPU.
+`bfcl.py --save FILE` wrote, question by question, and ends with 1 if a prompt has another length, or if a question has no answer in
+the file. The settings are the server's with `temperature` 0: what the folder's `generation_config.json` says of penalties holds for
+both. `--dtype` is float32, the server's on a CPU.
 
 Calls are taken out of the text by the rules of docs/src/serving.md, "What calls look like": JSON behind `<tool_call>` or `<tools>`,
 at the start of a line, or in a block of code, that is complete and names a tool of the question.
@@ -100,7 +101,7 @@ def answers(asked):
 
 
 def main():
-    beside, is_same_prompt = {}, True
+    beside, is_comparison = {}, True
     if args.beside:
         with open(args.beside) as file:
             beside = {line["id"]: line for line in map(json.loads, file)}
@@ -110,19 +111,24 @@ def main():
         asked = questions(category, args.number)
         for (question, right), (calls, prompt_tokens) in zip(asked, answers(asked)):
             num_right += judge(category, question, right, calls)
+            if not args.beside:
+                continue
             server = beside.get(question["id"])
             if server is None:
+                # A request that has failed, or a file of fewer questions.
+                is_comparison = False
+                others.append(f"{question['id']}: no answer of the server")
                 continue
             num_same += server["calls"] == calls
             if server["calls"] != calls:
                 others.append(f"{question['id']}: {json.dumps(calls)}, by the server {json.dumps(server['calls'])}")
             if server["prompt_tokens"] != prompt_tokens:
-                is_same_prompt = False
+                is_comparison = False
                 others.append(f"{question['id']}: {prompt_tokens} tokens of the prompt, {server['prompt_tokens']} in the server")
-        print(f"| {category} | {len(asked)} | {num_right} | {num_same if beside else '-'} |", flush=True)
+        print(f"| {category} | {len(asked)} | {num_right} | {num_same if args.beside else '-'} |", flush=True)
         for other in others:
             print(other[:900], flush=True)
-    sys.exit(not is_same_prompt)
+    sys.exit(not is_comparison)
 
 
 if __name__ == "__main__":

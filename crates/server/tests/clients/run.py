@@ -127,6 +127,14 @@ def _():
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@check("openai (npm)", "tools, parse with zod, responses")
+def _():
+    node = shutil.which("node")
+    assert node, "node is not installed"
+    done = subprocess.run([node, "agents.mjs", BASE, MODEL, KEY], cwd=HERE, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def langchain(**settings):
     from langchain_openai import ChatOpenAI
 

@@ -142,7 +142,26 @@ def langchain():
     assert forced.tool_calls, forced
 
 
-CHECKS = [auto, auto_streamed, streamed_by_the_client, required, named, named_streamed, none, results_go_back, wrong_choices, langchain]
+def langchain_structured():
+    from langchain_openai import ChatOpenAI
+    from pydantic import BaseModel
+
+    class Person(BaseModel):
+        name: str
+        age: int
+
+    model = ChatOpenAI(model=MODEL, base_url=URL, api_key="none", temperature=0, max_tokens=200, timeout=600)
+    ask = "Ann is 31 years old. Who is she, and how old? Answer in JSON with the keys name and age."
+    for method in ["json_schema", "function_calling", "json_mode"]:
+        found = model.with_structured_output(Person, method=method).invoke(ask)
+        assert (found.name, found.age) == ("Ann", 31), (method, found)
+    whole = model.with_structured_output(Person, include_raw=True).invoke(ask)
+    assert whole["parsed"].age == 31 and whole["parsing_error"] is None, whole
+    parts = list(model.with_structured_output(Person.model_json_schema(), method="json_schema").stream(ask))
+    assert parts[-1] == {"name": "Ann", "age": 31}, parts
+
+
+CHECKS = [auto, auto_streamed, streamed_by_the_client, required, named, named_streamed, none, results_go_back, wrong_choices, langchain, langchain_structured]
 failed = 0
 for check in CHECKS:
     try:

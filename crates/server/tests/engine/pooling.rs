@@ -16,7 +16,7 @@ use crate::model::{Random, TestModel};
 
 /// What `expected.json` is rounded to, and what sums in another order differ by.
 const TOLERANCE: f64 = 1e-4;
-const RERANKER: &str = r#"{"architectures": ["Qwen3ForSequenceClassification"], "classifier_from_token": ["no", "yes"],
+pub(crate) const RERANKER: &str = r#"{"architectures": ["Qwen3ForSequenceClassification"], "classifier_from_token": ["no", "yes"],
     "is_original_qwen3_reranker": true}"#;
 
 fn golden(case: &str) -> PathBuf {
@@ -30,13 +30,13 @@ fn expected(case: &str) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-fn numbers(value: &Value) -> Vec<f64> {
+pub(crate) fn numbers(value: &Value) -> Vec<f64> {
     let values = value.as_array().unwrap_or_else(|| panic!("{value}"));
     values.iter().map(|value| value.as_f64().unwrap()).collect()
 }
 
 /// `key` of each object in `data`.
-fn column<'a>(answer: &'a Value, data: &str, key: &str) -> Vec<&'a Value> {
+pub(crate) fn column<'a>(answer: &'a Value, data: &str, key: &str) -> Vec<&'a Value> {
     let rows = answer[data]
         .as_array()
         .unwrap_or_else(|| panic!("{answer}"));
@@ -47,7 +47,7 @@ fn column<'a>(answer: &'a Value, data: &str, key: &str) -> Vec<&'a Value> {
 }
 
 #[track_caller]
-fn check(found: &[f64], expected: &[f64]) {
+pub(crate) fn check(found: &[f64], expected: &[f64]) {
     assert_eq!(found.len(), expected.len());
     for (found, expected) in found.iter().zip(expected) {
         assert!(
@@ -57,7 +57,7 @@ fn check(found: &[f64], expected: &[f64]) {
     }
 }
 
-fn embed(server: &Server, body: &Value) -> Vec<Vec<f64>> {
+pub(crate) fn embed(server: &Server, body: &Value) -> Vec<Vec<f64>> {
     let (status, answer) = server.post("/v1/embeddings", body);
     assert_eq!(status, 200, "{answer}");
     let vectors = column(&answer, "data", "embedding");

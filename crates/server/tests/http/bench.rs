@@ -69,6 +69,11 @@ fn vectors_are_measured() {
     assert_eq!(result["total_input_tokens"], 60);
     assert!(result["p99_e2el_ms"].as_f64().unwrap() > 0.0);
     assert_eq!(result["total_output_tokens"], Value::Null);
+    assert_eq!(result["total_input_sequences"], 6);
+    assert_eq!(
+        result["input_sequence_throughput"],
+        result["request_throughput"]
+    );
 }
 
 #[test]
@@ -104,7 +109,7 @@ fn chats_have_variables_of_the_template() {
 }
 
 /// What `vllm bench serve` writes, in its order.
-const KEYS: [&str; 37] = [
+const KEYS: [&str; 50] = [
     "date",
     "endpoint_type",
     "backend",
@@ -125,8 +130,11 @@ const KEYS: [&str; 37] = [
     "request_goodput",
     "output_throughput",
     "total_token_throughput",
+    "latencies",
+    "queue_times",
     "max_output_tokens_per_s",
     "max_concurrent_requests",
+    "rtfx",
     "mean_ttft_ms",
     "median_ttft_ms",
     "std_ttft_ms",
@@ -142,6 +150,16 @@ const KEYS: [&str; 37] = [
     "std_e2el_ms",
     "p50_e2el_ms",
     "p99_e2el_ms",
+    "mean_client_queue_time_ms",
+    "median_client_queue_time_ms",
+    "std_client_queue_time_ms",
+    "p50_client_queue_time_ms",
+    "p99_client_queue_time_ms",
+    "mean_e2el_including_client_queue_ms",
+    "median_e2el_including_client_queue_ms",
+    "std_e2el_including_client_queue_ms",
+    "p50_e2el_including_client_queue_ms",
+    "p99_e2el_including_client_queue_ms",
 ];
 
 #[test]
@@ -176,7 +194,7 @@ fn a_run_is_printed_and_written_as_vllm_does() {
         "--result-filename",
         "r.json",
         "--percentile-metrics",
-        "ttft,tpot,e2el",
+        "ttft,tpot,e2el,client_queue_time,e2el_including_client_queue",
         "--metric-percentiles",
         "50,99",
         "--goodput",
@@ -223,6 +241,16 @@ fn a_run_is_printed_and_written_as_vllm_does() {
         "Median E2EL (ms):",
         "P50 E2EL (ms):",
         "P99 E2EL (ms):",
+        "---------------Client-side Queueing---------------",
+        "Mean Client Queue Time (ms):",
+        "Median Client Queue Time (ms):",
+        "P50 Client Queue Time (ms):",
+        "P99 Client Queue Time (ms):",
+        "--------Queue-inclusive End-to-end Latency--------",
+        "Mean E2EL incl. Client Queue (ms):",
+        "Median E2EL incl. Client Queue (ms):",
+        "P50 E2EL incl. Client Queue (ms):",
+        "P99 E2EL incl. Client Queue (ms):",
         "==================================================",
     ];
     assert_eq!(rows, expected);
@@ -392,4 +420,48 @@ fn sharegpt_files_give_questions_and_lengths() {
             .iter()
             .all(|request| request.prompt == question && request.max_tokens == 10)
     );
+}
+
+#[test]
+fn changes_of_a_ramp_are_written() {
+    let server = TestServer::start(|_| says("x"));
+    let dir = tempfile::tempdir().unwrap();
+    let (file, dir_name) = (prompts(dir.path()), dir.path().display().to_string());
+    let port = server.address.port().to_string();
+    let words = [
+        "serve",
+        "--port",
+        &port,
+        "--num-prompts",
+        "5",
+        "--dataset-name",
+        "custom",
+        "--dataset-path",
+        &file,
+        "--custom-output-len",
+        "3",
+        "--ramp-up-strategy",
+        "linear",
+        "--ramp-up-start-rps",
+        "100",
+        "--ramp-up-end-rps",
+        "102",
+        "--save-result",
+        "--result-dir",
+        &dir_name,
+        "--result-filename",
+        "r.json",
+    ];
+    run(&words).unwrap();
+    let result = std::fs::read_to_string(dir.path().join("r.json")).unwrap();
+    let result: Value = serde_json::from_str(&result).unwrap();
+    let events = result["rps_change_events"].as_array().unwrap();
+    let rates: Vec<&Value> = events.iter().map(|event| &event["rps"]).collect();
+    assert_eq!(rates, [100, 101, 102]);
+    let times: Vec<&str> = events
+        .iter()
+        .map(|event| event["timestamp"].as_str().unwrap())
+        .collect();
+    // As Python's `isoformat` writes them.
+    assert!(times.is_sorted() && times[0].len() == "2026-11-30T13:00:00.000000".len());
 }

@@ -106,9 +106,15 @@ fn what_asks_for_something_is_refused_by_name() {
         );
         assert!(error["message"].as_str().unwrap().contains(field));
     }
+    let answer = server.chat(json!({ "documents": [{ "text": "a" }, "b"] }));
+    assert_eq!(answer.json()["error"]["param"], "documents[1]");
     for (field, body) in [
         ("suffix", json!({ "suffix": "end" })),
         ("prompt_embeds", json!({ "prompt_embeds": "AAAA" })),
+        (
+            "packed_top_logprobs",
+            json!({ "packed_top_logprobs": true }),
+        ),
         ("chat_template_kwargs.tools", json!({})),
     ] {
         let answer = match field.split_once('.') {

@@ -155,6 +155,16 @@ fn what_is_wrong_is_named() {
         ),
         (
             "/v1/embeddings",
+            json!({ "input": "x", "activation": false }),
+            "activation",
+        ),
+        (
+            "/pooling",
+            json!({ "input": "x", "softmax": false }),
+            "softmax",
+        ),
+        (
+            "/v1/embeddings",
             json!({ "input": "x", "priority": 3 }),
             "priority",
         ),

@@ -225,7 +225,14 @@ fn what_is_refused_by_name_is_refused_by_its_schema() {
             json!({ "model": "base", "messages": [{ "role": "user", "content": "u", "images": ["x"] }] }),
         ),
     ];
-    let inside = narrow_bodies();
+    let mut inside = Vec::new();
+    for (path, base, narrow) in narrow_bodies() {
+        // Only the one value is wrong.
+        assert_eq!(server.schema_error(path, &base), None, "{path}: {base}");
+        assert_eq!(server.post(path, &base).status, 200, "{path}: {base}");
+        let bodies = narrow.into_iter();
+        inside.extend(bodies.map(|more| (path, support::merged(base.clone(), more))));
+    }
     for (path, body) in bodies.into_iter().chain(inside) {
         let answer = server.post(path, &body);
         assert_eq!(answer.status, 400, "{path}: {body}: {}", answer.text);
@@ -234,8 +241,9 @@ fn what_is_refused_by_name_is_refused_by_its_schema() {
     }
 }
 
-/// Bodies with one value that is refused: keys that nothing is known of, types, bounds, and what has to be empty.
-fn narrow_bodies() -> Vec<(&'static str, Value)> {
+/// Bodies, and for each of them values that are refused in it: keys that nothing is known of, types, bounds, and what has to be
+/// empty.
+fn narrow_bodies() -> [(&'static str, Value, Vec<Value>); 6] {
     let function = |more: Value| support::merged(json!({ "type": "function", "name": "f" }), more);
     let format = |of: Value| json!({ "response_format": of });
     let list = |tool: Value| json!({ "tools": [tool] });
@@ -251,6 +259,7 @@ fn narrow_bodies() -> Vec<(&'static str, Value)> {
             json!({ "type": "json_schema", "json_schema": { "name": "n", "schema": {} }, "schema": {} }),
         ),
         format(json!({ "type": "structural_tag" })),
+        format(json!({ "type": "structural_tag", "format": {} })),
         format(json!({ "type": "structural_tag", "structures": [], "triggers": [] })),
         list(json!({ "type": "function", "function": { "name": "f", "parameters": array } })),
         json!({ "structured_outputs": { "choice": [""] } }),
@@ -260,6 +269,31 @@ fn narrow_bodies() -> Vec<(&'static str, Value)> {
         json!({ "thinking_token_budget": -5 }),
         json!({ "reasoning_effort": "odd" }),
         json!({ "chat_template_kwargs": { "tools": [] } }),
+        json!({ "documents": ["x"] }),
+        json!({ "chat_template": "x" }),
+        json!({ "guided_decoding_backend": "outlines" }),
+        json!({ "guided_json": false }),
+        json!({ "structural_tag": true }),
+        json!({ "logprobs": true, "top_logprobs": -1 }),
+        json!({ "logprobs": true, "top_logprobs": 21 }),
+        json!({ "max_tokens": 100_000 }),
+        json!({ "max_completion_tokens": 0 }),
+        json!({ "n": 0 }),
+        json!({ "n": 129 }),
+        json!({ "top_k": -2 }),
+        json!({ "best_of": 2 }),
+        json!({ "stop_token_ids": [100_000] }),
+        json!({ "allowed_token_ids": [100_000] }),
+        json!({ "truncate_prompt_tokens": 100_000 }),
+    ];
+    let of_completions = [
+        json!({ "max_tokens": 0 }),
+        json!({ "logprobs": -1 }),
+        json!({ "logprobs": 21 }),
+        json!({ "prompt_logprobs": 21 }),
+        json!({ "prompt": [100_000] }),
+        json!({ "prompt": [[5], [100_000]] }),
+        json!({ "packed_top_logprobs": true }),
     ];
     let of_responses = [
         list(function(json!({ "defer_loading": true }))),
@@ -278,11 +312,15 @@ fn narrow_bodies() -> Vec<(&'static str, Value)> {
         json!({ "reasoning": { "x": 1 } }),
         json!({ "stream_options": { "include_obfuscation": true } }),
         json!({ "truncation": "odd" }),
+        json!({ "tool_choice": { "name": "f" } }),
+        json!({ "tool_choice": { "type": "allowed_tools", "mode": "auto", "tools": [{}] } }),
         json!({ "max_tool_calls": 0 }),
     ];
     let of_messages = [
         list(json!({ "name": "f", "input_schema": array })),
         json!({ "n": 2 }),
+        json!({ "model": "" }),
+        json!({ "tool_choice": { "type": "tool", "name": "" } }),
         json!({ "output_config": { "effort": "odd" } }),
     ];
     let of_options = [
@@ -299,8 +337,10 @@ fn narrow_bodies() -> Vec<(&'static str, Value)> {
     let asked = json!([{ "role": "user", "content": "u" }]);
     let messages = json!({ "model": "base", "max_tokens": 9, "messages": asked });
     let generate = json!({ "model": "base", "prompt": "p", "stream": false });
+    let completion = json!({ "prompt": "p", "max_tokens": 2 });
     [
         ("/v1/chat/completions", chat(asked), of_chat.to_vec()),
+        ("/v1/completions", completion, of_completions.to_vec()),
         (
             "/v1/responses",
             json!({ "input": "a" }),
@@ -310,12 +350,26 @@ fn narrow_bodies() -> Vec<(&'static str, Value)> {
         ("/api/generate", generate.clone(), of_options.to_vec()),
         ("/api/generate", generate, of_generate.to_vec()),
     ]
-    .into_iter()
-    .flat_map(|(path, base, more)| {
-        let bodies = more.into_iter();
-        bodies.map(move |more| (path, support::merged(base.clone(), more)))
-    })
-    .collect()
+}
+
+#[test]
+fn bounds_are_those_of_the_server() {
+    let server = TestServer::start_with(&["--max-logprobs", "-1"], |_| says("x"));
+    let completion = |more: Value| support::merged(json!({ "prompt": "p", "max_tokens": 2 }), more);
+    // What other servers refuse.
+    let whole = completion(json!({ "logprobs": -1 }));
+    assert_eq!(server.post("/v1/completions", &whole).status, 200);
+    let echo = json!({ "echo": true, "max_tokens": 0 });
+    assert_eq!(
+        server.post("/v1/completions", &completion(echo)).status,
+        200
+    );
+    let document = server.get("/openapi.json").json();
+    assert_eq!(document, server::api_description(&server.state));
+    let fields = &document["paths"]["/v1/completions"]["post"]["requestBody"]["content"]["application/json"]
+        ["schema"]["properties"];
+    assert_eq!(fields["logprobs"]["minimum"], -1);
+    assert_eq!(fields["logprobs"]["maximum"], Value::Null);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use model_qwen::pooling::{Labels, ProblemType};
 use model_qwen::{ChatTemplate, PoolingType};
 use serde_json::{Value, json};
 use server::engine::{EngineLimits, GenerateRequest, PoolingInfo, ScoreTemplate, channel};
-use server::{AppState, Config, ModelInfo};
+use server::{AppState, Config, ModelInfo, api_description};
 use tokio::sync::oneshot;
 
 use engine::FakeEngine;
@@ -30,6 +30,8 @@ pub(crate) struct TestServer {
     pub(crate) address: SocketAddr,
     pub(crate) seen: Arc<Mutex<Seen>>,
     pub(crate) state: AppState,
+    /// `/openapi.json`, once a body was compared with it.
+    document: OnceLock<Value>,
     shutdown: Option<oneshot::Sender<()>>,
     served: Option<tokio::task::JoinHandle<()>>,
     runtime: tokio::runtime::Runtime,
@@ -194,6 +196,7 @@ impl TestServer {
             address,
             seen,
             state,
+            document: OnceLock::new(),
             shutdown: Some(shutdown),
             served: Some(served),
             runtime,
@@ -218,15 +221,7 @@ impl TestServer {
 
     /// What is wrong with a body by `/openapi.json`.
     pub(crate) fn schema_error(&self, path: &str, body: &Value) -> Option<String> {
-        static DOCUMENT: OnceLock<Value> = OnceLock::new();
-        // A server with a key shows nothing without it.
-        let document = match DOCUMENT.get() {
-            Some(document) => document,
-            None => {
-                let answer = self.get("/openapi.json");
-                (answer.status == 200).then(|| DOCUMENT.get_or_init(|| answer.json()))?
-            }
-        };
+        let document = self.document.get_or_init(|| api_description(&self.state));
         schema::error(document, path, body)
     }
 

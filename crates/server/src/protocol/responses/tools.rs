@@ -16,7 +16,7 @@ const CUSTOM: [&str; 4] = ["type", "name", "description", "format"];
 /// Keys of a namespace.
 const NAMESPACE: [&str; 4] = ["type", "name", "description", "tools"];
 /// Beginnings of the types that OpenAI's servers run themselves, or have taught their models. Here they are left out.
-pub(crate) const HOSTED: [&str; 13] = [
+const HOSTED: [&str; 13] = [
     "apply_patch",
     "code_interpreter",
     "computer",
@@ -71,6 +71,11 @@ impl Place {
 pub(super) fn is_hosted(of_type: &str) -> bool {
     let of_type = of_type.split("_20").next().unwrap_or(of_type);
     HOSTED.contains(&of_type)
+}
+
+/// The types that [`is_hosted`] knows, as a regular expression.
+pub(crate) fn hosted_pattern() -> String {
+    format!("^({})(_20.*)?$", HOSTED.join("|"))
 }
 
 /// Reads the list `tools`.
@@ -435,6 +440,19 @@ mod tests {
             let error = read_tools(vec![custom(format)]).unwrap_err();
             assert_eq!(error.param.as_deref(), Some("tools[0].format.definition"));
             assert!(error.message.contains(wrong), "{}", error.message);
+        }
+    }
+
+    #[test]
+    fn the_pattern_of_hosted_tools_says_what_is_left_out() {
+        let pattern = fancy_regex::Regex::new(&hosted_pattern()).unwrap();
+        let others = ["function", "custom", "web_searches", "my_mcp", "mcp_1", ""];
+        let dated = HOSTED.map(|of_type| format!("{of_type}_2026_11_30"));
+        let known = HOSTED.into_iter().chain(dated.iter().map(String::as_str));
+        for of_type in known.chain(others) {
+            let found = pattern.is_match(of_type).unwrap();
+            assert_eq!(found, is_hosted(of_type), "{of_type}");
+            assert_eq!(found, !others.contains(&of_type), "{of_type}");
         }
     }
 

@@ -183,6 +183,14 @@ fn what_cannot_work_is_refused_by_name() {
             "--metadata: no result is written without --save-result",
         ),
         (
+            "serve --percentile-metrics client_queue_time",
+            "client_queue_time: no request waits for others without --max-concurrency",
+        ),
+        (
+            "serve --percentile-metrics e2el_including_client_queue --max-concurrency 2",
+            "e2el_including_client_queue needs --max-concurrency, and --request-rate",
+        ),
+        (
             "serve --burstiness 2",
             "--burstiness: all requests come at once without --request-rate",
         ),

@@ -1,0 +1,134 @@
+//! Regular expressions of clients, and what is wrong with them.
+//!
+//! llguidance says where in its own grammar an expression fails. A client wants to know where in its own expression.
+
+use regex_syntax::ast::parse::Parser;
+use serde_json::{Map, Value};
+
+use super::grammar::{Grammar, GrammarError, invalid};
+use super::json_schema::for_each_place;
+
+/// Characters of an expression that a message shows.
+const MAX_SHOWN: usize = 60;
+/// Where llguidance writes what is wrong with the terminal of a regular expression, and where its own grammar begins.
+const OF_TERMINAL: &str = "(in regex): ";
+const OWN_GRAMMAR: &str = "\n   1 | start:";
+/// How llguidance calls assertions, which look at the characters beside them.
+const LOOK: &str = "lookarounds not supported";
+
+/// Checks the syntax of a regular expression.
+///
+/// # Errors
+/// What is wrong, and where.
+pub(super) fn check(regex: &str) -> Result<(), GrammarError> {
+    match fault(regex) {
+        None => Ok(()),
+        Some(fault) => invalid(fault),
+    }
+}
+
+/// What is wrong with the syntax of a regular expression.
+fn fault(regex: &str) -> Option<String> {
+    let error = Parser::new().parse(regex).err()?;
+    let (start, end) = (error.span().start.offset, error.span().end.offset);
+    let place = regex.get(..start)?.chars().count() + 1;
+    let rest = regex.get(start..end.max(start))?;
+    let shown: String = rest.chars().take(MAX_SHOWN).collect();
+    Some(match shown.is_empty() {
+        true => format!("{} at character {place}", error.kind()),
+        false => format!("{} at character {place}: `{shown}`", error.kind()),
+    })
+}
+
+/// The error of a grammar, in terms of the client's own expressions.
+pub(super) fn blamed(grammar: &Grammar, error: GrammarError) -> GrammarError {
+    let GrammarError::Invalid(reason) = error else {
+        return error;
+    };
+    GrammarError::Invalid(match grammar {
+        Grammar::Regex(_) => of_regex(&reason),
+        Grammar::JsonSchema(schema) => in_schema(schema).unwrap_or(reason),
+        _ => reason,
+    })
+}
+
+/// The part of a reason that is about the expression.
+fn of_regex(reason: &str) -> String {
+    if reason.contains(LOOK) {
+        let message = "it matches the whole text, so anchors inside of it and word boundaries are not supported";
+        return message.to_owned();
+    }
+    let own = reason.split_once(OF_TERMINAL).map_or(reason, |(_, of)| of);
+    let own = own.split_once(OWN_GRAMMAR).map_or(own, |(own, _)| own);
+    own.to_owned()
+}
+
+/// The first regular expression of a schema whose syntax is wrong: its place, and what is wrong.
+fn in_schema(schema: &Value) -> Option<String> {
+    let mut found = None;
+    for_each_place(schema, &mut |place: &str, schema: &Map<String, Value>| {
+        let own = schema.get("pattern").and_then(Value::as_str);
+        let own = own.map(|pattern| ("pattern", pattern));
+        let names = schema.get("patternProperties").and_then(Value::as_object);
+        let names = names.into_iter().flat_map(Map::keys);
+        let names = names.map(|name| ("patternProperties", name.as_str()));
+        for (keyword, pattern) in own.into_iter().chain(names) {
+            if let Some(fault) = fault(pattern)
+                && found.is_none()
+            {
+                let dot = if place.is_empty() { "" } else { "." };
+                found = Some(format!("{place}{dot}{keyword}: {fault}"));
+            }
+        }
+    });
+    found
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_fault_has_its_place() {
+        for (regex, expected) in [
+            ("[0-9]+", None),
+            ("é(a", Some("unclosed group at character 2: `(`")),
+            (
+                "a{3,1}",
+                Some(
+                    "invalid repetition count range, the start must be <= the end at character 2: `{3,1}`",
+                ),
+            ),
+            (
+                r"a\",
+                Some(
+                    r"incomplete escape sequence, reached end of pattern prematurely at character 2: `\`",
+                ),
+            ),
+            (
+                r"(a)\1",
+                Some(r"backreferences are not supported at character 4: `\1`"),
+            ),
+        ] {
+            assert_eq!(fault(regex).as_deref(), expected, "{regex}");
+        }
+    }
+
+    #[test]
+    fn the_pattern_of_a_schema_is_named() {
+        let inside = json!({ "type": "array", "items": { "type": "string", "pattern": "(a" } });
+        let schema = json!({ "type": "object", "properties": { "names": inside } });
+        let expected = "properties.names.items.pattern: unclosed group at character 1: `(`";
+        assert_eq!(in_schema(&schema).unwrap(), expected);
+        let names = json!({ "patternProperties": { "[z-a]": {} } });
+        let found = in_schema(&names).unwrap();
+        assert!(
+            found.starts_with("patternProperties: invalid character class range"),
+            "{found}"
+        );
+        assert_eq!(in_schema(&json!({ "pattern": "a" })), None);
+    }
+}
