@@ -4,16 +4,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::support::Server;
+use super::support::{Server, agent};
 
 pub(crate) const JOBS: &str = "/v1/fine_tuning/jobs";
 /// A job gets what a busy machine has left.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(1200);
-
-pub(crate) fn agent() -> ureq::Agent {
-    let config = ureq::Agent::config_builder().http_status_as_error(false);
-    config.build().into()
-}
 
 impl Server {
     pub(crate) fn get(&self, path: &str) -> (u16, Value) {
@@ -105,7 +100,11 @@ impl Server {
 
     /// The events of a job, the oldest first.
     pub(crate) fn events(&self, id: &str) -> Vec<Value> {
-        let (_, page) = self.get(&format!("{JOBS}/{id}/events?limit=1000"));
+        self.last_events(id, 1000)
+    }
+
+    fn last_events(&self, id: &str, limit: usize) -> Vec<Value> {
+        let (_, page) = self.get(&format!("{JOBS}/{id}/events?limit={limit}"));
         let mut events = page["data"].as_array().unwrap().clone();
         events.reverse();
         events
@@ -113,11 +112,7 @@ impl Server {
 
     /// The steps that a job has told of.
     pub(crate) fn steps(&self, id: &str) -> Vec<u64> {
-        let events = self.events(id).into_iter();
-        let steps = events.filter(|event| event["data"]["train_loss"].is_number());
-        steps
-            .map(|event| event["data"]["step"].as_u64().unwrap())
-            .collect()
+        steps_of(&self.events(id)).collect()
     }
 
     /// The steps after which a job has gone on from a checkpoint.
@@ -140,9 +135,17 @@ impl Server {
 
     pub(crate) fn wait_for_step(&self, id: &str, step: u64) {
         let begun = Instant::now();
-        while self.steps(id).last().is_none_or(|last| *last < step) {
+        // The last step is among these.
+        while steps_of(&self.last_events(id, 20)).last() < Some(step) {
             assert!(begun.elapsed() < PATIENCE, "{:?}", self.events(id));
             std::thread::sleep(Duration::from_millis(10));
         }
     }
+}
+
+/// The steps that events tell of.
+fn steps_of(events: &[Value]) -> impl Iterator<Item = u64> {
+    let steps = events.iter();
+    let steps = steps.filter(|event| event["data"]["train_loss"].is_number());
+    steps.map(|event| event["data"]["step"].as_u64().unwrap())
 }

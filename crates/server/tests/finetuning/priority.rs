@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use super::client::{PATIENCE, agent};
+use super::client::PATIENCE;
+use super::support::agent;
 use super::*;
 
 /// Clients that leave no moment between their requests: the engine is busy until this goes.

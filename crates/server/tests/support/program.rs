@@ -3,6 +3,9 @@
 use std::io::{BufRead as _, BufReader, Lines, Read as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::LazyLock;
+use std::thread;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -52,18 +55,30 @@ pub(crate) fn start(mut command: Command) -> Server {
         _output: output,
     };
     // The address is told a moment before requests are answered.
-    while server.post("/tokenize", json!({"prompt": "a"})).0 == 503 {}
+    while server.post("/tokenize", json!({"prompt": "a"})).0 == 503 {
+        thread::sleep(Duration::from_millis(5));
+    }
     server
+}
+
+/// The client of all tests. Each request has a connection of its own. Buffers are small, since `ureq` fills them with zeros for each
+/// request: a test that waits asks often, and would take the time of the server that it waits for.
+pub(crate) fn agent() -> &'static ureq::Agent {
+    static AGENT: LazyLock<ureq::Agent> = LazyLock::new(|| {
+        let config = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .input_buffer_size(8 << 10)
+            .output_buffer_size(8 << 10)
+            .max_idle_connections(0);
+        config.build().into()
+    });
+    &AGENT
 }
 
 impl Server {
     /// Status and answer of a POST.
     pub(crate) fn post(&self, path: &str, body: Value) -> (u16, Value) {
-        let agent: ureq::Agent = ureq::Agent::config_builder()
-            .http_status_as_error(false)
-            .build()
-            .into();
-        let request = agent
+        let request = agent()
             .post(format!("{}{path}", self.url))
             .header("content-type", "application/json");
         let mut answer = request.send(body.to_string()).unwrap();
