@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
-use super::client::agent;
+use super::support::agent;
 use super::*;
 
 const KILLS: u64 = 10;
