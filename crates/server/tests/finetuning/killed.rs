@@ -9,7 +9,8 @@ use std::time::Duration;
 use super::support::agent;
 use super::*;
 
-const KILLS: u64 = 10;
+/// Ten take two minutes: the variable `KILLS` says how many.
+const KILLS: u64 = 3;
 const MAX_STEPS: u64 = 60;
 const SAVE_STEPS: u64 = 3;
 
@@ -71,7 +72,7 @@ impl Promised {
 }
 
 #[test]
-fn files_and_jobs_survive_ten_kills_at_random_moments() {
+fn files_and_jobs_survive_kills_at_random_moments() {
     let given = std::env::var("KILL_SEED").ok();
     let seed = given.map_or_else(
         || RandomState::new().hash_one(0),
@@ -97,7 +98,10 @@ fn files_and_jobs_survive_ten_kills_at_random_moments() {
     let id = server.create(&file, settings);
     let mut all = Promised::default();
     all.files.insert(file.clone(), train_file());
-    for _ in 0..KILLS {
+    let kills = std::env::var("KILLS")
+        .ok()
+        .and_then(|kills| kills.parse().ok());
+    for _ in 0..kills.unwrap_or(KILLS) {
         let url = server.url.clone();
         let (own, file) = (Draw(draw.below(u64::MAX)), file.clone());
         let client = thread::spawn(move || {
