@@ -12,11 +12,13 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device, Tensor};
 use lora_4bit::training::{add_in_place, clear};
 
-use crate::replicas::PIECE;
-
 /// Values at whose multiples a tensor begins and ends: 512 bytes, so that CubeCL takes a part of a buffer without a copy. A tensor of
 /// another length stays one of its own.
 pub(crate) const ALIGNMENT: usize = 128;
+
+/// Values of a buffer, at most, 128 MiB. Gradients are summed over devices in such pieces, too: the memory that a sum takes besides them is
+/// that of one.
+pub(crate) const PIECE: usize = 32 << 20;
 
 /// Where the tensors of an adapter lie.
 #[derive(Debug)]

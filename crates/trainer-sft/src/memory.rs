@@ -31,12 +31,12 @@ use self::ledger::Use;
 pub(crate) use self::rows::RowLengths;
 use self::step::{Objective, StepShape};
 use crate::config::{Config, GradientCheckpointing, Method, Optim};
+use crate::flat::PIECE;
 use crate::footprint::Footprint;
 use crate::generation::cache_bytes;
 use crate::lora;
 use crate::loss;
 use crate::metrics::available_memory;
-use crate::replicas::PIECE;
 use crate::space::trained_tensors;
 use crate::step::layer_values;
 

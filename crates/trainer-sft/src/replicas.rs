@@ -25,12 +25,10 @@ use tracing::info;
 use crate::batch::Batch;
 use crate::config::AllReduce;
 use crate::error::TrainError;
-use crate::flat::{Flat, Places};
+use crate::flat::{Flat, PIECE, Places};
 use crate::gate;
 use crate::parameters::{GradientStore, Trainable, visit_model};
 
-/// Values that are summed at once, 128 MiB: the memory that a sum takes besides the gradients is that of one such piece.
-pub(crate) const PIECE: usize = 32 << 20;
 /// How long the first sum over the devices may take.
 const PATIENCE: Duration = Duration::from_secs(120);
 /// Values of 256 bytes: where a tensor has to begin and to end within another one, so that no launch copies it.

@@ -204,12 +204,10 @@ impl Trainer {
     /// Number of values that are trained.
     #[must_use]
     pub fn num_trainable(&mut self) -> usize {
-        let mut count = 0;
-        visit_model(
-            &mut self.model,
-            self.options.trainable,
-            &mut |_, parameter| count += parameter.num_values(),
-        );
+        let (mut count, trainable) = (0, self.options.trainable);
+        visit_model(&mut self.model, trainable, &mut |_, parameter| {
+            count += parameter.num_values();
+        });
         count
     }
 
@@ -228,10 +226,7 @@ impl Trainer {
     /// The slot of the adapter that is trained; `None` where every weight is.
     #[must_use]
     pub fn slot(&self) -> Option<usize> {
-        match self.options.trainable {
-            Trainable::Adapter { slot } | Trainable::AdapterAndModules { slot, .. } => Some(slot),
-            Trainable::Full => None,
-        }
+        self.options.trainable.slot()
     }
 
     /// Where the model lives.
