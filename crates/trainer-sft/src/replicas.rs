@@ -270,7 +270,8 @@ impl Layout {
         };
         let mut means = None;
         let filled = |piece: &[(String, usize)]| piece.iter().map(|(_, size)| size).sum();
-        let whole = self.pieces.iter().zip(&packed);
+        // Where all lies in buffers, the only piece has nothing but the means.
+        let whole = (self.pieces.iter().zip(&packed)).filter(|(piece, _)| !piece.is_empty());
         store.lie_in(whole.map(|(piece, all)| all.clone().narrow(0, 0, filled(piece))));
         for (piece, all) in self.pieces.iter().zip(packed) {
             let mut start = 0;

@@ -314,7 +314,7 @@ impl Trainer {
         baseline: f64,
     ) -> (Tensor<1>, GradientStore, Tally) {
         let Some(preference) = &self.preference else {
-            let (means, gradients) = self.measured_gradients(share);
+            let (means, gradients) = self.measured_gradients(share, self.gradient_store());
             return (means, gradients, Tally::default());
         };
         let mut store = self.gradient_store();
@@ -390,10 +390,11 @@ impl Trainer {
         (norm, learning_rate)
     }
 
-    /// Mean cross-entropy per target token of `batches` together, `[1]`, and its gradients.
+    /// Mean cross-entropy per target token of `batches` together, `[1]`, and its gradients, in tensors of their own.
     #[must_use]
     pub fn gradients(&self, batches: &[Batch]) -> (Tensor<1>, GradientStore) {
-        let (means, store) = self.measured_gradients((batches, Share::ALL));
+        let share = (batches, Share::ALL);
+        let (means, store) = self.measured_gradients(share, GradientStore::default());
         (means.narrow(0, 0, 1), store)
     }
 
@@ -413,10 +414,10 @@ impl Trainer {
     fn measured_gradients(
         &self,
         (batches, share): (&[Batch], Share),
+        mut store: GradientStore,
     ) -> (Tensor<1>, GradientStore) {
         let num_targets: usize = batches.iter().map(Batch::num_targets).sum();
         let scale = 1.0 / num_targets.max(1) as f64;
-        let mut store = self.gradient_store();
         let mut sums = Tensor::zeros([3], (&self.device(), DType::F32));
         for (index, batch) in share
             .items(batches)

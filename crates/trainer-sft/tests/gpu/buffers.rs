@@ -8,6 +8,7 @@ use trainer_sft::batch::Batch;
 use trainer_sft::lora::SLOT;
 use trainer_sft::optimizer::{AdamW, Moments};
 use trainer_sft::parameters::visit_model;
+use trainer_sft::replicas::GradientSum;
 use trainer_sft::trainer::Trainer;
 
 use super::{Kind, PLAIN, batch, gpus::gpu, trainer, values};
@@ -125,6 +126,55 @@ fn a_run_goes_on_where_it_stopped() {
         assert_eq!(losses(&mut whole, &nothing), [(0.0, 0.0); 2]);
         assert_eq!(trained(&mut whole), held, "{kind:?}");
     }
+}
+
+/// Also where a part of what is trained lies in no buffer, and where a copy has no micro-batch.
+#[test]
+fn copies_take_the_steps_of_one() {
+    let device = gpu();
+    let batches = [batch(&[5, 70, 33]), batch(&[64, 1]), batch(&[12])];
+    let modules = Kind {
+        modules: true,
+        ..PLAIN
+    };
+    for (kind, batches) in [
+        (PLAIN, &batches[..]),
+        (PLAIN, &batches[..1]),
+        (modules, &batches[..]),
+    ] {
+        let new = || trainer(kind, ComputeDtype::F32, &device);
+        let (mut one, mut two) = (new(), new().with_copies(vec![new()], GradientSum::Host));
+        for step in 0..3 {
+            let (expected, found) = (one.step(batches).read(), two.step(batches).read());
+            for (found, expected) in [(found.0, expected.0), (found.1, expected.1)] {
+                let off = (found - expected).abs() / expected.abs();
+                assert!(off < 1e-4, "{kind:?}: step {step}: {found}, not {expected}");
+            }
+        }
+    }
+}
+
+/// Gradients that somebody asks for stay when steps follow.
+#[test]
+fn gradients_are_no_part_of_a_step() {
+    let batches = [batch(&[5, 70, 33])];
+    let mut trainer = trainer(PLAIN, ComputeDtype::Bf16, &gpu());
+    trainer.step(&batches);
+    let (_, gradients) = trainer.gradients(&batches);
+    let all = || -> BTreeMap<String, Vec<f32>> {
+        let names = gradients.names();
+        names
+            .map(|name| (name.to_owned(), values(gradients.get(name).unwrap())))
+            .collect()
+    };
+    let before = all();
+    trainer.step(&batches);
+    assert_eq!(all(), before);
+    assert!(
+        before
+            .values()
+            .all(|values| values.iter().any(|value| *value != 0.0))
+    );
 }
 
 /// Other tensors in their place are trained from then on.
