@@ -1,6 +1,6 @@
 """Exported GGUF files in llama.cpp beside the same weights in our server: greedy answers, token by token.
 
-usage: gguf_greedy.py [--trainer PROGRAM] [--server PROGRAM] [--node FOLDER] [--types f16,...] [--tokens N] -- EXPORT FLAGS
+usage: gguf_greedy.py [--trainer PROGRAM] [--server PROGRAM] [--node FOLDER] [--types f16,...] [--tokens N] [-- EXPORT FLAGS]
 
 `trainer-sft export EXPORT FLAGS --format gguf --type TYPE` writes each file. gguf-py unpacks its tensors into a model folder in
 f32, which is what our server reads: both sides have the same weights. The server computes in f32; llama.cpp rounds what it
@@ -124,16 +124,33 @@ def first_difference(ours, theirs, stop):
     return next((i for i in places if at(ours, i) != at(theirs, i)), None)
 
 
-def compare(kind, args, work):
-    """How many answers have the same tokens."""
+def export(args, kind, work):
+    """A file of this type, a folder with its weights in f32, and the tokens that end an answer."""
     file, folder = work / f"{kind}.gguf", work / kind
-    export = [args.trainer, "export", *args.flags]
-    subprocess.run([*export, "--format", "gguf", "--type", kind, "--output", str(file)], check=True)
+    command = [args.trainer, "export", *args.flags]
+    subprocess.run([*command, "--format", "gguf", "--type", kind, "--output", str(file)], check=True)
     # Configuration, tokenizer and template are those of the model.
-    subprocess.run([*export, "--format", "hf", "--type", "f32", "--output", str(folder)], check=True)
+    subprocess.run([*command, "--format", "hf", "--type", "f32", "--output", str(folder)], check=True)
     unpack(file, folder)
     stop = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
-    stop = stop if isinstance(stop, list) else [stop]
+    return file, folder, stop if isinstance(stop, list) else [stop]
+
+
+def llama(args, file, request):
+    """What llama.cpp answers."""
+    # A module finds its packages beside itself.
+    script = pathlib.Path(args.node, f"llama_greedy-{os.getpid()}.mjs")
+    shutil.copy(HERE / "llama_greedy.mjs", script)
+    try:
+        command = ["node", str(script), str(file), "2"]
+        return json.loads(subprocess.run(command, input=json.dumps(request).encode(), stdout=subprocess.PIPE, check=True).stdout)
+    finally:
+        script.unlink()
+
+
+def compare(kind, args, work):
+    """How many answers have the same tokens."""
+    file, folder, stop = export(args, kind, work)
     with open(work / f"{kind}.log", "w") as log:
         server = Server(args.server, folder, log)
         try:
@@ -142,14 +159,7 @@ def compare(kind, args, work):
             server.stop()
     shutil.rmtree(folder)
     request = {"prompts": [o["prompt"] for o in ours], "texts": [o["text"] for o in ours], "max_tokens": args.tokens, "stop": stop}
-    # A module finds its packages beside itself.
-    script = pathlib.Path(args.node, f"llama_greedy-{os.getpid()}.mjs")
-    shutil.copy(HERE / "llama_greedy.mjs", script)
-    try:
-        command = ["node", str(script), str(file), "2"]
-        theirs = json.loads(subprocess.run(command, input=json.dumps(request).encode(), stdout=subprocess.PIPE, check=True).stdout)
-    finally:
-        script.unlink()
+    theirs = llama(args, file, request)
     equal = 0
     for number, (prompt, our, their) in enumerate(zip(PROMPTS, ours, theirs)):
         if not their["same_prompt"]:
@@ -172,7 +182,7 @@ def main():
     parser.add_argument("--node", default=".", help="folder with node_modules")
     parser.add_argument("--types", default="f16,bf16,q8_0,q4_0")
     parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("flags", nargs="+", help="of trainer-sft export: --adapter FOLDER, --model FOLDER")
+    parser.add_argument("flags", nargs="*", help="of trainer-sft export: --adapter FOLDER, --model FOLDER")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
         equal = [compare(kind, args, pathlib.Path(work)) for kind in args.types.split(",")]

@@ -1,6 +1,6 @@
 """Whether the rounding of activations explains where llama.cpp answers a GGUF file otherwise than our server.
 
-usage: gguf_rounding.py [--trainer PROGRAM] [--node FOLDER] [--type q8_0|q4_0] [--tokens N] [--prompts FILE] -- EXPORT FLAGS
+usage: gguf_rounding.py [--trainer PROGRAM] [--node FOLDER] [--type q8_0|q4_0] [--tokens N] [--draws N] [--prompts FILE] [-- EXPORT FLAGS]
 
 llama.cpp multiplies matrices in 8 or 4 bits with activations that it rounds to 8 bits in blocks of 32 (Q8_0: a scale in f16, the
 largest value of a block is 127). This script computes the likeliest tokens of the weights of the file three times: by PyTorch in f32,
@@ -14,17 +14,13 @@ Needs what gguf_greedy.py needs, torch and transformers.
 """
 
 import argparse
-import json
-import os
 import pathlib
-import shutil
-import subprocess
 import tempfile
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from gguf_greedy import HERE, PROMPTS, unpack
+from gguf_greedy import PROMPTS, export, llama
 
 BLOCK = 32
 
@@ -88,18 +84,11 @@ def main():
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--draws", type=int, default=16)
     parser.add_argument("--prompts", help="file with a prompt per line, in the place of the four of gguf_greedy.py")
-    parser.add_argument("flags", nargs="+", help="of trainer-sft export")
+    parser.add_argument("flags", nargs="*", help="of trainer-sft export")
     args = parser.parse_args()
     prompts = pathlib.Path(args.prompts).read_text().splitlines() if args.prompts else PROMPTS
     with tempfile.TemporaryDirectory() as work:
-        work = pathlib.Path(work)
-        file, folder = work / "model.gguf", work / "model"
-        export = [args.trainer, "export", *args.flags]
-        subprocess.run([*export, "--format", "gguf", "--type", args.type, "--output", str(file)], check=True)
-        subprocess.run([*export, "--format", "hf", "--type", "f32", "--output", str(folder)], check=True)
-        unpack(file, folder)
-        stop = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
-        stop = stop if isinstance(stop, list) else [stop]
+        file, folder, stop = export(args, args.type, pathlib.Path(work))
         tokenizer = AutoTokenizer.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         chat = lambda prompt: [{"role": "user", "content": prompt}]
@@ -111,14 +100,7 @@ def main():
             rounding.is_on = True
             coarse = [greedy(model, tokens, args.tokens, stop) for tokens in ids]
         request = {"prompts": ids, "texts": texts, "max_tokens": args.tokens, "stop": stop}
-        script = pathlib.Path(args.node, f"llama_greedy-{os.getpid()}.mjs")
-        shutil.copy(HERE / "llama_greedy.mjs", script)
-        try:
-            command = ["node", str(script), str(file), "2"]
-            answers = subprocess.run(command, input=json.dumps(request).encode(), stdout=subprocess.PIPE, check=True).stdout
-        finally:
-            script.unlink()
-    theirs = [answer["tokens"] for answer in json.loads(answers)]
+        theirs = [answer["tokens"] for answer in llama(args, file, request)]
     for name, ours, others in (
         ("f32 and rounded", [t for t, _ in plain], [t for t, _ in coarse]),
         ("f32 and llama.cpp", [t for t, _ in plain], theirs),

@@ -1,4 +1,5 @@
-"""Prompts of docs/benchmarks/2026-11-29-grpo.md: 20 things, each asked for as JSON in three ways.
+"""Prompts of the form of docs/benchmarks/2026-11-29-grpo.md: 20 things, each asked for as JSON in three ways. The first one is the
+run's; the run's file was not kept.
 
 Run: python xtask/bench/json_prompts.py > prompts.jsonl
 """

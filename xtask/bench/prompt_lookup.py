@@ -10,13 +10,13 @@ server and then to the other, in an order that changes from request to request. 
 an answer to its last, how many times as fast the second server is, the same in time of the servers' processes (Linux, of this
 machine, without processes that they start), and whether the texts are the same.
 """
+import argparse
 import http.client
 import json
 import os
 import pathlib
 import re
 import statistics
-import sys
 import time
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -67,7 +67,11 @@ KINDS = {
 
 def process_of(port):
     """The process that listens at a port; None where Linux does not tell."""
-    listens = {line.split()[9] for line in open("/proc/net/tcp") if line.split()[1].endswith(f":{port:04X}") and " 0A " in line}
+    table = pathlib.Path("/proc/net/tcp")
+    if not table.exists():
+        return None
+    sockets = table.read_text().splitlines()
+    listens = {line.split()[9] for line in sockets if line.split()[1].endswith(f":{port:04X}") and " 0A " in line}
     for fd in pathlib.Path("/proc").glob("[0-9]*/fd/*"):
         try:
             if any(os.readlink(fd) == f"socket:[{inode}]" for inode in listens):
@@ -105,10 +109,15 @@ def ask(port, process, text, max_tokens):
 
 
 def main():
-    ports = [int(port) for port in sys.argv[1:3]]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ports", nargs=2, type=int, metavar="port", help="of the server without drafts, then of the one with drafts")
+    # Some versions of argparse look for the empty list among the choices.
+    parser.add_argument("kinds", nargs="*", choices=[*KINDS, []], metavar="kind", help=f"{', '.join(KINDS)}; all, if none is named")
+    args = parser.parse_args()
+    ports = args.ports
     processes = [process_of(port) for port in ports]
     print("| request | tokens | tok/s without | with | times | times in CPU time | text |\n|---|---|---|---|---|---|---|")
-    for kind in sys.argv[3:] or KINDS:
+    for kind in args.kinds or KINDS:
         max_tokens, requests = KINDS[kind]
         rows = []
         for i, (name, text) in enumerate(requests):

@@ -1,6 +1,6 @@
 """Data of docs/benchmarks/2026-11-30-methods.md that comes from data/: pairs, judged answers and prompts.
 
-The rejected answers are what a model says itself:
+The rejected answers are what a model says itself to the first question of a chat; later turns are left out:
 
     cargo run --release -p examples --bin answers -- data/model data/train.jsonl > train.jsonl
     cargo run --release -p examples --bin answers -- data/model data/eval.jsonl > eval.jsonl
@@ -30,10 +30,10 @@ def main(train, held_out, folder):
     folder.mkdir(parents=True, exist_ok=True)
     for own, answers, end in (("train", train, ""), ("eval", held_out, "_eval")):
         chats = [record["messages"] for record in lines(DATA / f"{own}.jsonl")]
-        pairs = [
-            {"prompt": chat[:-1], "chosen": chat[-1:], "rejected": [{"role": "assistant", "content": said["answer"]}]}
-            for chat, said in zip(chats, lines(answers), strict=True)
-        ]
+        pairs = []
+        for chat, said in zip(chats, lines(answers), strict=True):
+            assert said["prompt"] == chat[0]["content"], f"{answers}: expected {chat[0]['content']!r}, found {said['prompt']!r}"
+            pairs.append({"prompt": chat[:1], "chosen": chat[1:2], "rejected": [{"role": "assistant", "content": said["answer"]}]})
         write(folder / f"pairs{end}.jsonl", pairs)
         judged = [
             {"prompt": pair["prompt"], "completion": pair[key], "label": key == "chosen"}

@@ -16,6 +16,8 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2Model, Qwen3Config, Qwen3Model
 
+from qwen3_cards import PAIRS, PREFIX, SUFFIX, TASK, prompts, randomized, rounded, score
+
 try:
     from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 except ImportError:
@@ -28,20 +30,11 @@ SHAPE = dict(vocab_size=400, hidden_size=32, intermediate_size=64, num_hidden_la
              bos_token_id=None, eos_token_id=0, pad_token_id=0)
 TEXTS = [
     "A duck swims on the pond.",
-    "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery: Who lives in the harbour?",
+    f"Instruct: {TASK}\nQuery: Who lives in the harbour?",
     "An old fisherman lives in the harbour. He mends nets and tells the gulls about the weather of the day. " * 3,
     "x",
     "你好，世界 naïve café",
 ]
-PAIRS = [
-    ["Who lives in the harbour?", "An old fisherman lives in the harbour."],
-    ["Who lives in the harbour?", "A duck swims on the pond."],
-    ["Where is the duck?", "A duck swims on the pond, and then it flies away."],
-]
-INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
-PREFIX = ('<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided. '
-          'Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n')
-SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 
 
 def tokenizer(ends):
@@ -60,16 +53,6 @@ def tokenizer(ends):
     return PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
 
 
-def randomize(model, seed):
-    """Every parameter away from its trivial initial value, biases and norms too."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            noise = torch.randn(p.shape, generator=generator)
-            p.copy_(1 + 0.2 * noise if "norm" in name else 0.2 * noise)
-    return model.float().eval()
-
-
 def config(kind, num_tokens, **more):
     return kind(**{**SHAPE, "vocab_size": num_tokens, **more})
 
@@ -77,7 +60,7 @@ def config(kind, num_tokens, **more):
 def embedding(name, model, pooling, seed):
     folder, bare = OUT / name, OUT / "bare"
     tokens = tokenizer(ends=name == "last")
-    model = randomize(model(len(tokens)), seed)
+    model = randomized(model(len(tokens)), seed)
     model.save_pretrained(bare)
     tokens.save_pretrained(bare)
     modules = [Transformer(str(bare)), Pooling(SHAPE["hidden_size"], pooling_mode=pooling), Normalize()]
@@ -92,30 +75,24 @@ def embedding(name, model, pooling, seed):
         path = folder / "config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "architectures": ["Qwen3ForCausalLM"],
                                     "tie_word_embeddings": False}, indent=1) + "\n")
-    write(folder, {"texts": TEXTS, "tokens": ids, "embeddings": [rounded(row) for row in vectors],
-                   "without_activation": [rounded(row) for row in plain]})
+    write(folder, {"texts": TEXTS, "tokens": ids, "embeddings": rounded(vectors),
+                   "without_activation": rounded(torch.stack(plain))})
     shutil.rmtree(bare)
 
 
 def reranker(seed):
     folder, tokens = OUT / "reranker", tokenizer(ends=False)
     model = AutoModelForCausalLM.from_config(config(Qwen3Config, len(tokens), head_dim=16, tie_word_embeddings=True))
-    model = randomize(model, seed)
+    model = randomized(model, seed)
     model.save_pretrained(folder)
     tokens.save_pretrained(folder)
     yes, no = tokens.convert_tokens_to_ids("yes"), tokens.convert_tokens_to_ids("no")
     scores, logits = [], []
-    for query, document in PAIRS:
-        text = f"<Instruct>: {INSTRUCTION}\n<Query>: {query}\n<Document>: {document}"
-        ids = sum((tokens(part, add_special_tokens=False).input_ids for part in (PREFIX, text, SUFFIX)), [])
+    for ids in prompts(lambda part: tokens(part, add_special_tokens=False).input_ids):
         last = model(torch.tensor([ids])).logits[0, -1]
-        scores.append(torch.stack([last[no], last[yes]]).softmax(0)[1].item())
+        scores.append(score(last, yes, no).item())
         logits.append((last[yes] - last[no]).item())
     write(folder, {"pairs": PAIRS, "scores": scores, "logits": logits})
-
-
-def rounded(row):
-    return [round(float(value), 7) for value in row]
 
 
 def write(folder, expected):

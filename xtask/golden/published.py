@@ -21,25 +21,18 @@ from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification, Qwen3Model
 
+from qwen3_cards import PAIRS, PREFIX, SUFFIX, TASK, prompts, randomized, rounded, score
+
 OUT = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else "data/golden") / "published"
 SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 PLAIN = ["<think>", "</think>"]
-TASK = "Given a web search query, retrieve relevant passages that answer the query"
 TEXTS = [
     f"Instruct: {TASK}\nQuery:Who lives in the harbour?",
     "An old fisherman lives in the harbour. He mends nets and tells the gulls about the weather of the day. " * 2,
     "A duck swims on the pond.",
     "你好，世界 naïve café",
 ]
-PAIRS = [
-    ["Who lives in the harbour?", "An old fisherman lives in the harbour."],
-    ["Who lives in the harbour?", "A duck swims on the pond."],
-    ["Where is the duck?", "A duck swims on the pond, and then it flies away."],
-]
-PREFIX = ('<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided. '
-          'Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n')
-SUFFIX = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
 TEMPLATE = ("{%- for message in messages %}\n    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}\n"
             "{%- endfor %}\n{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}\n")
 MODULES = [("0", "", "Transformer"), ("1", "1_Pooling", "Pooling"), ("2", "2_Normalize", "Normalize")]
@@ -98,17 +91,6 @@ def config(folder, bpe, **more):
     return Qwen3Config.from_pretrained(folder)
 
 
-def randomized(model, seed):
-    """Every parameter away from its trivial initial value, and a value that bfloat16 has."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            noise = torch.randn(p.shape, generator=generator)
-            value = 1 + 0.2 * noise if "norm" in name else 0.2 * noise
-            p.copy_(value.bfloat16())
-    return model.float().eval()
-
-
 def save(folder, tensors, num_files=1):
     """Writes weights in bfloat16: one file, or several and their index."""
     tensors = {name: tensor.detach().bfloat16().contiguous() for name, tensor in tensors.items()}
@@ -126,7 +108,7 @@ def save(folder, tensors, num_files=1):
 def embedding(name, seed, num_files, tied):
     folder = OUT / name
     bpe = tokenizer(folder, ends=True)
-    model = randomized(Qwen3Model(config(folder, bpe, tie_word_embeddings=tied)), seed)
+    model = randomized(Qwen3Model(config(folder, bpe, tie_word_embeddings=tied)), seed, torch.bfloat16)
     # `embed_tokens.weight`, `layers.0…`: the names of a model without its head.
     save(folder, model.state_dict(), num_files)
     kind = "sentence_transformers.models."
@@ -143,25 +125,21 @@ def embedding(name, seed, num_files, tied):
     expected(folder, {"texts": TEXTS, "tokens": ids, "embeddings": rounded(vectors)})
 
 
-def prompts(bpe):
-    """Token ids of the pairs, as the card of Qwen3-Reranker puts them together."""
-    texts = [f"<Instruct>: {TASK}\n<Query>: {query}\n<Document>: {document}" for query, document in PAIRS]
-    encode = lambda text: bpe.encode(text, add_special_tokens=False).ids
-    return [encode(PREFIX) + encode(text) + encode(SUFFIX) for text in texts]
+def encoder(bpe):
+    return lambda text: bpe.encode(text, add_special_tokens=False).ids
 
 
 def reranker(name, seed, with_head):
     folder = OUT / name
     bpe = tokenizer(folder, ends=False)
-    model = randomized(Qwen3ForCausalLM(config(folder, bpe)), seed)
+    model = randomized(Qwen3ForCausalLM(config(folder, bpe)), seed, torch.bfloat16)
     tensors = {name: tensor for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
     if with_head:
         tensors["lm_head.weight"] = model.lm_head.weight.clone()
     save(folder, tensors)
     yes, no = bpe.token_to_id("yes"), bpe.token_to_id("no")
     assert None not in (yes, no)
-    logits = [model(torch.tensor([ids])).logits[0, -1] for ids in prompts(bpe)]
-    scores = torch.stack([torch.stack([row[no], row[yes]]).softmax(0)[1] for row in logits])
+    scores = torch.stack([score(model(torch.tensor([ids])).logits[0, -1], yes, no) for ids in prompts(encoder(bpe))])
     expected(folder, {"pairs": PAIRS, "scores": rounded(scores)})
 
 
@@ -170,15 +148,11 @@ def classifier(seed):
     bpe = tokenizer(folder, ends=False)
     more = {"architectures": ["Qwen3ForSequenceClassification"], "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0},
             "pad_token_id": bpe.token_to_id("<|endoftext|>")}
-    model = randomized(Qwen3ForSequenceClassification(config(folder, bpe, **more)), seed)
+    model = randomized(Qwen3ForSequenceClassification(config(folder, bpe, **more)), seed, torch.bfloat16)
     save(folder, model.state_dict())
-    texts = [bpe.decode(ids, skip_special_tokens=False) for ids in prompts(bpe)]
-    scores = torch.stack([model(torch.tensor([ids])).logits[0, 0].sigmoid() for ids in prompts(bpe)])
+    texts = [bpe.decode(ids, skip_special_tokens=False) for ids in prompts(encoder(bpe))]
+    scores = torch.stack([model(torch.tensor([ids])).logits[0, 0].sigmoid() for ids in prompts(encoder(bpe))])
     expected(folder, {"texts": texts, "scores": rounded(scores)})
-
-
-def rounded(values):
-    return [[round(x, 7) for x in row] if isinstance(row, list) else round(row, 7) for row in values.tolist()]
 
 
 def write(path, value):
@@ -197,7 +171,8 @@ def main():
     reranker("reranker", 3, with_head=False)
     reranker("reranker_head", 4, with_head=True)
     classifier(5)
-    meta = {"torch": torch.__version__, "transformers": transformers.__version__, "tolerance": "1e-4, f32"}
+    meta = {"torch": torch.__version__, "transformers": transformers.__version__, "script": "xtask/golden/published.py",
+            "tolerance": "1e-4, f32"}
     write(OUT / "meta.json", meta)
 
 

@@ -40,7 +40,9 @@ def main():
     includes = [path for path in (folder / "include", folder / "include/cccl") if path.is_dir()]
     for card in CARDS:
         program, size = ctypes.c_void_p(), ctypes.c_size_t()
-        nvrtc.nvrtcCreateProgram(ctypes.byref(program), SOURCE.encode(), b"kernel.cu", 0, None, None)
+        status = nvrtc.nvrtcCreateProgram(ctypes.byref(program), SOURCE.encode(), b"kernel.cu", 0, None, None)
+        if status != 0:
+            raise SystemExit(f"sm_{card}: nvrtcCreateProgram answers {status}")
         options = [f"--gpu-architecture=sm_{card}", "-lineinfo", *(f"--include-path={path}" for path in includes)]
         texts = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
         if nvrtc.nvrtcCompileProgram(program, len(options), texts) != 0:

@@ -21,8 +21,8 @@ use burn::tensor::{DType, Device, Tensor};
 
 use crate::dropout::Dropout;
 pub use crate::kernels::optimizer::{
-    AdamWFactors, adamw, adamw_in_place, add_in_place, clear, eight_bit, sums_of_squares,
-    writes_in_place,
+    AdamWFactors, VIEW_ALIGNMENT, adamw, adamw_in_place, add_in_place, clear, eight_bit,
+    sums_of_squares, writes_in_place,
 };
 use crate::kernels::tile;
 use crate::kernels::training::{self as ops, Epilogue, Factor, Part};

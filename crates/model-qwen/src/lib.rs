@@ -45,6 +45,7 @@ pub mod rotary;
 mod row_boundaries;
 pub mod sampling;
 pub mod save;
+mod seldom;
 mod special_tokens;
 pub mod sys;
 pub mod tokenizer;

@@ -6,7 +6,7 @@ mod shapes;
 mod values;
 
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use burn::tensor::{DType, DataError, Device, Tensor, TensorData};
 use half::slice::HalfFloatSliceExt;
@@ -23,6 +23,7 @@ use crate::dtype::Dtype;
 use crate::json_file::JsonFileError;
 use crate::model::{DecoderLayer, Mlp, QwenModel, SelfAttention, linear_features};
 use crate::pooling::Architecture;
+use crate::seldom::Seldom;
 
 pub(crate) use heads::open;
 pub use heads::{is_headless, score_weights};
@@ -127,7 +128,7 @@ impl QwenModel {
         Self::load_telling(dir, options, device, &|_, _| {})
     }
 
-    /// [`load`](Self::load), which calls `tell` with the number of layers that are there, and of all, whenever there is one more.
+    /// [`load`](Self::load), which calls `tell` first with 0, then after each layer: (layers that are there, layers).
     ///
     /// # Errors
     /// As `load`.
@@ -289,13 +290,12 @@ impl Loader<'_> {
             // What is read of it from now on are a few rows.
             self.checkpoint.release(&self.checkpoint.stored(name));
         }
-        let mut told = Instant::now();
+        let mut log = Seldom::new(TELL_EVERY);
         let num_layers = config.num_hidden_layers;
         let layers = (0..num_layers)
             .map(|i| {
                 (self.tell)(i, num_layers);
-                if told.elapsed() >= TELL_EVERY {
-                    told = Instant::now();
+                if log.is_due() {
                     tracing::info!("loading weights: {i} of {num_layers} layers");
                 }
                 let prefix = format!("model.layers.{i}.");

@@ -2,11 +2,12 @@
 
 import { apiKey, setApiKey } from "./store.js";
 
-/** An answer with an error status. */
+/** An answer with an error status. `progress` is that of a server that loads its model: { done, of }. */
 export class ApiError extends Error {
-  constructor(status, message) {
+  constructor(status, message, progress) {
     super(message);
     this.status = status;
+    this.progress = progress;
   }
 }
 
@@ -21,7 +22,7 @@ async function call(path, options = {}) {
     const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
     const answer = await fetch(path, { ...options, headers, cache: "no-store" });
     if (answer.ok) return answer;
-    const error = new ApiError(answer.status, await message(answer));
+    const error = await errorOf(answer);
     if (answer.status !== 401) throw error;
     // A key that came meanwhile, from another request's question, is tried first.
     if (apiKey() !== key) continue;
@@ -29,12 +30,13 @@ async function call(path, options = {}) {
   }
 }
 
-async function message(answer) {
+async function errorOf(answer) {
   const text = await answer.text();
   try {
-    return JSON.parse(text).error.message;
+    const { message, progress } = JSON.parse(text).error;
+    return new ApiError(answer.status, message, progress);
   } catch {
-    return text.slice(0, 300) || `${answer.status} ${answer.statusText}`;
+    return new ApiError(answer.status, text.slice(0, 300) || `${answer.status} ${answer.statusText}`);
   }
 }
 

@@ -72,7 +72,7 @@ function remove() {
 
 function rename() {
   const title = prompt(t("rename_to"), open.title)?.trim();
-  if (!title || !open.messages.length) return;
+  if (!title) return;
   open.title = title;
   keep(open);
   drawList();
@@ -152,7 +152,7 @@ function actions(message, i) {
 
 /** Whether an answer may go on from where it is. */
 function isCut({ content, edited, stopped, error, stats, tool_calls: calls }) {
-  return Boolean(content.trim()) && !calls?.length && Boolean(edited || stopped || error || stats?.finish === "length");
+  return Boolean(content.trim()) && !calls?.length && Boolean((edited && !stats) || stopped || error || stats?.finish === "length");
 }
 
 /** A question or an answer as a form. Sending a question drops what came after; an answer is only written otherwise. */
@@ -179,7 +179,7 @@ function editView(message, i) {
     if (!text.value.trim()) return;
     editing = null;
     if (isAnswer) {
-      Object.assign(message, { content: text.value, edited: true, stopped: false, stats: null });
+      Object.assign(message, { content: text.value, edited: true, stopped: false, error: null, stats: null, before: 0 });
       keep(open);
       drawMessages();
       return;
@@ -219,7 +219,8 @@ function answer(messages) {
 
 /** Has the chosen model write the rest of an answer. */
 function goOn(message) {
-  Object.assign(message, { model: chosenModel(), stopped: false, error: null });
+  const before = (message.before ?? 0) + (message.stats?.tokens ?? 0);
+  Object.assign(message, { model: chosenModel(), stopped: false, error: null, stats: null, before });
   const messages = open.messages.map(forApi);
   return request(open.messages, { model: message.model, messages, continue_final_message: true, add_generation_prompt: false });
 }

@@ -34,7 +34,8 @@ export function read(text) {
     && (message.tool_calls ?? []).every?.(isCall) && (message.reasoning === undefined || isText(message.reasoning));
   if (!Array.isArray(found?.messages) || !found.messages.length || !found.messages.every(isMessage)) return null;
   const title = isText(found.title) ? found.title : "";
-  return { ...newConversation(), title, system: isText(found.system) ? found.system : undefined, messages: found.messages };
+  const created = Number.isFinite(found.created) ? found.created : Date.now();
+  return { ...newConversation(), created, title, system: isText(found.system) ? found.system : undefined, messages: found.messages };
 }
 
 /** The messages under headings; thoughts and calls in blocks. */

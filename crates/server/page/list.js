@@ -36,6 +36,7 @@ async function take(files) {
   byId("import-error").textContent = wrong.join(" ");
   byId("search").value = "";
   if (last) chat.show(last);
+  else drawList();
 }
 
 /** Whether a conversation has what is searched for, in its title or in a message. */

@@ -26,8 +26,7 @@ function showView() {
   }
   document.title = `${t(`view_${name}`)} – qwen-burn`;
   showStatus(name === "status");
-  if (name !== "status") loadModels();
-  if (name === "teach") showTeach();
+  if (name !== "status") lookAgain();
 }
 
 /** Tokens that a model takes at most, by its name. */
@@ -36,16 +35,16 @@ let retry = 0;
 
 /** Says why there are no models, and looks again by itself where that may help. */
 function showTrouble(error) {
-  const loads = error.status === 503;
-  const [, done, of] = (loads && /(\d+) of (\d+)/.exec(error.message)) || [];
+  const loads = Boolean(error.progress);
+  const { done, of } = error.progress ?? {};
   const text = loads ? t("loading") : error.status ? error.message : t("unreachable");
   // Screen readers say it once.
   if (byId("trouble-text").textContent !== text) byId("trouble-text").textContent = text;
   byId("trouble-progress").hidden = !of;
-  if (of) Object.assign(byId("trouble-progress"), { max: Number(of), value: Number(done) });
+  if (of) Object.assign(byId("trouble-progress"), { max: of, value: done });
   byId("again").hidden = loads;
   byId("trouble").hidden = false;
-  if (loads || !error.status) retry = setTimeout(loadModels, loads ? LOADS : AWAY);
+  if (!error.status || error.status === 503) retry = setTimeout(lookAgain, loads ? LOADS : AWAY);
 }
 
 /** Fills the picker; adapters come and go while the server runs. */
@@ -67,13 +66,18 @@ async function loadModels() {
     setCompareModels(cards);
     setTeachModels(cards);
     settingsChanged();
-    if (!byId("trouble").hidden && !byId("teach").hidden) showTeach();
     byId("trouble").hidden = true;
   } catch (error) {
     clearTimeout(retry);
     showTrouble(error);
   }
   byId("forget-key").hidden = !apiKey();
+}
+
+/** Asks for the models, and in the view that teaches for its jobs, too. */
+function lookAgain() {
+  if (byId("teach").hidden) loadModels();
+  else showTeach();
 }
 
 /** Shows the chat with a model that was not there before. */
@@ -132,12 +136,12 @@ function start() {
     setApiKey("");
     byId("forget-key").hidden = true;
   });
-  byId("again").addEventListener("click", loadModels);
+  byId("again").addEventListener("click", lookAgain);
   onKeyNeeded(askForKey);
   startSettings(settingsChanged);
   startChat(() => byId("model").value, (model) => limits.get(model));
   startCompare();
-  startTeach(openChat);
+  startTeach(openChat, loadModels);
   startStatus();
   setLanguage(currentLanguage());
   onLanguage(showView);

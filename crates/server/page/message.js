@@ -47,11 +47,12 @@ function stats({ usage, ttft, seconds, finish }) {
   return { tokens, prompt: usage?.prompt_tokens ?? null, ttft, rate, finish };
 }
 
-/** What stands under an answer: `12 tokens · 34.5 tokens/s · first token after 0.12 s`. */
-export function statsText({ stats: known, stopped, edited, model }) {
+/** What stands under an answer: `12 tokens · 34.5 tokens/s · first token after 0.12 s`. `before` are tokens that it had before it went on. */
+export function statsText({ stats: known, before = 0, stopped, edited, model }) {
   const parts = [];
   if (model) parts.push(model);
-  if (known?.tokens) parts.push(t("stat_tokens", { tokens: number(known.tokens) }));
+  const tokens = before + (known?.tokens ?? 0);
+  if (tokens) parts.push(t("stat_tokens", { tokens: number(tokens) }));
   if (known?.rate) parts.push(t("stat_rate", { rate: number(known.rate, 1) }));
   if (known?.ttft !== null && known?.ttft !== undefined) parts.push(t("stat_ttft", { seconds: number(known.ttft, 2) }));
   if (known?.finish === "length") parts.push(t("stat_length"));

@@ -1,6 +1,6 @@
 // Teaching: examples become a file, a file becomes a job of /v1/fine_tuning, and its result a model to chat with.
 
-import { ApiError, changeJob, createJob, deleteModel, followJob, job, jobs, models, preview, upload } from "./api.js";
+import { ApiError, changeJob, createJob, deleteModel, followJob, job, jobs, preview, upload } from "./api.js";
 import { announce, byId, el } from "./dom.js";
 import { number, onLanguage, t } from "./i18n.js";
 import { drawJob, drawJobs, isOver } from "./teach_job.js";
@@ -22,13 +22,13 @@ let isBusy = false;
 /** Whether a picture is on its way, and for which job a look at its state: events of an old job come all at once. */
 let isDrawn = false;
 let asked = null;
-/** Names of the models that are served, once they are known. */
-let served = null;
 let chatWith = () => {};
+let loadModels = async () => {};
 
-/** Makes the view work. `openChat(model)` shows the chat with a model. */
-export function startTeach(openChat) {
+/** Makes the view work. `openChat(model)` shows the chat with a model, and `load` fills all lists of models. */
+export function startTeach(openChat, load) {
   chatWith = openChat;
+  loadModels = load;
   for (let i = 0; i < ROWS; i += 1) addRow();
   byId("teach-add").addEventListener("click", () => addRow().focus());
   byId("teach-file").addEventListener("change", ({ target }) => take(target.files[0]));
@@ -55,7 +55,6 @@ export function startTeach(openChat) {
 
 /** Fills the list of models to start from. */
 export function setTeachModels(cards) {
-  served = new Set(cards.map(({ id }) => id));
   const select = byId("teach-model");
   const kept = cards.some(({ id }) => id === select.value) ? select.value : cards[0]?.id;
   select.replaceChildren(...cards.map(({ id }) => el("option", { value: id }, id)));
@@ -65,8 +64,7 @@ export function setTeachModels(cards) {
 /** Looks for jobs when the view is shown. */
 export async function showTeach() {
   try {
-    const [all, cards] = await Promise.all([jobs(), models()]);
-    setTeachModels(cards);
+    const [all] = await Promise.all([jobs(), loadModels()]);
     byId("teach-off").hidden = true;
     byId("teach-on").hidden = false;
     const running = all.find((one) => !isOver(one));
@@ -264,7 +262,8 @@ function draw() {
   byId("teach-job").hidden = !shown;
   if (!shown) return;
   const name = shown.job.fine_tuned_model;
-  drawJob({ ...shown, isServed: Boolean(name && served?.has(name)) }, {
+  const isServed = [...byId("teach-model").options].some(({ value }) => value === name);
+  drawJob({ ...shown, isServed }, {
     change: async (verb) => {
       try {
         shown.job = await changeJob(shown.job.id, verb);

@@ -32,7 +32,7 @@ pub use error::{AdapterError, SequenceError, SubmitError};
 pub use handle::{EngineHandle, OutputStream, channel};
 pub use memory::{MemoryError, MemoryTable};
 pub use model_info::{ModelDetails, ModelInfo};
-pub(crate) use progress::Part;
+pub(crate) use progress::StartPart;
 pub use progress::StartProgress;
 pub use receiver::{EngineCommand, EngineReceiver, OutputSink, QueuePermit, RequestId, Submission};
 pub use request::{EngineOutput, FinishReason, GenerateRequest, PoolRequest, TokenLogprobs};

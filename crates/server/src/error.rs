@@ -7,7 +7,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use crate::engine::{AdapterError, SequenceError, SubmitError};
+use crate::engine::{AdapterError, SequenceError, StartProgress, SubmitError};
 
 /// An HTTP status with `{"error": {"message", "type", "param", "code"}}`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub struct ApiError {
     pub code: Option<&'static str>,
     /// Seconds after which to try again.
     pub retry_after: Option<u32>,
+    /// How far the model is that is being loaded: what is done, and of how many; 0 of 0 where nothing is counted.
+    pub progress: Option<(usize, usize)>,
 }
 
 impl ApiError {
@@ -33,6 +35,7 @@ impl ApiError {
             param: None,
             code: None,
             retry_after: None,
+            progress: None,
         }
     }
 
@@ -91,6 +94,15 @@ impl ApiError {
         }
     }
 
+    /// 503 until there is a model. The object has `"progress": {"done", "of"}`, too.
+    pub fn loading(progress: &StartProgress) -> Self {
+        let part = progress.part();
+        Self {
+            progress: Some(part.map_or((0, 0), |part| (part.done, part.of))),
+            ..Self::unavailable(progress.to_string())
+        }
+    }
+
     /// The error object, as in a body or in the middle of a stream.
     pub fn body(&self) -> Value {
         let kind = match self.status {
@@ -104,7 +116,12 @@ impl ApiError {
         };
         let code = self.code.map(Value::from);
         let code = code.unwrap_or_else(|| Value::from(self.status.as_u16()));
-        json!({ "error": { "message": self.message, "type": kind, "param": self.param, "code": code } })
+        let mut error =
+            json!({ "message": self.message, "type": kind, "param": self.param, "code": code });
+        if let Some((done, of)) = self.progress {
+            error["progress"] = json!({ "done": done, "of": of });
+        }
+        json!({ "error": error })
     }
 }
 

@@ -176,12 +176,8 @@ impl Loading {
             page,
         } = self;
         let router = Router::new().fallback(move |request: Request| {
-            let answer = match page::is_for_page(&request, page) {
-                true => page::answer(&request),
-                false => None,
-            };
-            let answer = answer
-                .unwrap_or_else(|| ApiError::unavailable(progress.to_string()).into_response());
+            let answer = page::answer(&request, page)
+                .unwrap_or_else(|| ApiError::loading(&progress).into_response());
             async { answer }
         });
         router
@@ -191,7 +187,8 @@ impl Loading {
     }
 }
 
-/// As [`run`], from before there is a model: until `state` completes, every request is answered 503 with the progress.
+/// As [`run`], from before there is a model: until `state` completes, every request is answered 503 with the
+/// progress; but with [`Loading::page`] the page's files are there.
 pub async fn run_loading<L: Listener>(
     listener: L,
     state: impl Future<Output = AppState>,

@@ -12,6 +12,7 @@ use std::sync::LazyLock;
 
 use axum::Json;
 use axum::extract::State;
+use axum::response::{IntoResponse as _, Response};
 use schemars::generate::SchemaSettings;
 use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
@@ -35,12 +36,17 @@ static DOCUMENT: LazyLock<Value> = LazyLock::new(document);
 
 /// The description of the HTTP API that `/openapi.json` gives, with the bounds of this server.
 pub fn api_description(state: &AppState) -> Value {
-    Limits::of(state).applied(&DOCUMENT)
+    described(state).clone()
+}
+
+/// The same, made once for each server.
+fn described(state: &AppState) -> &Value {
+    state.api_description(|| Limits::of(state).applied(&DOCUMENT))
 }
 
 /// Answers with the document.
-pub(crate) async fn openapi(State(state): State<AppState>) -> Json<Value> {
-    Json(api_description(&state))
+pub(crate) async fn openapi(State(state): State<AppState>) -> Response {
+    Json(described(&state)).into_response()
 }
 
 /// What an answer holds.

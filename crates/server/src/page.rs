@@ -45,13 +45,13 @@ macro_rules! file {
 }
 
 /// The document, at `/`.
-const INDEX: File = File {
+static INDEX: File = File {
     path: "/",
     content_type: "text/html; charset=utf-8",
     content: include_str!("../page/index.html"),
 };
 /// What it loads.
-const FILES: [File; 19] = [
+static FILES: [File; 19] = [
     file!("page.css", "text/css; charset=utf-8"),
     file!("icon.svg", "image/svg+xml"),
     file!("list.js", "text/javascript; charset=utf-8"),
@@ -86,21 +86,27 @@ pub(crate) fn add(router: Router<AppState>, is_on: bool) -> Router<AppState> {
     router
 }
 
-/// Whether a request is for the page, which needs no key.
-pub(crate) fn is_for_page(request: &Request, is_on: bool) -> bool {
-    let path = request.uri().path();
+/// The file that a request asks for.
+fn file_of(request: &Request, is_on: bool) -> Option<&'static File> {
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
-    let is_file = || FILES.iter().any(|file| file.path == path);
-    is_on && reads && (is_file() || path == INDEX.path && wants_html(request.headers()))
+    if !(is_on && reads) {
+        return None;
+    }
+    let path = request.uri().path();
+    match path == INDEX.path {
+        true => wants_html(request.headers()).then_some(&INDEX),
+        false => FILES.iter().find(|file| file.path == path),
+    }
 }
 
-/// The file that a request [is for](is_for_page).
-pub(crate) fn answer(request: &Request) -> Option<Response> {
-    let path = request.uri().path();
-    let file = std::iter::once(&INDEX)
-        .chain(&FILES)
-        .find(|file| file.path == path);
-    file.map(|file| file.answer(request.headers()))
+/// Whether a request is for the page, which needs no key.
+pub(crate) fn is_for_page(request: &Request, is_on: bool) -> bool {
+    file_of(request, is_on).is_some()
+}
+
+/// The file of the page that a request is for.
+pub(crate) fn answer(request: &Request, is_on: bool) -> Option<Response> {
+    file_of(request, is_on).map(|file| file.answer(request.headers()))
 }
 
 /// What Ollama's clients look for.

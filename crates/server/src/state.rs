@@ -50,6 +50,7 @@ struct Shared {
     tokenizer_memory: Arc<Semaphore>,
     compile_turns: Arc<Semaphore>,
     finetuning: OnceLock<FineTuning>,
+    api_description: OnceLock<Value>,
     cut: watch::Sender<bool>,
 }
 
@@ -75,6 +76,7 @@ impl AppState {
             tokenizer_memory: Arc::new(Semaphore::new(TOKENIZER_MEMORY)),
             compile_turns: Arc::new(Semaphore::new(MAX_COMPILING)),
             finetuning: OnceLock::new(),
+            api_description: OnceLock::new(),
             cut: watch::Sender::new(false),
             engine,
             model,
@@ -208,6 +210,11 @@ impl AppState {
     /// How the API answers.
     pub fn api(&self) -> &ApiConfig {
         &self.0.api
+    }
+
+    /// The description of the API, which `make` makes when it is asked for first.
+    pub(crate) fn api_description(&self, make: impl FnOnce() -> Value) -> &Value {
+        self.0.api_description.get_or_init(make)
     }
 
     /// Answers that later requests refer to.

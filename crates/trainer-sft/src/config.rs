@@ -298,7 +298,7 @@ impl RunConfig {
 
 /// Which activations are computed a second time; see [`Checkpointing`](crate::step::Checkpointing).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "BoolOrAuto", into = "BoolOrAuto")]
+#[serde(try_from = "BoolOrAuto", into = "BoolOrAuto")]
 pub enum GradientCheckpointing {
     /// As few as the memory allows.
     Auto,
@@ -306,8 +306,20 @@ pub enum GradientCheckpointing {
     True,
     /// None.
     False,
-    /// Those of so many layers, the first ones.
+    /// Those of so many layers, the first ones; two at least.
     Layers(usize),
+}
+
+impl GradientCheckpointing {
+    /// 0 and 1 are what other programs write for `false` and `true`.
+    fn of_layers(layers: usize) -> Result<Self, String> {
+        match layers {
+            0 | 1 => Err(format!(
+                "{layers} may be meant as false or true: expected true or false, \"auto\", or a number of layers from 2 on"
+            )),
+            _ => Ok(Self::Layers(layers)),
+        }
+    }
 }
 
 impl FromStr for GradientCheckpointing {
@@ -318,10 +330,10 @@ impl FromStr for GradientCheckpointing {
             "auto" => Ok(Self::Auto),
             "true" => Ok(Self::True),
             "false" => Ok(Self::False),
-            _ => text
-                .parse()
-                .map(Self::Layers)
-                .map_err(|_| "expected `true`, `false`, `auto` or a number of layers".to_owned()),
+            _ => match text.parse() {
+                Ok(layers) => Self::of_layers(layers),
+                Err(_) => Err("expected `true`, `false`, `auto` or a number of layers".to_owned()),
+            },
         }
     }
 }
@@ -347,13 +359,15 @@ enum Text {
     False,
 }
 
-impl From<BoolOrAuto> for GradientCheckpointing {
-    fn from(value: BoolOrAuto) -> Self {
+impl TryFrom<BoolOrAuto> for GradientCheckpointing {
+    type Error = String;
+
+    fn try_from(value: BoolOrAuto) -> Result<Self, String> {
         match value {
-            BoolOrAuto::Bool(true) | BoolOrAuto::Text(Text::True) => Self::True,
-            BoolOrAuto::Bool(false) | BoolOrAuto::Text(Text::False) => Self::False,
-            BoolOrAuto::Text(Text::Auto) => Self::Auto,
-            BoolOrAuto::Layers(layers) => Self::Layers(layers),
+            BoolOrAuto::Bool(true) | BoolOrAuto::Text(Text::True) => Ok(Self::True),
+            BoolOrAuto::Bool(false) | BoolOrAuto::Text(Text::False) => Ok(Self::False),
+            BoolOrAuto::Text(Text::Auto) => Ok(Self::Auto),
+            BoolOrAuto::Layers(layers) => Self::of_layers(layers),
         }
     }
 }
@@ -474,7 +488,10 @@ mod tests {
         assert_eq!(toml::to_string(&some).unwrap().trim(), "value = 12");
         assert_eq!(toml::from_str::<File>("value = 12").unwrap(), some);
         assert_eq!("12".parse(), Ok(some.value));
-        assert!(toml::from_str::<File>("value = -1").is_err());
+        for text in ["value = -1", "value = 0", "value = 1"] {
+            assert!(toml::from_str::<File>(text).is_err(), "{text}");
+        }
+        assert!("1".parse::<GradientCheckpointing>().is_err());
         assert!("some".parse::<GradientCheckpointing>().is_err());
     }
 }

@@ -10,24 +10,24 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor};
-use lora_4bit::training::{add_in_place, clear};
+use lora_4bit::training::{VIEW_ALIGNMENT, add_in_place, clear};
 
-/// Values at whose multiples a tensor begins and ends: 512 bytes, so that CubeCL takes a part of a buffer without a copy. A tensor of
-/// another length stays one of its own.
-pub(crate) const ALIGNMENT: usize = 128;
+/// Values at whose multiples a tensor begins and ends, so that it is a view of its buffer. A tensor of another length stays one of its
+/// own.
+pub(crate) const ALIGNMENT: usize = VIEW_ALIGNMENT / size_of::<f32>();
 
 /// Values of a buffer, at most, 128 MiB. Gradients are summed over devices in such pieces, too: the memory that a sum takes besides them is
 /// that of one.
 pub(crate) const PIECE: usize = 32 << 20;
 
 /// Where the tensors of an adapter lie.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub(crate) struct Places {
     by_name: BTreeMap<String, Place>,
     pieces: Vec<Piece>,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Place {
     piece: usize,
     start: usize,
@@ -41,7 +41,7 @@ impl Place {
 }
 
 /// A buffer.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Piece {
     /// Values.
     len: usize,
@@ -107,6 +107,8 @@ pub(crate) struct Flat {
     places: Arc<Places>,
     /// f32, `[len]` of each piece.
     pieces: Vec<Tensor<1>>,
+    /// The tensors: parts of the pieces.
+    views: Arc<BTreeMap<String, Tensor<2>>>,
 }
 
 impl Flat {
@@ -118,15 +120,22 @@ impl Flat {
                 .map(|piece| Tensor::zeros([piece.len], (device, DType::F32)))
                 .collect()
         });
-        Self {
-            places: places.clone(),
-            pieces,
-        }
+        Self::of(places.clone(), pieces)
     }
 
     /// Of these buffers.
     pub(crate) fn of(places: Arc<Places>, pieces: Vec<Tensor<1>>) -> Self {
-        Self { places, pieces }
+        let views = places.by_name.iter().map(|(name, place)| {
+            let all = pieces[place.piece].clone();
+            let view = all.narrow(0, place.start, place.len()).reshape(place.dims);
+            (name.clone(), view)
+        });
+        let views = Arc::new(views.collect());
+        Self {
+            places,
+            pieces,
+            views,
+        }
     }
 
     pub(crate) fn places(&self) -> &Arc<Places> {
@@ -140,7 +149,11 @@ impl Flat {
 
     /// A second handle of the same buffers.
     pub(crate) fn share(&self) -> Self {
-        Self::of(self.places.clone(), self.pieces.clone())
+        Self {
+            places: self.places.clone(),
+            pieces: self.pieces.clone(),
+            views: self.views.clone(),
+        }
     }
 
     /// The same values in buffers that nobody else holds.
@@ -156,15 +169,14 @@ impl Flat {
 
     /// A tensor's values, `[numel]`: a view.
     pub(crate) fn view(&self, name: &str) -> Option<Tensor<1>> {
-        let place = self.places.by_name.get(name)?;
-        let all = self.pieces[place.piece].clone();
-        Some(all.narrow(0, place.start, place.len()))
+        let matrix = self.matrix(name)?;
+        let [rows, columns] = matrix.dims();
+        Some(matrix.reshape([rows * columns]))
     }
 
     /// The same of a matrix.
     pub(crate) fn matrix(&self, name: &str) -> Option<Tensor<2>> {
-        let dims = self.places.by_name.get(name)?.dims;
-        Some(self.view(name)?.reshape(dims))
+        self.views.get(name).cloned()
     }
 
     /// Sets all to zero.

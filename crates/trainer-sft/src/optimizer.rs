@@ -183,6 +183,7 @@ impl AdamW {
         clip: Option<&Tensor<1>>,
         rate: StepRate,
     ) -> Tensor<1> {
+        self.take_apart(name);
         let factors = self.factors(rate);
         let like = (&value.device(), DType::F32);
         let clip = clip.map_or_else(|| Tensor::ones([1], like), Clone::clone); // [1]

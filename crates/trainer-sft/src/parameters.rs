@@ -4,13 +4,14 @@
 //! a layer's parameters to make them leaves of an autodiff graph, to collect their gradients, and to update them.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Gradients, Tensor};
 use lora_4bit::training::{AdapterGradients, add_in_place, sums_of_squares};
 use lora_4bit::{Linear, Weight};
 use model_qwen::{DecoderLayer, QwenModel};
 
-use crate::flat::Flat;
+use crate::flat::{Flat, Places};
 
 /// What is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -305,17 +306,39 @@ impl GradientStore {
         }
     }
 
-    /// Whether the gradients of an adapter lie in buffers.
-    pub(crate) fn is_flat(&self) -> bool {
-        self.flat.is_some()
+    /// Takes out the gradients of all that has a place, in buffers, if there are any. Those in tensors of their own are added up in
+    /// `spare`.
+    pub(crate) fn take_flat(
+        &mut self,
+        places: &Places,
+        spare: impl FnOnce() -> Flat,
+    ) -> Option<Flat> {
+        let taken = self.gradients.extract_if(.., |name, _| places.has(name));
+        let taken: Vec<_> = taken.collect();
+        if taken.is_empty() {
+            return None;
+        }
+        if let Some(flat) = self.flat.take() {
+            return Some(flat);
+        }
+        let flat = spare();
+        for (name, gradient) in taken {
+            if let Some(sum) = flat.view(&name) {
+                add_in_place(&sum, gradient);
+            }
+        }
+        Some(flat)
     }
 
-    /// Takes out the gradients of an adapter that lie in buffers, if there are any.
-    pub(crate) fn take_flat(&mut self) -> Option<Flat> {
-        let flat = self.flat.take()?;
-        let num = self.gradients.len();
-        self.gradients.retain(|name, _| !flat.places().has(name));
-        (self.gradients.len() < num).then_some(flat)
+    /// The gradients of all that has a place, in buffers; zeros where there are none.
+    pub(crate) fn into_flat(mut self, places: &Arc<Places>, device: &Device) -> Flat {
+        let zeros = || Flat::zeros(places, device);
+        self.take_flat(places, zeros)
+            .unwrap_or_else(|| match self.flat {
+                // Nothing was added to it.
+                Some(flat) => flat,
+                None => zeros(),
+            })
     }
 
     /// Where a kernel adds the gradients of an adapter's matrices A and B, transposed, by their names; it has to.
@@ -324,7 +347,10 @@ impl GradientStore {
         let [a, b_t] = names.map(|name| all.matrix(name));
         let sums = AdapterGradients { a: a?, b_t: b_t? };
         for (name, sum) in names.into_iter().zip([&sums.a, &sums.b_t]) {
-            self.gradients.insert(name.to_owned(), flat(sum.clone()));
+            // Known since the first micro-batch.
+            if !self.gradients.contains_key(name) {
+                self.gradients.insert(name.to_owned(), flat(sum.clone()));
+            }
         }
         Some(sums)
     }

@@ -25,14 +25,12 @@ use tracing::info;
 use crate::batch::Batch;
 use crate::config::AllReduce;
 use crate::error::TrainError;
-use crate::flat::{Flat, PIECE, Places};
+use crate::flat::{ALIGNMENT, Flat, PIECE, Places};
 use crate::gate;
 use crate::parameters::{GradientStore, Trainable, visit_model};
 
 /// How long the first sum over the devices may take.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Values of 256 bytes: where a tensor has to begin and to end within another one, so that no launch copies it.
-const ALIGNMENT: usize = 64;
 /// Stack of a device's thread.
 const STACK: usize = 16 << 20;
 
@@ -221,7 +219,7 @@ impl Layout {
     }
 
     /// The gradients in `store` and `means [3]` in one tensor for each piece, and the names of the gradients that there were.
-    /// Others count as zeros. Zeros are behind the means, up to a multiple of [`ALIGNMENT`].
+    /// Others count as zeros. So does what fills gradients and means up to multiples of [`ALIGNMENT`]: parts of pieces are no copies.
     pub(crate) fn pack(
         &self,
         mut store: GradientStore,
@@ -236,23 +234,18 @@ impl Layout {
                 gradient.unwrap_or_else(|| Tensor::zeros([*size], like))
             });
             let filled: usize = piece.iter().map(|(_, size)| size).sum();
+            let behind = Tensor::zeros([filled.next_multiple_of(ALIGNMENT) - filled], like);
             let end = means.take().into_iter().flat_map(|means| {
-                let behind = filled.next_multiple_of(ALIGNMENT) + ALIGNMENT - filled - 3;
-                [means, Tensor::zeros([behind], like)]
+                let behind = Tensor::zeros([ALIGNMENT - means.dims()[0]], like);
+                [means, behind]
             });
-            Tensor::cat(gradients.chain(end).collect(), 0) // [values of the piece]
+            let all = gradients.chain([behind]).chain(end);
+            let all = all.filter(|part| part.dims()[0] > 0);
+            Tensor::cat(all.collect(), 0) // [values of the piece]
         });
         let mut pieces: Vec<_> = pieces.collect();
         if let Some(places) = &self.flat {
-            // A device without a gradient adds zeros.
-            let flat = store.take_flat();
-            let zeros = || {
-                places
-                    .pieces()
-                    .map(|(len, _)| Tensor::zeros([len], like))
-                    .collect()
-            };
-            pieces.extend(flat.map_or_else(zeros, |flat| flat.pieces().to_vec()));
+            pieces.extend(store.into_flat(places, like.0).pieces().to_vec());
         }
         (pieces, names)
     }
@@ -269,7 +262,10 @@ impl Layout {
             None => GradientStore::default(),
         };
         let mut means = None;
-        let filled = |piece: &[(String, usize)]| piece.iter().map(|(_, size)| size).sum();
+        let filled = |piece: &[(String, usize)]| {
+            let values = piece.iter().map(|(_, size)| size).sum::<usize>();
+            values.next_multiple_of(ALIGNMENT)
+        };
         // Where all lies in buffers, the only piece has nothing but the means.
         let whole = (self.pieces.iter().zip(&packed)).filter(|(piece, _)| !piece.is_empty());
         store.lie_in(whole.map(|(piece, all)| all.clone().narrow(0, 0, filled(piece))));

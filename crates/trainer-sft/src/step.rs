@@ -257,11 +257,12 @@ pub enum Checkpointing {
 }
 
 impl Checkpointing {
-    /// The same without the host.
-    pub(crate) fn on_device(self) -> Self {
+    /// As many layers as there are kinds of, and the same for these; without the host, where there is nothing that could be read.
+    pub(crate) fn in_short(self) -> (usize, Self) {
         match self {
-            Self::Offload => Self::On,
-            other => other,
+            Self::Offload => (1, Self::On),
+            Self::Layers(_) => (2, Self::Layers(1)),
+            Self::Auto | Self::On | Self::Off => (1, self),
         }
     }
 

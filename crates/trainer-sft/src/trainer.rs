@@ -258,12 +258,12 @@ impl Trainer {
         self.is_compiled = true;
         let device = self.device();
         lora_4bit::training::compile_only(&device, || {
-            // Layers need the same kernels.
+            // Layers need the same kernels, but for what is kept of them.
+            let (num_layers, checkpointing) = self.options.checkpointing.in_short();
             let mut model = self.model.clone();
-            model.layers.truncate(1);
+            model.layers.truncate(num_layers);
             let options = TrainerOptions {
-                // Tensors hold nothing that could be read.
-                checkpointing: self.options.checkpointing.on_device(),
+                checkpointing,
                 ..self.options
             };
             let mut trainer = Self::new(model, options);

@@ -33,7 +33,7 @@ pub use elementwise::sum_of_cube;
 pub(super) use features::first_gpu;
 #[cfg(feature = "cuda")]
 pub(super) use features::is_cuda;
-pub(super) use features::{features_of, has_plane_operations};
+pub(super) use features::{features_of, has_plane_operations, has_views_at};
 pub(super) use mat_mul::forget_counters;
 pub(super) use training::{supports_gates, supports_gemm};
 

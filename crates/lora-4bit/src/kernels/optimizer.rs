@@ -144,11 +144,15 @@ pub fn adamw(
     naive_adamw([value, mean, variance], gradient, clip, factors)
 }
 
+/// Bytes at whose multiples a part of a buffer begins and ends that is written in place: of other parts a device may make a copy.
+pub const VIEW_ALIGNMENT: usize = 512;
+
 /// Whether `device` has the operations that write to a tensor whoever holds it, too: [`adamw_in_place`], [`add_in_place`], [`clear`],
-/// and sums of gradients in a [`Group`](crate::training::Group).
+/// and sums of gradients in a [`Group`](crate::training::Group). It then sees what is written to parts, see [`VIEW_ALIGNMENT`].
 pub fn writes_in_place(device: &Device) -> bool {
     #[cfg(feature = "gpu")]
-    return super::cube::has_plane_operations(device);
+    return super::cube::has_plane_operations(device)
+        && super::cube::has_views_at(device, VIEW_ALIGNMENT as u64);
     #[cfg(not(feature = "gpu"))]
     {
         let _ = device;
@@ -158,9 +162,13 @@ pub fn writes_in_place(device: &Device) -> bool {
 
 /// [`adamw`] of tensors that others hold, too, as parts of them: all see the new values.
 ///
+/// # Shapes
+///
+/// `[value, mean, variance]` and `gradient` `[n]`, `clip [1]`, all f32
+///
 /// # Panics
 ///
-/// If the lengths differ, and on a device without [`writes_in_place`].
+/// If lengths or types differ, if a tensor has gaps, and on a device without [`writes_in_place`].
 pub fn adamw_in_place(
     tensors: [&Tensor<1>; 3],
     gradient: &Tensor<1>,
@@ -169,6 +177,10 @@ pub fn adamw_in_place(
 ) {
     let lengths = tensors.map(Tensor::dims);
     assert_eq!(lengths, [gradient.dims(); 3], "adamw: lengths");
+    assert!(
+        tensors.iter().all(|tensor| is_f32(tensor)) && is_f32(gradient) && is_f32(clip),
+        "adamw: f32"
+    );
     assert!(writes_in_place(&gradient.device()), "adamw: device");
     #[cfg(feature = "gpu")]
     {
@@ -183,13 +195,19 @@ pub fn adamw_in_place(
     let _ = (clip, factors);
 }
 
+/// Whether a kernel may read it as f32.
+fn is_f32(tensor: &Tensor<1>) -> bool {
+    tensor.dtype() == DType::F32
+}
+
 /// Adds `x` to `to`, both f32 `[n]`, also for everybody else who holds `to` or what it is a part of.
 ///
 /// # Panics
 ///
-/// If the lengths differ, and on a device without [`writes_in_place`].
+/// If lengths or types differ, if `to` has gaps, and on a device without [`writes_in_place`].
 pub fn add_in_place(to: &Tensor<1>, x: Tensor<1>) {
     assert_eq!(to.dims(), x.dims(), "add: lengths");
+    assert!(is_f32(to) && is_f32(&x), "add: f32");
     assert!(writes_in_place(&to.device()), "add: device");
     #[cfg(feature = "gpu")]
     let _ = <Dispatch as OptimizerOps>::add_in_place(to.clone().into_dispatch(), x.into_dispatch());
@@ -199,8 +217,9 @@ pub fn add_in_place(to: &Tensor<1>, x: Tensor<1>) {
 ///
 /// # Panics
 ///
-/// On a device without [`writes_in_place`].
+/// Of another type, if `to` has gaps, and on a device without [`writes_in_place`].
 pub fn clear(to: &Tensor<1>) {
+    assert!(is_f32(to), "clear: f32");
     assert!(writes_in_place(&to.device()), "clear: device");
     #[cfg(feature = "gpu")]
     let _ = <Dispatch as OptimizerOps>::clear(to.clone().into_dispatch());

@@ -267,6 +267,8 @@ pub(crate) fn add_adapter_gradients(
     );
     let shapes = [da.dims()[0], part.rows].map(|columns| [part.ranks, columns]);
     assert_eq!([a.dims(), b_t.dims()], shapes, "gradients: shapes");
+    let dtypes = [da, db, a, b_t].map(Tensor::dtype);
+    assert_eq!(dtypes, [DType::F32; 4], "gradients: f32");
     #[cfg(feature = "gpu")]
     {
         let [da, db, a, b_t] = [da, db, a, b_t].map(|tensor| tensor.clone().into_dispatch());

@@ -52,7 +52,7 @@ fn gradients_by_rounded_weights_equal_those_of_the_cpu() {
     let gpu = gpu();
     let dtypes = [DType::F32, DType::BF16].into_iter();
     for dtype in dtypes.filter(|dtype| gpu.supports_dtype(*dtype)) {
-        // The second and the last one are no sizes that tensor cores take here.
+        // 192 x 130 and 130 x 64 are no sizes that tensor cores take.
         for [n, k] in [[64, 64], [192, 130], [256, 200], [1024, 896], [130, 64]] {
             let w = random([n, k]).cast(dtype); // [n, k]
             for m in [1, 9, 100, 300] {

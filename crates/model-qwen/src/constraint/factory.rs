@@ -96,7 +96,6 @@ impl ConstraintFactory {
         grammar: &Grammar,
         after: Option<u32>,
     ) -> Result<Constraint, GrammarError> {
-        let prepared = grammar.to_llguidance()?;
         let (sender, receiver) = sync_channel(1);
         let (parsers, ends) = (Arc::clone(&self.parsers), Arc::clone(&self.ends));
         let place = Place::new(&self.places)?;
@@ -104,9 +103,12 @@ impl ConstraintFactory {
         let compiling = thread::Builder::new()
             .name("grammar".to_owned())
             .stack_size(STACK_BYTES);
-        let its_place = place.clone();
+        let (its_place, grammar) = (place.clone(), grammar.clone());
         let compiling = compiling.spawn(move || {
-            let compiled = compile(&parsers, prepared, ends, after);
+            let compiled = grammar.to_llguidance().and_then(|prepared| {
+                let compiled = compile(&parsers, prepared, ends, after);
+                compiled.map_err(|error| blamed(&grammar, error))
+            });
             its_place.leave();
             // After the timeout nobody listens.
             let _ = sender.send(compiled);
@@ -116,7 +118,7 @@ impl ConstraintFactory {
             return Err(GrammarError::TooLarge(format!("no thread for it: {error}")));
         }
         match receiver.recv_timeout(TIMEOUT) {
-            Ok(compiled) => compiled.map_err(|error| blamed(grammar, error)),
+            Ok(compiled) => compiled,
             Err(RecvTimeoutError::Timeout) => {
                 place.give_up();
                 Err(GrammarError::TooLarge(format!(

@@ -4,6 +4,8 @@
 //! can be said otherwise: references to any place of the document, `propertyNames`, a `oneOf` whose options exclude each other,
 //! and formats that JSON Schema does not define, which are annotations.
 
+use std::fmt;
+
 use serde_json::{Map, Value, json};
 
 use super::grammar::{GrammarError, JsonStyle, invalid};
@@ -53,55 +55,91 @@ pub(super) fn holds(keyword: &str) -> Holds {
     }
 }
 
+/// A step from a schema to one directly inside it.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Step<'a> {
+    /// The schema of a keyword.
+    Keyword(&'a str),
+    /// One of a keyword's list.
+    Item(&'a str, usize),
+    /// The one that has a name there.
+    Name(&'a str, &'a str),
+}
+
+impl fmt::Display for Step<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Keyword(keyword) => out.write_str(keyword),
+            Self::Item(keyword, index) => write!(out, "{keyword}[{index}]"),
+            Self::Name(keyword, name) => write!(out, "{keyword}.{name}"),
+        }
+    }
+}
+
+/// The schemas of a keyword.
+fn children_of<'a>(keyword: &'a str, value: &'a Value) -> Vec<(Step<'a>, &'a Value)> {
+    match (holds(keyword), value) {
+        (Holds::Schemas, Value::Array(schemas)) => {
+            let schemas = schemas.iter().enumerate();
+            schemas
+                .map(|(index, schema)| (Step::Item(keyword, index), schema))
+                .collect()
+        }
+        (Holds::Schemas, schema) => vec![(Step::Keyword(keyword), schema)],
+        (Holds::Map, Value::Object(schemas)) => {
+            let schemas = schemas.iter();
+            schemas
+                .map(|(name, schema)| (Step::Name(keyword, name), schema))
+                .collect()
+        }
+        (Holds::Map | Holds::Nothing, _) => Vec::new(),
+    }
+}
+
+/// The schemas directly inside `schema`, and how one comes there.
+fn children<'a>(schema: &'a Map<String, Value>) -> impl Iterator<Item = (Step<'a>, &'a Value)> {
+    schema
+        .iter()
+        .flat_map(|(keyword, value)| children_of(keyword, value))
+}
+
 /// Calls `visit` for each schema directly inside `schema`.
 pub(super) fn for_each_inside<'a>(
     schema: &'a Map<String, Value>,
     mut visit: impl FnMut(&'a Value),
 ) {
-    for (keyword, value) in schema {
-        for_each_of(keyword, value, &mut visit);
+    for (_, schema) in children(schema) {
+        visit(schema);
     }
 }
 
 /// Calls `visit` for each schema of a keyword.
-pub(super) fn for_each_of<'a>(keyword: &str, value: &'a Value, mut visit: impl FnMut(&'a Value)) {
-    match (holds(keyword), value) {
-        (Holds::Schemas, Value::Array(schemas)) => schemas.iter().for_each(visit),
-        (Holds::Schemas, schema) => visit(schema),
-        (Holds::Map, Value::Object(schemas)) => schemas.values().for_each(visit),
-        (Holds::Map | Holds::Nothing, _) => {}
+pub(super) fn for_each_of<'a>(
+    keyword: &'a str,
+    value: &'a Value,
+    mut visit: impl FnMut(&'a Value),
+) {
+    for (_, schema) in children_of(keyword, value) {
+        visit(schema);
     }
 }
 
-/// Calls `visit` for `schema` and each schema inside it, with its place: the keywords and names that lead there.
-pub(super) fn for_each_place<'a>(
+/// What `find` finds first in `schema` or a schema inside it, and the steps that lead there, the last one first.
+pub(super) fn find_inside<'a, T>(
     schema: &'a Value,
-    visit: &mut impl FnMut(&str, &'a Map<String, Value>),
-) {
-    let mut rest = vec![(String::new(), schema)];
-    while let Some((place, schema)) = rest.pop() {
-        let Value::Object(object) = schema else {
-            continue;
-        };
-        visit(&place, object);
-        let dot = if place.is_empty() { "" } else { "." };
-        // The first one is the next one.
-        for (keyword, value) in object.iter().rev() {
-            let place = format!("{place}{dot}{keyword}");
-            match (holds(keyword), value) {
-                (Holds::Schemas, Value::Array(schemas)) => {
-                    let schemas = schemas.iter().enumerate().rev();
-                    rest.extend(schemas.map(|(i, schema)| (format!("{place}[{i}]"), schema)));
-                }
-                (Holds::Schemas, schema) => rest.push((place, schema)),
-                (Holds::Map, Value::Object(schemas)) => {
-                    let schemas = schemas.iter().rev();
-                    rest.extend(schemas.map(|(name, schema)| (format!("{place}.{name}"), schema)));
-                }
-                (Holds::Map | Holds::Nothing, _) => {}
-            }
-        }
+    find: &mut impl FnMut(&'a Map<String, Value>) -> Option<T>,
+) -> Option<(Vec<Step<'a>>, T)> {
+    let Value::Object(object) = schema else {
+        return None;
+    };
+    if let Some(found) = find(object) {
+        return Some((Vec::new(), found));
     }
+    children(object).find_map(|(step, inside)| {
+        let (mut steps, found) = find_inside(inside, find)?;
+        steps.push(step);
+        Some((steps, found))
+    })
 }
 
 /// Calls `change` for each schema inside `schema` and for itself, the inner ones first.

@@ -1,5 +1,9 @@
 //! Sets of tokens.
 
+use std::hash::BuildHasher;
+
+use rustc_hash::FxBuildHasher;
+
 /// A set of tokens: one bit for each id of the vocabulary.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenMask {
@@ -41,11 +45,7 @@ impl TokenMask {
     fn of_words(words: Vec<u32>) -> Self {
         Self {
             num_allowed: words.iter().map(|word| word.count_ones() as usize).sum(),
-            hash: {
-                let mut hasher = std::hash::DefaultHasher::new();
-                std::hash::Hash::hash(&words, &mut hasher);
-                std::hash::Hasher::finish(&hasher)
-            },
+            hash: FxBuildHasher.hash_one(&words),
             words,
         }
     }

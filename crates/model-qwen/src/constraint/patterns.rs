@@ -6,13 +6,15 @@ use regex_syntax::ast::parse::Parser;
 use serde_json::{Map, Value};
 
 use super::grammar::{Grammar, GrammarError, invalid};
-use super::json_schema::for_each_place;
+use super::json_schema::find_inside;
 
 /// Characters of an expression that a message shows.
 const MAX_SHOWN: usize = 60;
 /// Where llguidance writes what is wrong with the terminal of a regular expression, and where its own grammar begins.
 const OF_TERMINAL: &str = "(in regex): ";
 const OWN_GRAMMAR: &str = "\n   1 | start:";
+/// How the message of a regular expression begins that cannot be parsed.
+const PARSE_ERROR: &str = "regex parse error";
 /// How llguidance calls assertions, which look at the characters beside them.
 const LOOK: &str = "lookarounds not supported";
 
@@ -31,8 +33,10 @@ pub(super) fn check(regex: &str) -> Result<(), GrammarError> {
 fn fault(regex: &str) -> Option<String> {
     let error = Parser::new().parse(regex).err()?;
     let (start, end) = (error.span().start.offset, error.span().end.offset);
-    let place = regex.get(..start)?.chars().count() + 1;
-    let rest = regex.get(start..end.max(start))?;
+    let (Some(before), Some(rest)) = (regex.get(..start), regex.get(start..end.max(start))) else {
+        return Some(error.kind().to_string());
+    };
+    let place = before.chars().count() + 1;
     let shown: String = rest.chars().take(MAX_SHOWN).collect();
     Some(match shown.is_empty() {
         true => format!("{} at character {place}", error.kind()),
@@ -47,7 +51,7 @@ pub(super) fn blamed(grammar: &Grammar, error: GrammarError) -> GrammarError {
     };
     GrammarError::Invalid(match grammar {
         Grammar::Regex(_) => of_regex(&reason),
-        Grammar::JsonSchema(schema) => in_schema(schema).unwrap_or(reason),
+        Grammar::JsonSchema(schema) => of_schema(schema, reason),
         _ => reason,
     })
 }
@@ -63,25 +67,31 @@ fn of_regex(reason: &str) -> String {
     own.to_owned()
 }
 
+/// The reason in terms of the schema's own expression, if it is about one.
+fn of_schema(schema: &Value, reason: String) -> String {
+    match in_schema(schema) {
+        None => reason,
+        Some(fault) if reason.contains(PARSE_ERROR) => fault,
+        Some(fault) => format!("{reason}; also {fault}"),
+    }
+}
+
 /// The first regular expression of a schema whose syntax is wrong: its place, and what is wrong.
 fn in_schema(schema: &Value) -> Option<String> {
-    let mut found = None;
-    for_each_place(schema, &mut |place: &str, schema: &Map<String, Value>| {
+    let (steps, fault) = find_inside(schema, &mut |schema: &Map<String, Value>| {
         let own = schema.get("pattern").and_then(Value::as_str);
-        let own = own.map(|pattern| ("pattern", pattern));
-        let names = schema.get("patternProperties").and_then(Value::as_object);
-        let names = names.into_iter().flat_map(Map::keys);
-        let names = names.map(|name| ("patternProperties", name.as_str()));
-        for (keyword, pattern) in own.into_iter().chain(names) {
-            if let Some(fault) = fault(pattern)
-                && found.is_none()
-            {
-                let dot = if place.is_empty() { "" } else { "." };
-                found = Some(format!("{place}{dot}{keyword}: {fault}"));
-            }
+        if let Some(fault) = own.and_then(fault) {
+            return Some(format!("pattern: {fault}"));
         }
-    });
-    found
+        let names = schema.get("patternProperties").and_then(Value::as_object)?;
+        names.keys().find_map(|pattern| {
+            let fault = fault(pattern)?;
+            let shown: String = pattern.chars().take(MAX_SHOWN).collect();
+            Some(format!("patternProperties[{shown:?}]: {fault}"))
+        })
+    })?;
+    let steps = steps.iter().rev().map(|step| format!("{step}."));
+    Some(steps.chain([fault]).collect())
 }
 
 #[cfg(test)]
@@ -126,9 +136,27 @@ mod tests {
         let names = json!({ "patternProperties": { "[z-a]": {} } });
         let found = in_schema(&names).unwrap();
         assert!(
-            found.starts_with("patternProperties: invalid character class range"),
+            found.starts_with(r#"patternProperties["[z-a]"]: invalid character class range"#),
             "{found}"
         );
         assert_eq!(in_schema(&json!({ "pattern": "a" })), None);
+        let options = json!({ "anyOf": [{ "pattern": "a" }, { "pattern": "a{3,1}" }] });
+        let found = in_schema(&options).unwrap();
+        assert!(found.starts_with("anyOf[1].pattern: "), "{found}");
+    }
+
+    #[test]
+    fn a_reason_that_is_about_no_expression_stays() {
+        let schema = json!({ "$defs": { "unused": { "pattern": "(a" } }, "minItems": -1 });
+        let blames = |schema: &Value, reason: &str| {
+            let error = GrammarError::Invalid(reason.to_owned());
+            blamed(&Grammar::JsonSchema(schema.clone()), error).to_string()
+        };
+        let fault = "$defs.unused.pattern: unclosed group at character 1: `(`";
+        let parses = "regex parse error:\n    (a\n    ^\nerror: unclosed group";
+        assert_eq!(blames(&schema, parses), fault);
+        let said = format!("minItems is below 0; also {fault}");
+        assert_eq!(blames(&schema, "minItems is below 0"), said);
+        assert_eq!(blames(&json!({ "pattern": "a" }), "no text"), "no text");
     }
 }

@@ -55,7 +55,14 @@ impl Pending {
     }
 
     /// A step that computed hidden states of some rows, which ascend, as [`QwenModel::forward_rows`] gives them.
+    ///
+    /// # Shapes
+    /// hidden `[rows, hidden]`.
     pub fn hidden_rows(hidden: Tensor<2>, rows: Vec<usize>) -> Self {
+        debug_assert!(
+            rows.is_sorted(),
+            "expected rows that ascend, found {rows:?}"
+        );
         Self(State::HiddenRows(hidden, rows))
     }
 
@@ -120,7 +127,10 @@ impl Pending {
             State::HiddenRows(hidden, computed) => {
                 for row in &mut *rows {
                     let found = computed.binary_search(&row.row);
-                    row.row = found.map_err(|_| format!("row {} was not computed", row.row))?;
+                    row.row = found.map_err(|_| {
+                        let found = row.row;
+                        format!("expected one of the computed rows {computed:?}, found {found}")
+                    })?;
                 }
                 choose(model, &hidden, rows)
             }

@@ -1,7 +1,9 @@
 //! Says now and then how much of a file has come, where no bar shows it.
 
 use std::io::{self, Write};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::seldom::Seldom;
 
 /// Passes on what is written, and tells how much that was.
 pub(super) struct Told<'a, W, T> {
@@ -10,9 +12,7 @@ pub(super) struct Told<'a, W, T> {
     /// Bytes of the file, if they are known.
     length: Option<u64>,
     num_written: u64,
-    /// How often it is told, and when it was.
-    every: Duration,
-    last: Instant,
+    seldom: Seldom,
     tell: T,
 }
 
@@ -28,8 +28,7 @@ impl<'a, W: Write, T: FnMut(String)> Told<'a, W, T> {
             name,
             length,
             num_written: 0,
-            every,
-            last: Instant::now(),
+            seldom: Seldom::new(every),
             tell,
         }
     }
@@ -39,8 +38,7 @@ impl<W: Write, T: FnMut(String)> Write for Told<'_, W, T> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         let num = self.inner.write(bytes)?;
         self.num_written += num as u64;
-        if self.last.elapsed() >= self.every {
-            self.last = Instant::now();
+        if self.seldom.is_due() {
             let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
             let of = self.length.map(|length| format!(" of {:.1}", mib(length)));
             let (name, of) = (self.name, of.unwrap_or_default());

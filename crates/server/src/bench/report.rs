@@ -5,10 +5,10 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::dataset::Sample;
-use super::drafts::Drafts;
+use super::drafts::DraftCounts;
 use super::metrics::{mean, percentile, std_dev};
 use super::request::Outcome;
-use super::serve_args::{MetricName, ServeArgs};
+use super::serve_args::{Goal, MetricName, ServeArgs};
 use super::serve_values::value_name;
 use super::table::Table;
 
@@ -23,7 +23,7 @@ pub(super) struct Run<'a> {
     /// In seconds.
     pub(super) duration: f64,
     /// What became of the server's drafts, if it had some.
-    pub(super) drafts: Option<Drafts>,
+    pub(super) drafts: Option<DraftCounts>,
     /// When the rate of a ramp changed.
     pub(super) rate_changes: Vec<Value>,
 }
@@ -215,8 +215,8 @@ impl Totals {
 
 /// Keys with one value per request: as vLLM does, times of whole requests always, the others with `--save-detailed`.
 fn add_details(run: &Run<'_>, result: &mut Map<String, Value>) {
-    let (all, generates) = (run.args.save_detailed, run.args.backend.generates());
-    let of_tokens = all && generates;
+    let (always, detailed) = (true, run.args.save_detailed);
+    let of_tokens = detailed && run.args.backend.generates();
     let first = run.outcomes.iter().map(|outcome| outcome.start).min();
     let mut add = |is_wanted: bool, key: &str, field: &dyn Fn(&Outcome) -> Value| {
         if is_wanted {
@@ -227,13 +227,13 @@ fn add_details(run: &Run<'_>, result: &mut Map<String, Value>) {
     add(of_tokens, "output_lens", &|o| o.output_tokens.into());
     add(of_tokens, "ttfts", &|o| o.ttft.into());
     add(of_tokens, "itls", &|o| o.itl.clone().into());
-    add(true, "latencies", &|o| o.latency.into());
+    add(always, "latencies", &|o| o.latency.into());
     add(of_tokens, "start_times", &|o| {
         first.map(|first| (o.start - first).as_secs_f64()).into()
     });
-    add(true, "queue_times", &|o| o.queue.into());
+    add(always, "queue_times", &|o| o.queue.into());
     add(of_tokens, "generated_texts", &|o| o.text.clone().into());
-    add(all, "errors", &|o| {
+    add(detailed, "errors", &|o| {
         o.error.clone().unwrap_or_default().into()
     });
 }
@@ -353,13 +353,12 @@ fn tpot(outcome: &Outcome) -> Option<f64> {
     Some((outcome.latency - outcome.ttft) / num as f64)
 }
 
-fn num_within_goals(outcomes: &[&Outcome], goals: &[(MetricName, f64)]) -> usize {
-    let reaches = |outcome: &Outcome, (metric, milliseconds): &(MetricName, f64)| {
-        let seconds = match metric {
-            MetricName::Ttft => outcome.ttft,
-            MetricName::Tpot => tpot(outcome).unwrap_or(0.0),
-            // The flag takes none of the rest.
-            _ => outcome.latency,
+fn num_within_goals(outcomes: &[&Outcome], goals: &[(Goal, f64)]) -> usize {
+    let reaches = |outcome: &Outcome, (goal, milliseconds): &(Goal, f64)| {
+        let seconds = match goal {
+            Goal::Ttft => outcome.ttft,
+            Goal::Tpot => tpot(outcome).unwrap_or(0.0),
+            Goal::E2el => outcome.latency,
         };
         seconds * 1e3 <= *milliseconds
     };
@@ -401,7 +400,8 @@ impl Peaks {
     }
 }
 
-/// How many of these spans of time have a moment in common, at most. One that ends when another begins has none with it.
+/// How many of these spans of time have a moment in common, at most. One that ends when another begins has none with it. So
+/// does vLLM's `bench serve` as of 009e6d4 (September 2026 or later); up to d86257e, of 12 September, it counted whole seconds.
 fn most_at_once(spans: impl Iterator<Item = (f64, f64)>) -> usize {
     let mut changes: Vec<(f64, i32)> = spans.flat_map(|(from, to)| [(from, 1), (to, -1)]).collect();
     changes.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
@@ -580,7 +580,7 @@ mod tests {
             outcome(begin, 0.0, &[0.1, 0.3]),
         ];
         let all: Vec<&Outcome> = outcomes.iter().collect();
-        let num = |milliseconds| num_within_goals(&all, &[(MetricName::Tpot, milliseconds)]);
+        let num = |milliseconds| num_within_goals(&all, &[(Goal::Tpot, milliseconds)]);
         assert_eq!((num(100.0), num(301.0)), (1, 2));
         // Nothing was answered.
         let peaks = Peaks::of(&[]);

@@ -161,7 +161,7 @@ pub struct ServeArgs {
 
     /// Counts requests within these times, as NAME:MILLISECONDS with ttft, tpot or e2el
     #[arg(long, value_name = "NAME:MS", num_args = 1.., value_parser = goal)]
-    pub goodput: Vec<(MetricName, f64)>,
+    pub goodput: Vec<(Goal, f64)>,
 
     /// Write the result to a JSON file
     #[arg(long)]
@@ -253,9 +253,20 @@ pub enum MetricName {
     /// Time that a request waits for others, by --max-concurrency
     #[value(name = "client_queue_time")]
     ClientQueueTime,
-    /// Both together
+    /// Time from when a request could be sent to its last token
     #[value(name = "e2el_including_client_queue")]
     E2elIncludingClientQueue,
+}
+
+/// What `--goodput` has a bound for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Goal {
+    /// Time to the first token
+    Ttft,
+    /// Mean time of a further token of a request
+    Tpot,
+    /// Time to the last token
+    E2el,
 }
 
 impl MetricName {

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use super::dataset_args::check_range;
 use super::request::Backend;
-use super::serve_args::{MetricName, ServeArgs};
+use super::serve_args::{Goal, MetricName, ServeArgs};
 use super::serve_values::value_name;
 use crate::config::ConfigError;
 
@@ -184,8 +184,6 @@ impl ServeArgs {
             return Ok(());
         }
         let dataset = &self.dataset;
-        let e2el_only = |names: &[MetricName]| names.iter().all(|name| name.is_of_vectors());
-        let goals: Vec<MetricName> = self.goodput.iter().map(|(name, _)| *name).collect();
         let given = [
             ("--ignore-eos", self.ignore_eos),
             ("--logprobs", self.logprobs.is_some()),
@@ -208,20 +206,26 @@ impl ServeArgs {
                 "--prefix-repetition-output-len",
                 dataset.prefix_repetition_output_len.is_some(),
             ),
-            (
-                "--percentile-metrics",
-                !e2el_only(self.percentile_metrics.as_deref().unwrap_or_default()),
-            ),
-            ("--goodput", !e2el_only(&goals)),
         ];
-        match given.into_iter().find(|(_, is_given)| *is_given) {
-            None => Ok(()),
-            Some((flag, _)) => Err(ConfigError::Flag {
-                flag,
-                message: "with --backend openai-embeddings there are no tokens but those of prompts, and one time, e2el"
-                    .to_owned(),
-            }),
+        let wrong = |flag, message: &str| {
+            let message = format!("with --backend openai-embeddings {message}");
+            Err(ConfigError::Flag { flag, message })
+        };
+        if let Some((flag, _)) = given.into_iter().find(|(_, is_given)| *is_given) {
+            return wrong(flag, "there are no tokens but those of prompts");
         }
+        let mut metrics = self.percentile_metrics.iter().flatten();
+        if let Some(metric) = metrics.find(|metric| !metric.is_of_vectors()) {
+            let found = value_name(*metric);
+            let expected = "e2el, client_queue_time or e2el_including_client_queue";
+            let message = format!("expected {expected}, found {found}");
+            return wrong("--percentile-metrics", &message);
+        }
+        if let Some((goal, _)) = self.goodput.iter().find(|(goal, _)| *goal != Goal::E2el) {
+            let message = format!("expected e2el, found {}", value_name(*goal));
+            return wrong("--goodput", &message);
+        }
+        Ok(())
     }
 }
 

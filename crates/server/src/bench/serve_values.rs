@@ -5,7 +5,7 @@ use std::str::FromStr as _;
 use axum::http::{HeaderName, HeaderValue};
 use clap::ValueEnum;
 
-use super::serve_args::MetricName;
+use super::serve_args::Goal;
 
 /// Why there are no flags of the Hub.
 pub(super) const NO_HUB: &str =
@@ -115,19 +115,12 @@ pub(super) fn percent(text: &str) -> Result<f64, std::num::ParseFloatError> {
     text.trim().parse()
 }
 
-pub(super) fn goal(text: &str) -> Result<(MetricName, f64), String> {
+pub(super) fn goal(text: &str) -> Result<(Goal, f64), String> {
     let (name, value) = text.split_once(':').ok_or("expected NAME:MILLISECONDS")?;
-    let metric = MetricName::from_str(name, false).ok();
-    let is_goal = |metric: &MetricName| {
-        matches!(
-            metric,
-            MetricName::Ttft | MetricName::Tpot | MetricName::E2el
-        )
-    };
-    let metric = metric.filter(is_goal);
-    let metric = metric.ok_or_else(|| format!("expected ttft, tpot or e2el, found {name}"))?;
+    let goal = Goal::from_str(name, false);
+    let goal = goal.map_err(|_| format!("expected ttft, tpot or e2el, found {name}"))?;
     match value.parse::<f64>() {
-        Ok(value) if value >= 0.0 => Ok((metric, value)),
+        Ok(value) if value >= 0.0 => Ok((goal, value)),
         _ => Err(format!("expected milliseconds, found {value}")),
     }
 }

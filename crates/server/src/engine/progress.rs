@@ -25,10 +25,14 @@ enum Stage {
 
 /// A part of a start that can be counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Part {
+pub(crate) struct StartPart {
+    /// What is done.
     pub(crate) what: &'static str,
+    /// How many are done, or which one is.
     pub(crate) done: usize,
+    /// How many there are.
     pub(crate) of: usize,
+    /// What is counted.
     pub(crate) unit: &'static str,
 }
 
@@ -50,13 +54,13 @@ impl StartProgress {
     }
 
     /// What is done now, and how far it is. `None` at first: a download shows itself.
-    pub(crate) fn part(&self) -> Option<Part> {
+    pub(crate) fn part(&self) -> Option<StartPart> {
         let (what, done, of, unit) = match self.stage() {
             Stage::Begun => return None,
             Stage::Loading { num_layers, of } => ("loading the model", num_layers, of, "layers"),
             Stage::WarmingUp { step, num_steps } => ("warming up", step, num_steps, "steps"),
         };
-        Some(Part {
+        Some(StartPart {
             what,
             done,
             of,
@@ -93,10 +97,20 @@ mod tests {
         let shown = progress.clone();
         assert_eq!(shown.to_string(), "The model is being loaded.");
         assert_eq!(shown.part(), None);
+        let part = |what, done, of, unit| {
+            Some(StartPart {
+                what,
+                done,
+                of,
+                unit,
+            })
+        };
         progress.loads(3, 24);
+        assert_eq!(shown.part(), part("loading the model", 3, 24, "layers"));
         let said = shown.to_string();
         assert_eq!(said, "The model is being loaded: 3 of 24 layers are there.");
         progress.warms_up(7, 40);
+        assert_eq!(shown.part(), part("warming up", 7, 40, "steps"));
         assert!(shown.to_string().ends_with("step 7 of 40."), "{shown}");
     }
 }

@@ -10,7 +10,7 @@ use trainer_sft::config::{Config, RunConfig};
 
 use super::events::{Event, Level};
 use super::files::{FINE_TUNE, no_file};
-use super::job::{Job, JobObject, RECORD, Status, prompts_path, run_dir};
+use super::job::{JOB_PREFIX, Job, JobObject, RECORD, Status, prompts_path, run_dir};
 use super::jobs::JobEntry;
 use super::settings::{self, Paths, Refusal};
 use super::spec::{JobRequest, MethodPart};
@@ -57,7 +57,7 @@ impl FineTuning {
             Some(id) => vec![self.path_of("validation_file", id)?],
             None => Vec::new(),
         };
-        let id = new_id("ftjob-");
+        let id = new_id(JOB_PREFIX);
         let mut paths = Paths {
             data: vec![data],
             eval,

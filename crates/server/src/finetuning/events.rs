@@ -126,6 +126,14 @@ impl EventLog {
         self.push_written(event);
     }
 
+    /// Keeps an event, unless one has said the same: a server that was killed before the job's record was written has told it already.
+    pub(super) fn push_once(&mut self, event: Event) {
+        let is_told = self.all().iter().any(|told| told.message == event.message);
+        if !is_told {
+            self.push(event);
+        }
+    }
+
     /// Keeps an event that [`write`] has written.
     pub(super) fn push_written(&mut self, event: Event) {
         if let Some(events) = &mut self.events {

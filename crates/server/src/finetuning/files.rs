@@ -8,6 +8,7 @@ use axum::http::StatusCode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::job::bare_id;
 use super::{FineTuning, disk, disk_error, new_id, now};
 use crate::error::ApiError;
 
@@ -23,6 +24,8 @@ const PACKED: [&str; 2] = ["gz", "zst"];
 pub(crate) const FINE_TUNE: &str = "fine-tune";
 /// The purpose of what jobs write.
 const RESULTS: &str = "fine-tune-results";
+/// The name of a job's result.
+const RESULT_NAME: &str = "step_metrics.csv";
 
 /// A file, as OpenAI's API has it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -188,18 +191,13 @@ impl FineTuning {
         })
     }
 
-    /// Keeps what a job has written as a file. A server that was killed between this and the record of the job has kept it already.
-    pub(super) fn add_result(
-        &self,
-        job: &str,
-        filename: &str,
-        content: &[u8],
-    ) -> io::Result<FileObject> {
-        let id = format!("{FILE_PREFIX}{}", job.trim_start_matches("ftjob-"));
+    /// Keeps the one result of a job as a file. A server that was killed between this and the record of the job has kept it already.
+    pub(super) fn add_result(&self, job: &str, content: &[u8]) -> io::Result<FileObject> {
+        let id = format!("{FILE_PREFIX}{}", bare_id(job));
         if let Some(kept) = self.state().files.get(&id) {
             return Ok(kept.clone());
         }
-        let mut upload = self.begin_file(id, filename, RESULTS)?;
+        let mut upload = self.begin_file(id, RESULT_NAME, RESULTS)?;
         upload.record.bytes = content.len() as u64;
         upload.content.write_all(content)?;
         upload.publish()

@@ -19,8 +19,7 @@ const LOOK: Duration = Duration::from_millis(10);
 const MOST: Duration = Duration::from_secs(2);
 /// The shortest wait. Two layers of a small model take less time than one of its tokens, which would hardly get ahead.
 const LEAST: Duration = Duration::from_millis(2);
-/// Layers that a device may be behind when a job looks whether the next one may come: each time would leave it without work in
-/// between.
+/// Layers that a device may be behind before a job waits for it: to wait after each one would leave it without work in between.
 const LAYERS_AHEAD: usize = 2;
 
 /// Before which pieces of its work a job waits.
@@ -28,6 +27,7 @@ pub(super) struct Pieces {
     priority: JobPriority,
     /// Whether requests need the GPU that it computes on.
     shares_gpu: bool,
+    /// Layers launched since the device was waited for.
     layers: AtomicUsize,
 }
 
@@ -44,20 +44,26 @@ impl Pieces {
     /// stops before each layer, and one of normal priority where a GPU would compute all of it before the next token.
     pub(super) fn waits_before(&self, piece: Piece) -> bool {
         match (piece, self.priority) {
-            (Piece::Batch, _) => {
-                // It waits for what was launched.
-                self.layers.store(0, Ordering::Relaxed);
-                true
-            }
-            (Piece::Layer, JobPriority::Low) => true,
-            (Piece::Layer, JobPriority::Normal) => self.shares_gpu && self.count_layer(),
+            (Piece::Batch, _) | (Piece::Layer, JobPriority::Low) => true,
+            (Piece::Layer, JobPriority::Normal) => self.shares_gpu && self.is_far(),
         }
     }
 
-    /// Counts a layer that comes now; whether so many are launched that the job waits before it.
-    pub(super) fn count_layer(&self) -> bool {
-        let num = self.layers.fetch_add(1, Ordering::Relaxed);
-        num > 0 && num.is_multiple_of(LAYERS_AHEAD)
+    /// Counts a piece that is launched now.
+    pub(super) fn launch(&self, piece: Piece) {
+        if piece == Piece::Layer {
+            self.layers.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether so many layers are launched that the device is waited for before the next one.
+    pub(super) fn is_far(&self) -> bool {
+        self.layers.load(Ordering::Relaxed) >= LAYERS_AHEAD
+    }
+
+    /// Counts from 0 again: the device has done what was launched.
+    pub(super) fn restart(&self) {
+        self.layers.store(0, Ordering::Relaxed);
     }
 }
 
@@ -95,14 +101,16 @@ impl Gate {
     pub(super) fn pass(&self, piece: Piece) {
         // Between layers a GPU is waited for only where somebody else wants it.
         let is_idle = piece == Piece::Layer && !self.engine.is_busy();
-        if is_idle || !self.pieces.waits_before(piece) {
-            return;
+        if !is_idle && self.pieces.waits_before(piece) {
+            if let Some(gpu) = &self.gpu {
+                // What was launched would otherwise be counted as none.
+                let _ = gpu.sync();
+                self.pieces.restart();
+            }
+            self.wait_for_turn();
         }
-        if let Some(gpu) = &self.gpu {
-            // What was launched would otherwise be counted as none.
-            let _ = gpu.sync();
-        }
-        self.wait_for_turn();
+        // Also while the engine is idle: the next request waits for all of them.
+        self.pieces.launch(piece);
     }
 
     /// Returns when a job may go on whose work is done so far; whether requests run then, too.
@@ -158,12 +166,18 @@ mod tests {
     fn a_job_waits_before_each_batch_and_every_few_layers_on_the_gpu_of_requests() {
         let waits = |priority, shares_gpu| {
             let pieces = Pieces::new(priority, shares_gpu);
+            let passes = |piece| {
+                let waits = pieces.waits_before(piece);
+                if waits {
+                    pieces.restart();
+                }
+                pieces.launch(piece);
+                waits
+            };
             let batch = || -> Vec<usize> {
-                assert!(pieces.waits_before(Piece::Batch));
+                assert!(passes(Piece::Batch));
                 let layers = 0..2 * LAYERS_AHEAD + 2;
-                layers
-                    .filter(|_| pieces.waits_before(Piece::Layer))
-                    .collect()
+                layers.filter(|_| passes(Piece::Layer)).collect()
             };
             // The second batch is as the first.
             let layers = batch();
@@ -177,5 +191,18 @@ mod tests {
             let all: Vec<usize> = (0..2 * LAYERS_AHEAD + 2).collect();
             assert_eq!(waits(JobPriority::Low, shares_gpu), all);
         }
+    }
+
+    #[test]
+    fn a_job_waits_before_the_first_layer_after_those_launched_while_the_engine_was_idle() {
+        let pieces = Pieces::new(JobPriority::Normal, true);
+        pieces.launch(Piece::Batch);
+        assert!(!pieces.waits_before(Piece::Layer));
+        for _ in 0..LAYERS_AHEAD + 3 {
+            pieces.launch(Piece::Layer);
+        }
+        assert!(pieces.waits_before(Piece::Layer));
+        pieces.restart();
+        assert!(!pieces.waits_before(Piece::Layer));
     }
 }

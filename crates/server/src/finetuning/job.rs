@@ -10,6 +10,8 @@ use super::spec::{Base, Method};
 
 /// The record of a job, in its folder.
 pub(super) const RECORD: &str = "job.json";
+/// How ids begin.
+pub(super) const JOB_PREFIX: &str = "ftjob-";
 /// The trainer's output folder in it.
 const RUN: &str = "run";
 /// The prompts to answer while it learns.
@@ -210,7 +212,7 @@ impl Job {
     /// The name that its result gets, as OpenAI makes names.
     pub(super) fn result_name(&self, base: &str) -> String {
         let suffix = self.suffix.as_deref().unwrap_or_default();
-        let id = self.id.trim_start_matches("ftjob-");
+        let id = bare_id(&self.id);
         format!("ft:{base}:{suffix}:{}", &id[..id.len().min(8)])
     }
 
@@ -235,6 +237,11 @@ impl Job {
     pub(super) fn needs(&self, file: &str) -> bool {
         !self.status.is_final() && self.files().any(|own| own == file)
     }
+}
+
+/// A job's id without what all of them begin with.
+pub(super) fn bare_id(id: &str) -> &str {
+    id.strip_prefix(JOB_PREFIX).unwrap_or(id)
 }
 
 /// The trainer's folder of a job in `folder`.

@@ -85,22 +85,30 @@ fn gate(work: &Work, turns: Receiver<bool>) -> Box<dyn Fn(Piece) + Send + Sync> 
     let (turns, is_busy) = (Mutex::new(turns), AtomicBool::new(true));
     Box::new(move |piece| {
         if !pieces.waits_before(piece) {
+            pieces.launch(piece);
             return;
         }
         let is_due = match (piece, priority) {
             (Piece::Batch, _) => true,
-            (Piece::Layer, JobPriority::Low) => pieces.count_layer(),
+            (Piece::Layer, JobPriority::Low) => pieces.is_far(),
             // A device that nobody else needs is not waited for.
             (Piece::Layer, JobPriority::Normal) => is_busy.load(Ordering::Relaxed),
         };
         if let Some(device) = device.as_ref().filter(|_| is_due) {
             // What was launched would otherwise be counted as none. A device that fails says so at its next work.
             let _ = device.sync();
+            pieces.restart();
         }
         tell(Told::Waits);
         let turns = turns.lock().unwrap_or_else(PoisonError::into_inner);
         // Without a server the process ends.
-        is_busy.store(turns.recv().unwrap_or_default(), Ordering::Relaxed);
+        let others_wait = turns.recv().unwrap_or_default();
+        is_busy.store(others_wait, Ordering::Relaxed);
+        if priority == JobPriority::Normal && !others_wait {
+            // Nobody waits for what was launched: the server is asked again after as many layers.
+            pieces.restart();
+        }
+        pieces.launch(piece);
     })
 }
 

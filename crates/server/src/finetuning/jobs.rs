@@ -10,7 +10,7 @@ use axum::http::StatusCode;
 use serde_json::{Map, Value};
 
 use super::events::{Event, EventLog, Level};
-use super::job::{Checkpoint, Job, JobObject, RECORD, Status, checkpoints, run_dir};
+use super::job::{Checkpoint, Job, JobObject, RECORD, Status, bare_id, checkpoints, run_dir};
 use super::spec::Base;
 use super::{FineTuning, State, disk, disk_error, now};
 use crate::error::ApiError;
@@ -232,7 +232,7 @@ impl FineTuning {
                 .ok();
             let since = modified.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
             Checkpoint {
-                id: format!("ftckpt-{}-{step}", id.trim_start_matches("ftjob-")),
+                id: format!("ftckpt-{}-{step}", bare_id(id)),
                 object: "fine_tuning.job.checkpoint",
                 created_at: since.map_or(0, |since| since.as_secs()),
                 fine_tuned_model_checkpoint: checkpoint_name(&name, step),

@@ -191,10 +191,7 @@ impl FineTuning {
         entry.job.fine_tuned_model = Some(name.clone());
         let created = format!("New fine-tuned model created: {name}");
         for text in [&*created, "The job has successfully completed"] {
-            // A server that was killed before the record was written has told it already.
-            if !entry.events.all().iter().any(|event| event.message == text) {
-                entry.events.push(Event::message(Level::Info, text));
-            }
+            entry.events.push_once(Event::message(Level::Info, text));
         }
         entry.set(Status::Succeeded);
         tracing::info!(id, name, "a fine-tuned model is served");

@@ -28,7 +28,7 @@ impl FineTuning {
             Some(entry) => table(&entry.events.all()),
             None => String::new(),
         };
-        self.add_result(id, "step_metrics.csv", table.as_bytes())
+        self.add_result(id, table.as_bytes())
     }
 }
 

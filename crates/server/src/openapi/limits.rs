@@ -1,6 +1,6 @@
 //! Bounds that depend on the server's model and flags.
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::protocol::logprobs::LogprobLimit;
 use crate::state::AppState;
@@ -77,6 +77,11 @@ impl Limits {
                 // The prompt has a token.
                 field["maximum"] = json!(max_model_len.saturating_sub(1));
             }
+            "options" => {
+                if let Some(num_ctx) = field.pointer_mut("/anyOf/0/properties/num_ctx") {
+                    num_ctx["maximum"] = json!(max_model_len);
+                }
+            }
             "chat_template" if !trusts_templates => field["enum"] = json!([null, ""]),
             _ => {}
         }
@@ -106,12 +111,4 @@ fn bound_ids(schema: &mut Value, largest: usize) {
             .for_each(|schema| bound_ids(schema, largest)),
         _ => {}
     }
-}
-
-/// A schema of a completion, which may have no token only where it shows the prompt.
-pub(super) fn or_echo(schema: &mut Value) {
-    let some = json!({ "properties": { "max_tokens": { "minimum": 1 } } });
-    let mut echoes = json!({ "required": ["echo"], "properties": Map::new() });
-    echoes["properties"]["echo"] = json!({ "const": true });
-    schema["anyOf"] = json!([some, echoes]);
 }

@@ -3,7 +3,6 @@
 use serde_json::{Map, Value, json};
 
 use super::chat;
-use super::limits::or_echo;
 use super::other_apis::form as other_form;
 use crate::protocol::fields::{Endpoint, FIELDS, Field, Verdict};
 
@@ -13,7 +12,24 @@ pub(super) fn request(endpoint: Endpoint) -> Value {
     let properties: Map<String, Value> = fields
         .map(|field| (field.name.to_owned(), property(endpoint, field)))
         .collect();
-    let required: &[&str] = match endpoint {
+    let mut schema = json!({
+        "type": "object",
+        "required": required(endpoint),
+        "properties": properties,
+    });
+    if endpoint.is_closed() {
+        schema["additionalProperties"] = Value::Bool(false);
+    }
+    let forms = forms(endpoint);
+    if !forms.is_empty() {
+        schema["anyOf"] = forms.into();
+    }
+    schema
+}
+
+/// Fields that every request has.
+fn required(endpoint: Endpoint) -> &'static [&'static str] {
+    match endpoint {
         Endpoint::Chat => &["messages"],
         Endpoint::Completions => &["prompt"],
         Endpoint::Rerank => &["query", "documents"],
@@ -33,45 +49,30 @@ pub(super) fn request(endpoint: Endpoint) -> Value {
         | Endpoint::FineTuningPreview
         | Endpoint::OllamaShow
         | Endpoint::OllamaOptions => &[],
-    };
-    let mut schema = json!({ "type": "object", "required": required, "properties": properties });
-    let one_of: &[&[&str]] = match endpoint {
-        Endpoint::Embeddings | Endpoint::Pooling | Endpoint::Classify => {
-            &[&["input"], &["messages"]]
-        }
-        Endpoint::OllamaShow => &[&["model"], &["name"]],
-        Endpoint::Score => &[
-            &["text_1", "text_2"],
-            &["queries", "documents"],
-            &["queries", "items"],
-            &["data_1", "data_2"],
-        ],
-        _ => &[],
-    };
-    if endpoint.is_closed() {
-        schema["additionalProperties"] = Value::Bool(false);
     }
-    if endpoint == Endpoint::Completions {
-        or_echo(&mut schema);
-    }
-    if !one_of.is_empty() {
-        let forms = one_of.iter().map(|names| json!({ "required": names }));
-        schema["anyOf"] = forms.collect();
-    }
-    schema
 }
 
-/// Whether no model is no model at all.
-fn requires_model(endpoint: Endpoint) -> bool {
-    matches!(
-        endpoint,
-        Endpoint::Messages
-            | Endpoint::CountTokens
-            | Endpoint::OllamaChat
-            | Endpoint::OllamaGenerate
-            | Endpoint::OllamaEmbed
-            | Endpoint::OllamaEmbeddings
-    )
+/// Schemas of which a request fits one, if there are some.
+fn forms(endpoint: Endpoint) -> Vec<Value> {
+    let with = |names: &[&str]| json!({ "required": names });
+    match endpoint {
+        // A completion has no token only where it shows the prompt.
+        Endpoint::Completions => vec![
+            json!({ "properties": { "max_tokens": { "minimum": 1 } } }),
+            json!({ "required": ["echo"], "properties": { "echo": { "const": true } } }),
+        ],
+        Endpoint::Embeddings | Endpoint::Pooling | Endpoint::Classify => {
+            vec![with(&["input"]), with(&["messages"])]
+        }
+        Endpoint::OllamaShow => vec![with(&["model"]), with(&["name"])],
+        Endpoint::Score => vec![
+            with(&["text_1", "text_2"]),
+            with(&["queries", "documents"]),
+            with(&["queries", "items"]),
+            with(&["data_1", "data_2"]),
+        ],
+        _ => Vec::new(),
+    }
 }
 
 fn property(endpoint: Endpoint, field: &Field) -> Value {
@@ -120,7 +121,9 @@ fn form(endpoint: Endpoint, field: &Field) -> Value {
             texts(chat::text())
         }
         "query" => json!({ "type": "string" }),
-        "model" if requires_model(endpoint) => chat::name(),
+        // An empty name is the base model.
+        "model" if endpoint == Endpoint::FineTuningJob => json!({ "type": "string" }),
+        "model" if required(endpoint).contains(&"model") => chat::name(),
         "reasoning_effort" => chat::efforts(),
         "truncation_side" => json!({ "enum": ["left", "right", null] }),
         "encoding_format" => json!({ "enum": ["float", "base64", null] }),

@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal as _, Write};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::engine::{Part, StartProgress};
+use crate::engine::{StartPart, StartProgress};
 
 /// Back to the start of the line, and nothing more in it.
 const CLEAR: &[u8] = b"\r\x1b[2K";
@@ -71,12 +71,12 @@ pub(super) async fn show(progress: &StartProgress) -> Infallible {
 }
 
 fn line(
-    Part {
+    StartPart {
         what,
         done,
         of,
         unit,
-    }: Part,
+    }: StartPart,
 ) -> String {
     let filled = (done * WIDTH).checked_div(of).unwrap_or(0).min(WIDTH);
     let bar = "#".repeat(filled) + &"-".repeat(WIDTH - filled);
@@ -89,7 +89,7 @@ mod tests {
 
     #[test]
     fn the_bar_is_as_long_as_what_is_done() {
-        let part = |done, of| Part {
+        let part = |done, of| StartPart {
             what: "loading the model",
             done,
             of,

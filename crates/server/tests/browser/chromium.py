@@ -115,6 +115,12 @@ class Chromium:
         self.js(f"""(() => {{ const e = document.querySelector({json.dumps(selector)});
             e.value = {json.dumps(value)}; e.dispatchEvent(new Event("change")); }})()""")
 
+    def choose_file(self, selector, name, text):
+        """Gives a field for files one of this name."""
+        self.js(f"""(() => {{ const files = new DataTransfer(), input = document.querySelector({json.dumps(selector)});
+            files.items.add(new File([{json.dumps(text)}], {json.dumps(name)})); input.files = files.files;
+            input.dispatchEvent(new Event("change")); }})()""")
+
     def shot(self, path):
         image = self.send("Page.captureScreenshot", format="png")
         pathlib.Path(path).write_bytes(base64.b64decode(image["data"]))

@@ -13,7 +13,7 @@ def press(browser, text, within="#messages"):
 
 
 def titles(browser):
-    return browser.js("[...document.querySelectorAll('#conversations li:not([hidden]) span')].map((e) => e.textContent)")
+    return browser.js("[...document.querySelectorAll('#conversations li span')].map((e) => e.textContent)")
 
 
 def asked(trial, path, body):
@@ -35,9 +35,11 @@ def go_on(trial):
     trial.answered()
     messages = [{"role": "system", "content": "You are kind."}, {"role": "user", "content": STORY}]
     body = {"model": trial.models[0], "messages": messages, "temperature": 0, "max_tokens": 10}
-    whole = asked(trial, "v1/chat/completions", body)["choices"][0]["message"]["content"]
+    answer = asked(trial, "v1/chat/completions", body)
+    whole = answer["choices"][0]["message"]["content"]
     assert trial.last(".assistant .text") == whole.strip(), (first, trial.last(".assistant .text"), whole)
     assert browser.js("document.querySelectorAll('#messages .message').length") == 2
+    assert f"· {answer['usage']['completion_tokens']} tokens ·" in trial.last(".stats"), (answer, trial.last(".stats"))
     used = browser.js("document.getElementById('context-use').textContent")
     with urllib.request.urlopen(f"{trial.address}v1/models") as answer:
         limit = json.load(answer)["data"][0]["max_model_len"]
@@ -80,30 +82,24 @@ def rename_and_search(trial):
     assert titles(browser) == before
 
 
-def choose(browser, name, text):
-    browser.js(f"""(() => {{ const files = new DataTransfer(), input = document.getElementById("import-file");
-        files.items.add(new File([{json.dumps(text)}], {json.dumps(name)})); input.files = files.files;
-        input.dispatchEvent(new Event("change")); }})()""")
-
-
 def take_a_file(trial):
     """A conversation that was saved as JSON comes back, also a long one, whose end is a click away."""
     browser = trial.browser
     kept = browser.js("""Object.keys(localStorage).filter((key) => key.includes(".conversation.")).map((key) => localStorage[key])
         .find((text) => text.includes("Grizzly"))""")
     before = titles(browser)
-    choose(browser, "bear.json", kept)
+    browser.choose_file("#import-file", "bear.json", kept)
     browser.wait(f"document.querySelectorAll('#conversations li').length === {len(before) + 1}")
     assert titles(browser)[0] == "Grizzly" and trial.last(".assistant .text") == "There was a bear."
     for wrong in ("{", "[]", '{"messages": []}', '{"messages": [{"role": "user", "content": 3}]}',
                   '{"messages": [{"role": "root", "content": "a"}]}'):
         browser.js("document.getElementById('import-error').textContent = ''")
-        choose(browser, "wrong.json", wrong)
+        browser.choose_file("#import-file", "wrong.json", wrong)
         browser.wait("document.getElementById('import-error').textContent.startsWith('wrong.json is no conversation')")
     assert len(titles(browser)) == len(before) + 1
     long = json.loads(kept)
     long["messages"] *= 30
-    choose(browser, "long.json", json.dumps(long))
+    browser.choose_file("#import-file", "long.json", json.dumps(long))
     browser.wait("document.querySelectorAll('#messages .message').length === 60")
     assert browser.js("document.getElementById('import-error').textContent") == ""
     browser.js("document.getElementById('log').scrollTop = 0")
@@ -138,7 +134,7 @@ def loading(trial):
     browser.open(trial.address)
     browser.js("""window.realFetch = window.fetch; window.fetch = (path, options) => {
         if (path !== "v1/models") return realFetch(path, options);
-        const error = { message: "The model is being loaded: 3 of 24 layers are there." };
+        const error = { message: "Not yet.", progress: { done: 3, of: 24 } };
         return Promise.resolve(new Response(JSON.stringify({ error }), { status: 503 })); }""")
     browser.js("window.dispatchEvent(new Event('focus'))")
     browser.wait("!document.getElementById('trouble').hidden", 20)

@@ -23,10 +23,11 @@ import urllib.request
 import hands
 import kept
 import small
+import taught
 from adapter import write_adapter
 from chromium import Chromium, until
 from program import Server
-from trial import STEPS, Trial, metric, step
+from trial import STEPS, Trial, keep_settings, metric, step
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HOSTILE = """<img src=x onerror="document.title='owned'"> <script>document.title='owned'</script>
@@ -119,14 +120,6 @@ def switch_to_the_adapter(trial):
     trial.answered()
     assert trial.last(".stats").startswith("random"), trial.last(".stats")
     assert not trial.last(".error:not([hidden])"), trial.last(".error")
-
-
-def keep_settings(browser, **values):
-    """Fills in the open dialog, and keeps what it says."""
-    for name, value in values.items():
-        browser.js(f"document.getElementById('set-{name}').value = {json.dumps(str(value))}")
-    browser.click("#settings-form button[type=submit]")
-    browser.wait("!document.getElementById('settings').open")
 
 
 @step
@@ -251,116 +244,10 @@ def compare(trial):
 
 
 step(hands.stop_comparing)
-
-
-TAUGHT = [("Who are you?", "I am a red tin robot."), ("What is your name?", "My name is Bolt."), ("Where do you live?", "On a ship.")]
-
-
-def line(question, answer):
-    return json.dumps({"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]})
-
-
-def choose_file(browser, name, lines):
-    text = json.dumps("".join(f"{line}\n" for line in lines))
-    browser.js(f"""(() => {{ const files = new DataTransfer(), input = document.getElementById("teach-file");
-        files.items.add(new File([{text}], {json.dumps(name)})); input.files = files.files;
-        input.dispatchEvent(new Event("change")); }})()""")
-
-
-@step
-def teach(trial):
-    browser = trial.browser
-    browser.click("#to-teach")
-    browser.wait("!document.getElementById('teach-on').hidden && document.getElementById('teach-model').options.length > 1")
-    browser.click("#teach-preview")
-    browser.wait("document.getElementById('teach-error').textContent.startsWith('There is no example yet')")
-    browser.click(".example textarea")
-    for number, (question, answer) in enumerate(TAUGHT):
-        for text in (question, answer):
-            browser.type(text)
-            browser.key("Tab", 9)
-        if number < len(TAUGHT) - 1:
-            # From the button to the next row.
-            browser.key("Tab", 9)
-    browser.click("#teach-preview")
-    browser.wait("document.querySelectorAll('#teach-seen mark').length === 3")
-    marks = browser.js("[...document.querySelectorAll('#teach-seen mark')].map((e) => e.textContent)")
-    assert [mark.startswith(answer) for mark, (_, answer) in zip(marks, TAUGHT)] == [True] * 3, marks
-    assert "Examples: 3." in browser.js("document.getElementById('teach-numbers').textContent")
-    trial.shot("teach-preview")
-    for field, value in (("name", "bolt"), ("epochs", "60"), ("prompt", "Who are you?"), ("every", "20")):
-        browser.js(f"document.getElementById('teach-{field}').value = {json.dumps(value)}")
-    # What the job said while it learnt.
-    browser.js("""window.live = 0; new MutationObserver(() => {
-        if (document.getElementById("teach-status").textContent !== "Learning …") return;
-        live = Math.max(live, document.querySelectorAll("#teach-samples li").length); }).observe(
-        document.getElementById("teach-samples"), { childList: true })""")
-    browser.click("#teach-go")
-    browser.wait("document.querySelector('#teach-curve polyline') !== null", 1200)
-    trial.shot("teach-running")
-    browser.wait("document.getElementById('teach-chat') !== null", 1200)
-    assert browser.js("live") >= 2, browser.js("live")
-    samples = browser.js("[...document.querySelectorAll('#teach-samples li')].map((e) => e.innerText)")
-    assert len(samples) >= 3 and TAUGHT[0][1] in samples[0] and TAUGHT[0][1] not in samples[-1], samples
-    assert browser.js("document.getElementById('teach-status').textContent") == "Done"
-    trial.shot("teach-done")
-    browser.click("#teach-chat")
-    browser.wait("!document.getElementById('chat').hidden")
-    assert browser.js("document.getElementById('model').value").startswith(f"ft:{trial.models[0]}:bolt:")
-    browser.click("#new-chat")
-    browser.click("#settings-open")
-    browser.wait("document.getElementById('settings').open")
-    keep_settings(browser, max_tokens="", temperature=0, system="")
-    for question, answer in TAUGHT:
-        trial.ask(question)
-        trial.answered()
-        assert trial.last(".stats").startswith("ft:"), trial.last(".stats")
-        assert trial.last(".assistant .text").startswith(answer), (question, trial.last(".assistant .text"))
-        if question != TAUGHT[-1][0]:
-            browser.click("#new-chat")
-    trial.shot("teach-chat")
-    browser.click("#new-chat")
-
-
-@step
-def teach_a_file(trial):
-    browser = trial.browser
-    browser.click("#to-teach")
-    choose_file(browser, "right.jsonl", [line(*pair) for pair in TAUGHT])
-    browser.wait("document.querySelectorAll('#teach-seen mark').length === 3")
-    assert browser.js("document.getElementById('teach-error').textContent") == ""
-    assert browser.js("document.getElementById('teach-write').hidden")
-    browser.js("document.getElementById('teach-epochs').value = '100000'")
-    browser.click("#teach-go")
-    browser.wait("document.getElementById('teach-status').textContent === 'Learning …'", 60)
-    browser.wait("document.querySelector('#teach-curve polyline') !== null", 60)
-    press = lambda text: browser.js(
-        f"[...document.querySelectorAll('#teach-actions button')].find((e) => e.textContent === '{text}').click()")
-    press("Pause")
-    browser.wait("document.getElementById('teach-status').textContent === 'Paused'")
-    press("Go on")
-    browser.wait("document.getElementById('teach-status').textContent === 'Learning …'", 60)
-    press("Cancel the job")
-    browser.wait("document.getElementById('teach-status').textContent === 'Cancelled'")
-    browser.wait("document.querySelectorAll('#teach-jobs button').length === 2")
-    trial.shot("teach-cancelled")
-    browser.click("#teach-no-file")
-    browser.wait("!document.getElementById('teach-write').hidden")
-
-
+step(taught.teach)
+step(taught.teach_a_file)
 step(hands.drop)
-
-
-@step
-def look_at_an_old_job(trial):
-    browser = trial.browser
-    browser.js("""window.draws = 0;
-        new MutationObserver(() => { window.draws += 1; }).observe(document.getElementById("teach-curve"), { childList: true })""")
-    browser.js("[...document.querySelectorAll('#teach-jobs button')].at(-1).click()")
-    browser.wait("document.getElementById('teach-status').textContent === 'Done'")
-    browser.wait("document.querySelector('#teach-curve polyline') !== null && document.getElementById('teach-chat') !== null")
-    # It has told of 60 steps, all at once.
-    assert browser.js("window.draws") < 20, browser.js("window.draws")
+step(taught.look_at_an_old_job)
 
 
 @step
@@ -492,15 +379,7 @@ def nothing_was_blocked(trial):
     assert not trial.browser.complaints, trial.browser.complaints
 
 
-@step
-def a_wrong_file(trial):
-    """Behind the step before, as the next ones: an answer with an error is a complaint of the browser's."""
-    browser = trial.browser
-    browser.open(f"{trial.address}#teach")
-    browser.wait("!document.getElementById('teach-on').hidden")
-    choose_file(browser, "wrong.jsonl", [line(*TAUGHT[0]), '{"messages": 3}'])
-    browser.wait("document.getElementById('teach-error').textContent.includes('wrong.jsonl:2')")
-    trial.shot("teach-wrong")
+step(taught.a_wrong_file)
 
 
 @step

@@ -1,4 +1,4 @@
-"""Steps of page.py on a screen of a phone's width: everything that is done on a wide one."""
+"""Steps of page.py on a screen of a phone's width: ask, compare, and teach."""
 
 import json
 import pathlib
@@ -11,7 +11,7 @@ TAUGHT = ("Who sails here?", "Captain Rivet does.")
 
 
 def talk(trial):
-    """Ask, stop, the other model, the list of conversations, and a file."""
+    """Ask, the other model, the list of conversations, and a file."""
     browser = trial.browser
     browser.open(trial.address, width=360, height=740)
     for model in (trial.models[0], "random"):
@@ -41,8 +41,9 @@ def compare(trial):
     browser.click("#compare-send")
     browser.wait("document.getElementById('compare-stop').hidden && document.querySelectorAll('.round .stats:not(:empty)').length === 2")
     # One below the other.
-    tops = browser.js("[...document.querySelectorAll('.round .message')].map((e) => e.getBoundingClientRect().left)")
-    assert tops[0] == tops[1], tops
+    places = browser.js("[...document.querySelectorAll('.round .message')].map((e) => e.getBoundingClientRect()).map((r) => [r.left, r.top])")
+    (left, top), (next_left, next_top) = places
+    assert left == next_left and top < next_top, places
     trial.fits()
     trial.shot("phone-compared")
 

@@ -15,7 +15,7 @@ STEPS = []
 class Trial:
     """What the steps share."""
 
-    def __init__(self, browser, server, address, shots=None, axe=None):
+    def __init__(self, browser, server, address, shots, axe):
         self.browser, self.program, self.address, self.shots = browser, server, address, shots
         self.axe = axe and axe.read_text()
         # What axe-core has found wrong, by state of the page.
@@ -53,6 +53,14 @@ class Trial:
             " && (e.getBoundingClientRect().right > innerWidth + 1 || e.getBoundingClientRect().left < -1))"
             ".map((e) => e.outerHTML.slice(0, 100))")
         assert not wide, wide
+
+
+def keep_settings(browser, **values):
+    """Fills in the open dialog, and keeps what it says."""
+    for name, value in values.items():
+        browser.js(f"document.getElementById('set-{name}').value = {json.dumps(str(value))}")
+    browser.click("#settings-form button[type=submit]")
+    browser.wait("!document.getElementById('settings').open")
 
 
 def metric(address, name):

@@ -119,20 +119,15 @@ def _():
     assert all(answer.choices for answer in asyncio.run(ask()))
 
 
-@check("openai (npm)", "chat, chat streamed, completions, errors")
-def _():
+def npm(script):
     node = shutil.which("node")
     assert node, "node is not installed"
-    done = subprocess.run([node, "openai.mjs", BASE, MODEL, KEY], cwd=HERE, capture_output=True, text=True, timeout=300)
+    done = subprocess.run([node, script, BASE, MODEL, KEY], cwd=HERE, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@check("openai (npm)", "tools, parse with zod, responses")
-def _():
-    node = shutil.which("node")
-    assert node, "node is not installed"
-    done = subprocess.run([node, "agents.mjs", BASE, MODEL, KEY], cwd=HERE, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+check("openai (npm)", "chat, chat streamed, completions, errors")(lambda: npm("openai.mjs"))
+check("openai (npm)", "tools, parse with zod, responses")(lambda: npm("agents.mjs"))
 
 
 def langchain(**settings):

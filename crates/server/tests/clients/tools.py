@@ -161,7 +161,10 @@ def langchain_structured():
     assert parts[-1] == {"name": "Ann", "age": 31}, parts
 
 
-CHECKS = [auto, auto_streamed, streamed_by_the_client, required, named, named_streamed, none, results_go_back, wrong_choices, langchain, langchain_structured]
+CHECKS = [
+    auto, auto_streamed, streamed_by_the_client, required, named, named_streamed, none, results_go_back, wrong_choices, langchain,
+    langchain_structured,
+]
 failed = 0
 for check in CHECKS:
     try:

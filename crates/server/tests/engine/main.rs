@@ -14,7 +14,6 @@ mod memory;
 mod model;
 mod pooling;
 mod prefix_cache;
-mod published;
 mod reasoning;
 mod sampling;
 mod speculation;

@@ -1,6 +1,8 @@
 //! Embeddings and scores: those of sentence-transformers and transformers (`xtask/golden/embedding.py`), whatever the chunks and
 //! whatever runs beside them.
 
+mod published;
+
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Tensor;
@@ -14,14 +16,14 @@ use server::engine::Engine;
 use crate::client::{Server, blocks, config, config_in};
 use crate::model::{Random, TestModel};
 
-/// What `expected.json` is rounded to, and what sums in another order differ by.
+/// What sums in another order differ by.
 const TOLERANCE: f64 = 1e-4;
-pub(crate) const RERANKER: &str = r#"{"architectures": ["Qwen3ForSequenceClassification"], "classifier_from_token": ["no", "yes"],
+const RERANKER: &str = r#"{"architectures": ["Qwen3ForSequenceClassification"], "classifier_from_token": ["no", "yes"],
     "is_original_qwen3_reranker": true}"#;
 
 fn golden(case: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../data/golden/embedding")
+        .join("../../data/golden")
         .join(case)
 }
 
@@ -30,13 +32,13 @@ fn expected(case: &str) -> Value {
     serde_json::from_str(&text).unwrap()
 }
 
-pub(crate) fn numbers(value: &Value) -> Vec<f64> {
+fn numbers(value: &Value) -> Vec<f64> {
     let values = value.as_array().unwrap_or_else(|| panic!("{value}"));
     values.iter().map(|value| value.as_f64().unwrap()).collect()
 }
 
 /// `key` of each object in `data`.
-pub(crate) fn column<'a>(answer: &'a Value, data: &str, key: &str) -> Vec<&'a Value> {
+fn column<'a>(answer: &'a Value, data: &str, key: &str) -> Vec<&'a Value> {
     let rows = answer[data]
         .as_array()
         .unwrap_or_else(|| panic!("{answer}"));
@@ -47,7 +49,7 @@ pub(crate) fn column<'a>(answer: &'a Value, data: &str, key: &str) -> Vec<&'a Va
 }
 
 #[track_caller]
-pub(crate) fn check(found: &[f64], expected: &[f64]) {
+fn check(found: &[f64], expected: &[f64]) {
     assert_eq!(found.len(), expected.len());
     for (found, expected) in found.iter().zip(expected) {
         assert!(
@@ -57,7 +59,7 @@ pub(crate) fn check(found: &[f64], expected: &[f64]) {
     }
 }
 
-pub(crate) fn embed(server: &Server, body: &Value) -> Vec<Vec<f64>> {
+fn embed(server: &Server, body: &Value) -> Vec<Vec<f64>> {
     let (status, answer) = server.post("/v1/embeddings", body);
     assert_eq!(status, 200, "{answer}");
     let vectors = column(&answer, "data", "embedding");
@@ -66,7 +68,7 @@ pub(crate) fn embed(server: &Server, body: &Value) -> Vec<Vec<f64>> {
 
 #[test]
 fn embeddings_are_those_of_sentence_transformers() {
-    for case in ["last", "mean"] {
+    for case in ["embedding/last", "embedding/mean"] {
         let expected = expected(case);
         let vectors = |key: &str| -> Vec<Vec<f64>> {
             let rows = expected[key].as_array().unwrap();
@@ -99,8 +101,8 @@ fn embeddings_are_those_of_sentence_transformers() {
 
 #[test]
 fn the_first_values_are_an_embedding_of_their_own() {
-    let server = Server::start_in(&golden("last"), &[]);
-    let text = &expected("last")["texts"][0];
+    let server = Server::start_in(&golden("embedding/last"), &[]);
+    let text = &expected("embedding/last")["texts"][0];
     let whole = embed(&server, &json!({ "input": text })).remove(0);
     let short = embed(&server, &json!({ "input": text, "dimensions": 8 })).remove(0);
     let norm = whole[..8].iter().map(|x| x * x).sum::<f64>().sqrt();
@@ -115,14 +117,17 @@ fn the_first_values_are_an_embedding_of_their_own() {
         );
     }
     let flag = r#"{"dimensions": 4, "pooling_type": "MEAN", "normalize": false}"#;
-    let server = Server::start_in(&golden("last"), &["--override-pooler-config", flag]);
+    let server = Server::start_in(
+        &golden("embedding/last"),
+        &["--override-pooler-config", flag],
+    );
     assert_eq!(embed(&server, &json!({ "input": text })).remove(0).len(), 4);
 }
 
 #[test]
 fn truncation_keeps_the_beginning_and_the_end_token() {
-    let server = Server::start_in(&golden("last"), &["--max-model-len", "16"]);
-    let expected = expected("last");
+    let server = Server::start_in(&golden("embedding/last"), &["--max-model-len", "16"]);
+    let expected = expected("embedding/last");
     let (long, ids) = (&expected["texts"][1], &expected["tokens"][1]);
     let (status, answer) = server.post("/v1/embeddings", &json!({ "input": long }));
     assert_eq!(status, 400);
@@ -152,11 +157,11 @@ fn truncation_keeps_the_beginning_and_the_end_token() {
 
 #[test]
 fn a_reranker_scores_as_its_card_says() {
-    let expected = expected("reranker");
+    let expected = expected("embedding/reranker");
     let pairs = expected["pairs"].as_array().unwrap();
     let side = |i: usize| -> Vec<&Value> { pairs.iter().map(|pair| &pair[i]).collect() };
     let server = Server::start_in(
-        &golden("reranker"),
+        &golden("embedding/reranker"),
         &["--hf-overrides", RERANKER, "--max-num-batched-tokens", "32"],
     );
     for (key, activation) in [("scores", true), ("logits", false)] {
@@ -227,8 +232,8 @@ fn a_reranker_scores_as_its_card_says() {
 
 #[test]
 fn scores_of_an_embedding_model_are_cosines() {
-    let server = Server::start_in(&golden("mean"), &[]);
-    let texts = &expected("mean")["texts"];
+    let server = Server::start_in(&golden("embedding/mean"), &[]);
+    let texts = &expected("embedding/mean")["texts"];
     let vectors = embed(&server, &json!({ "input": texts }));
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>();
     let body = json!({ "text_1": texts[0], "text_2": [texts[1], texts[2]] });
@@ -258,7 +263,7 @@ fn a_template_of_a_reranker_has_the_servers_variables() {
             "--default-chat-template-kwargs",
             &kwargs,
         ];
-        let server = Server::start_in(&golden("reranker"), &flags);
+        let server = Server::start_in(&golden("embedding/reranker"), &flags);
         let (status, answer) = server.post("/score", &json!({ "text_1": "x", "text_2": "y" }));
         assert_eq!(status, 200, "{answer}");
         // Nothing is guessed where nothing is generated.
@@ -270,7 +275,7 @@ fn a_template_of_a_reranker_has_the_servers_variables() {
 
 #[test]
 fn a_model_is_for_text_or_for_vectors() {
-    let server = Server::start_in(&golden("last"), &[]);
+    let server = Server::start_in(&golden("embedding/last"), &[]);
     let (status, answer) = server.post("/v1/completions", &json!({ "prompt": "x" }));
     let message = answer["error"]["message"].as_str().unwrap();
     assert_eq!(status, 400);
@@ -289,7 +294,8 @@ fn a_model_is_for_text_or_for_vectors() {
         assert_eq!(status, 400, "{path}");
         assert!(message.contains("--runner pooling"), "{path}: {message}");
     }
-    let refusal = |flags: &[&str]| match Engine::start(&config_in(&golden("last"), flags)) {
+    let refusal = |flags: &[&str]| match Engine::start(&config_in(&golden("embedding/last"), flags))
+    {
         Ok(_) => panic!("{flags:?} starts"),
         Err(error) => error.to_string(),
     };
@@ -312,7 +318,7 @@ fn a_model_is_for_text_or_for_vectors() {
         ),
     ] {
         let flags = ["--hf-overrides", RERANKER, "--pooler-config", pooler];
-        let config = config_in(&golden("reranker"), &flags);
+        let config = config_in(&golden("embedding/reranker"), &flags);
         let error = Engine::start(&config).map(drop).unwrap_err().to_string();
         assert!(error.contains(expected), "{error}");
     }

@@ -10,6 +10,26 @@ pub(crate) const JOBS: &str = "/v1/fine_tuning/jobs";
 /// A job gets what a busy machine has left.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(1200);
 
+/// The type of a [`form_body`].
+pub(crate) const FORM: &str = "multipart/form-data; boundary=B";
+
+/// A form with these fields and a file: its name and content.
+pub(crate) fn form_body(fields: &[(&str, &str)], file: Option<(&str, &str)>) -> String {
+    let mut body = String::new();
+    for (name, value) in fields {
+        body.push_str(&format!(
+            "--B\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n"
+        ));
+    }
+    if let Some((name, content)) = file {
+        body.push_str(&format!(
+            "--B\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\r\n{content}\r\n"
+        ));
+    }
+    body.push_str("--B--\r\n");
+    body
+}
+
 impl Server {
     pub(crate) fn get(&self, path: &str) -> (u16, Value) {
         let mut answer = agent().get(format!("{}{path}", self.url)).call().unwrap();
@@ -23,32 +43,20 @@ impl Server {
         answer.unwrap().status().as_u16()
     }
 
-    /// Sends a form with these fields and a file.
+    /// Sends [`form_body`].
     pub(crate) fn form(
         &self,
         fields: &[(&str, &str)],
         file: Option<(&str, &str)>,
         headers: &[(&str, &str)],
     ) -> (u16, Value) {
-        let mut body = String::new();
-        for (name, value) in fields {
-            body.push_str(&format!(
-                "--B\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n"
-            ));
-        }
-        if let Some((name, content)) = file {
-            body.push_str(&format!(
-                "--B\r\nContent-Disposition: form-data; name=\"file\"; filename=\"{name}\"\r\n\r\n{content}\r\n"
-            ));
-        }
-        body.push_str("--B--\r\n");
         let mut request = agent()
             .post(format!("{}/v1/files", self.url))
-            .header("content-type", "multipart/form-data; boundary=B");
+            .header("content-type", FORM);
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let mut answer = request.send(body).unwrap();
+        let mut answer = request.send(form_body(fields, file)).unwrap();
         let text = answer.body_mut().read_to_string().unwrap();
         (
             answer.status().as_u16(),

@@ -20,7 +20,7 @@ use serde_json::{Value, json};
 use support::{Server, start};
 use tempfile::TempDir;
 
-/// A server that trains, with its files in `folder`.
+/// The command of a server that trains, with its files in `folder`.
 fn command(folder: &Path, flags: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_server"));
     command
@@ -46,6 +46,16 @@ fn adapter_of(folder: &Path, id: &str) -> PathBuf {
         .join("jobs")
         .join(id)
         .join("run/adapter_model.safetensors")
+}
+
+/// The adapter of a job whose server nobody kills.
+fn uninterrupted(settings: &Value) -> Vec<u8> {
+    let folder = TempDir::new().unwrap();
+    let server = serve(folder.path(), &["--enable-lora"]);
+    let file = server.upload("train.jsonl", &train_file());
+    let id = server.create(&file, settings.clone());
+    server.wait_for(&id, "succeeded");
+    fs::read(adapter_of(folder.path(), &id)).unwrap()
 }
 
 #[test]
@@ -167,14 +177,7 @@ fn a_job_makes_a_model_that_is_served_also_after_a_restart() {
 #[test]
 fn a_killed_server_goes_on_and_ends_with_the_same_bytes() {
     let settings = json!({ "max_steps": 24, "save_steps": 4, "batch_size": 1, "lora_r": 4, "lora_dropout": 0.1 });
-    let whole = TempDir::new().unwrap();
-    let server = serve(whole.path(), &["--enable-lora"]);
-    let file = server.upload("train.jsonl", &train_file());
-    let id = server.create(&file, settings.clone());
-    server.wait_for(&id, "succeeded");
-    let expected = fs::read(adapter_of(whole.path(), &id)).unwrap();
-    drop(server);
-
+    let expected = uninterrupted(&settings);
     let killed = TempDir::new().unwrap();
     let mut server = serve(killed.path(), &["--enable-lora"]);
     let file = server.upload("train.jsonl", &train_file());

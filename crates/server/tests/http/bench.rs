@@ -29,38 +29,43 @@ fn prompts(dir: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-#[test]
-fn vectors_are_measured() {
-    let server = TestServer::start_pooling(&[], None);
+/// Measures a server with [`prompts`]: what is printed, and the file that is written.
+fn measure(server: &TestServer, more: &[&str]) -> (String, Value) {
     let dir = tempfile::tempdir().unwrap();
-    let (file, dir_name) = (prompts(dir.path()), dir.path().display().to_string());
-    let port = server.address.port().to_string();
+    let (file, port) = (prompts(dir.path()), server.address.port().to_string());
+    let result = dir.path().join("r.json").display().to_string();
     let words = [
         "serve",
-        "--backend",
-        "openai-embeddings",
         "--port",
         &port,
         "--dataset-name",
         "custom",
         "--dataset-path",
         &file,
+        "--save-result",
+        "--result-filename",
+        &result,
+    ];
+    let text = run(&[&words[..], more].concat()).unwrap();
+    let result = std::fs::read_to_string(result).unwrap();
+    (text, serde_json::from_str(&result).unwrap())
+}
+
+#[test]
+fn vectors_are_measured() {
+    let server = TestServer::start_pooling(&[], None);
+    let more = [
+        "--backend",
+        "openai-embeddings",
         "--num-prompts",
         "6",
-        "--save-result",
-        "--result-dir",
-        &dir_name,
-        "--result-filename",
-        "r.json",
         "--goodput",
         "e2el:100000",
     ];
-    let text = run(&words).unwrap();
+    let (text, result) = measure(&server, &more);
     assert!(text.contains("Successful requests:") && text.contains("Mean E2EL (ms):"));
     let of_texts = ["generated", "Output token", "TTFT"];
     assert!(!of_texts.iter().any(|words| text.contains(words)), "{text}");
-    let result = std::fs::read_to_string(dir.path().join("r.json")).unwrap();
-    let result: Value = serde_json::from_str(&result).unwrap();
     assert_eq!(
         (&result["completed"], &result["endpoint_type"]),
         (&json!(6), &json!("openai-embeddings"))
@@ -79,18 +84,9 @@ fn vectors_are_measured() {
 #[test]
 fn chats_have_variables_of_the_template() {
     let server = TestServer::start(|_| says("x"));
-    let dir = tempfile::tempdir().unwrap();
-    let (file, port) = (prompts(dir.path()), server.address.port().to_string());
-    let words = [
-        "serve",
-        "--port",
-        &port,
+    let more = [
         "--num-prompts",
         "4",
-        "--dataset-name",
-        "custom",
-        "--dataset-path",
-        &file,
         "--custom-output-len",
         "3",
         "--lora-modules",
@@ -103,7 +99,7 @@ fn chats_have_variables_of_the_template() {
         "--chat-template-kwargs",
         "{\"extra_word\": \"W\"}",
     ];
-    run(&words).unwrap();
+    measure(&server, &more);
     let prompt = server.last_request().prompt;
     assert!(prompt.contains(&u32::from(b'W')));
 }
@@ -425,19 +421,9 @@ fn sharegpt_files_give_questions_and_lengths() {
 #[test]
 fn changes_of_a_ramp_are_written() {
     let server = TestServer::start(|_| says("x"));
-    let dir = tempfile::tempdir().unwrap();
-    let (file, dir_name) = (prompts(dir.path()), dir.path().display().to_string());
-    let port = server.address.port().to_string();
-    let words = [
-        "serve",
-        "--port",
-        &port,
+    let more = [
         "--num-prompts",
         "5",
-        "--dataset-name",
-        "custom",
-        "--dataset-path",
-        &file,
         "--custom-output-len",
         "3",
         "--ramp-up-strategy",
@@ -446,15 +432,8 @@ fn changes_of_a_ramp_are_written() {
         "100",
         "--ramp-up-end-rps",
         "102",
-        "--save-result",
-        "--result-dir",
-        &dir_name,
-        "--result-filename",
-        "r.json",
     ];
-    run(&words).unwrap();
-    let result = std::fs::read_to_string(dir.path().join("r.json")).unwrap();
-    let result: Value = serde_json::from_str(&result).unwrap();
+    let (_, result) = measure(&server, &more);
     let events = result["rps_change_events"].as_array().unwrap();
     let rates: Vec<&Value> = events.iter().map(|event| &event["rps"]).collect();
     assert_eq!(rates, [100, 101, 102]);

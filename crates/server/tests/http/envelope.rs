@@ -224,7 +224,9 @@ fn until_the_model_is_loaded_the_answer_is_503() {
     };
     let (status, text, readers) = health();
     assert_eq!(status, 503);
-    assert!(text.contains("The model is being loaded."), "{text}");
+    let error = &serde_json::from_str::<Value>(&text).unwrap()["error"];
+    assert_eq!(error["message"], "The model is being loaded.");
+    assert_eq!(error["progress"], json!({ "done": 0, "of": 0 }));
     // The page reads that it is to wait.
     assert_eq!(readers.unwrap(), page);
     // The server's own page is there already, for browsers.

@@ -356,7 +356,7 @@ fn narrow_bodies() -> [(&'static str, Value, Vec<Value>); 6] {
 fn bounds_are_those_of_the_server() {
     let server = TestServer::start_with(&["--max-logprobs", "-1"], |_| says("x"));
     let completion = |more: Value| support::merged(json!({ "prompt": "p", "max_tokens": 2 }), more);
-    // What other servers refuse.
+    // A server without `--max-logprobs -1` refuses this.
     let whole = completion(json!({ "logprobs": -1 }));
     assert_eq!(server.post("/v1/completions", &whole).status, 200);
     let echo = json!({ "echo": true, "max_tokens": 0 });

@@ -283,10 +283,16 @@ def drift(samples, warm):
     third = max(len(after) // 3, 1)
     first, last = statistics.median(after[:third]), statistics.median(after[-third:])
     # Whether it grows all the time, or was on another level for a while.
-    tenth = max(len(samples) // 10, 1)
-    parts = [[memory for _, memory, _ in samples[start:start + tenth]] for start in range(0, len(samples), tenth)]
-    return {"tenths_MiB": [round(statistics.median(part) / 1024, 1) for part in parts], "first_MiB": round(first / 1024, 1), "last_MiB": round(last / 1024, 1), "percent": round(100 * (last / first - 1), 2),
-            "most_files": max(files for _, _, files in samples), "last_files": samples[-1][2]}
+    all_of_it = [memory for _, memory, _ in samples]
+    parts = [all_of_it[len(all_of_it) * i // 10:len(all_of_it) * (i + 1) // 10] for i in range(10)]
+    return {
+        "tenths_with_warm_up_MiB": [round(statistics.median(part) / 1024, 1) for part in parts if part],
+        "first_MiB": round(first / 1024, 1),
+        "last_MiB": round(last / 1024, 1),
+        "percent": round(100 * (last / first - 1), 2),
+        "most_files": max(files for _, _, files in samples),
+        "last_files": samples[-1][2],
+    }
 
 
 def end(soak):

@@ -61,7 +61,7 @@ pub(crate) fn start(mut command: Command) -> Server {
     server
 }
 
-/// The client of all tests. Each request has a connection of its own. Buffers are small, since `ureq` fills them with zeros for each
+/// The client of tests that start the program. Each request has a connection of its own. Buffers are small, since `ureq` fills them with zeros for each
 /// request: a test that waits asks often, and would take the time of the server that it waits for.
 pub(crate) fn agent() -> &'static ureq::Agent {
     static AGENT: LazyLock<ureq::Agent> = LazyLock::new(|| {

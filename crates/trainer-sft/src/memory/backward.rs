@@ -49,13 +49,18 @@ impl StepShape<'_> {
         };
         ledger.free(x);
         for &[place, rank, outputs] in &group.parts {
-            for (which, values) in [rank * group.inputs, rank * outputs]
-                .into_iter()
-                .enumerate()
-            {
-                // Otherwise a kernel adds it to a sum that is there.
-                if !self.is_flat(values) {
-                    found.add(ledger, [place, which], 4 * values);
+            let both = [rank * group.inputs, rank * outputs];
+            // A kernel adds them to sums that are there.
+            if both.into_iter().all(|values| self.is_flat(values)) {
+                continue;
+            }
+            for (which, values) in both.into_iter().enumerate() {
+                match self.is_flat(values) {
+                    true => {
+                        let part = ledger.take(Use::Layer, 4 * values);
+                        ledger.free([part]);
+                    }
+                    false => found.add(ledger, [place, which], 4 * values),
                 }
             }
         }

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use model_qwen::{GPU_MEMORY_UTILIZATION, Quantization, QwenConfig};
+use tracing::info;
 
 use super::{Machine, MemoryPlan, RowLengths, is_auto};
 use crate::config::{Config, ConfigError, GradientCheckpointing, Method};
@@ -70,6 +71,8 @@ struct Budget {
     by: String,
     /// Whether a flag does.
     is_asked: bool,
+    /// Bytes that settings and device allow, whoever else uses them now.
+    allowed: u64,
 }
 
 impl Budget {
@@ -103,11 +106,13 @@ impl Budget {
                 bytes: free,
                 by: "what is free of the device's memory".to_owned(),
                 is_asked,
+                allowed: bytes,
             }),
             _ => Some(Self {
                 bytes,
                 by,
                 is_asked,
+                allowed: bytes,
             }),
         }
     }
@@ -116,7 +121,7 @@ impl Budget {
 /// What a run takes with the batch size that `auto` stands for; besides the weights where these are loaded already.
 ///
 /// # Errors
-/// Where `auto` has nothing to go by.
+/// Where `auto` has nothing to go by, and where more layers are to compute their activations again than there are.
 pub(crate) fn plan(
     config: &Config,
     model: &QwenConfig,
@@ -142,6 +147,15 @@ pub(crate) fn plan(
     }
     let fits = |config: &Config| room.is_none_or(|room| planned(config).total() <= room);
     let given = config.optimizer.gradient_checkpointing;
+    if let GradientCheckpointing::Layers(layers) = given
+        && layers > model.num_hidden_layers
+    {
+        let text = format!(
+            "--gradient-checkpointing: expected at most the model's {} layers, found {layers}",
+            model.num_hidden_layers
+        );
+        return Err(ConfigError::Conflict(text));
+    }
     let mut config = config.clone();
     // More is kept only where there is room for more.
     if is_auto(&config) {
@@ -151,17 +165,19 @@ pub(crate) fn plan(
         config = largest_batch(&config, usize::MAX, &fits);
     }
     if given == GradientCheckpointing::Auto {
-        let layers = model.num_hidden_layers;
         config.optimizer.gradient_checkpointing = match (machine.gpu, &budget) {
             // `auto` looks at the memory that is free, and not at what it was told.
             (None, Some(_)) => fewest([0], &config, &fits),
             (None, None) => given,
             // Who says how much there is wants it used. Others get the least that a run takes.
-            (Some(_), Some(budget)) if budget.is_asked && can_keep(&config, &planned(&config)) => {
-                let most = (budget.bytes as f64 * KEPT_UP_TO) as u64;
-                fewest(0..layers, &config, &|config| {
-                    planned(config).total() <= most
-                })
+            (Some(_), Some(budget)) if budget.is_asked => {
+                match can_keep(&config, &planned(&config)) {
+                    true => kept_within(budget, &config, model, &planned),
+                    false => {
+                        info!("no activations are kept: what they take is known of plain adapters");
+                        given
+                    }
+                }
             }
             (Some(_), _) => given,
         };
@@ -191,6 +207,27 @@ const KEPT_UP_TO: f64 = 0.95;
 /// Whether a GPU may keep activations: it is known what they take, and they have no other place.
 fn can_keep(config: &Config, plan: &MemoryPlan) -> bool {
     plan.is_exact && !config.optimizer.offload_activations
+}
+
+/// How much is kept of a budget: as much as it allows, so that the same settings give the same numbers when a run goes on; less where
+/// that is not free now.
+fn kept_within(
+    budget: &Budget,
+    config: &Config,
+    model: &QwenConfig,
+    planned: &impl Fn(&Config) -> MemoryPlan,
+) -> GradientCheckpointing {
+    let within = |bytes: u64| {
+        let most = (bytes as f64 * KEPT_UP_TO) as u64;
+        let fits = |config: &Config| planned(config).total() <= most;
+        fewest(0..model.num_hidden_layers, config, &fits)
+    };
+    let mut kept = config.clone();
+    kept.optimizer.gradient_checkpointing = within(budget.allowed);
+    match planned(&kept).total() <= budget.bytes {
+        true => kept.optimizer.gradient_checkpointing,
+        false => within(budget.bytes),
+    }
 }
 
 /// The first of these numbers of layers with which the run fits, if their activations are computed again; all where none does.

@@ -10,6 +10,7 @@ use super::pages::ALIGNMENT;
 use super::{Machine, MemoryPlan, step, step_shape};
 use crate::batch::Batch;
 use crate::config::{Config, Method, Optim};
+use crate::flat;
 use crate::footprint::Footprint;
 use crate::lora::{self, SLOT};
 use crate::optimizer::AdamWConfig;
@@ -33,8 +34,8 @@ fn whole(bytes: usize) -> u64 {
     (bytes as u64).next_multiple_of(ALIGNMENT)
 }
 
-/// Bytes between the steps of a run: what is trained and none of the model's own, what DoRA keeps, moments, and the gradients of an
-/// adapter. It runs on the CPU, where gradients go.
+/// Bytes that a GPU holds between the steps of a run: what is trained and none of the model's own, what DoRA keeps, moments, and the
+/// gradients of an adapter. The run itself is on the CPU, which keeps no gradients: those are counted from the sizes.
 fn held_by_a_run(config: &Config) -> u64 {
     let mut base = QwenModel::random(model(), 7, &Device::flex());
     let trainable = match config.run.full {
@@ -74,7 +75,9 @@ fn held_by_a_run(config: &Config) -> u64 {
     if !config.run.full {
         let has_buffers = config.optimizer.optim != Optim::Adamw8bit;
         visit_model(&mut trainer.model, trainable, &mut |name, parameter| {
-            let is_flat = has_buffers && name.contains(".lora_");
+            let is_flat = has_buffers
+                && name.contains(".lora_")
+                && parameter.num_values().is_multiple_of(flat::ALIGNMENT);
             bytes += (1 + u64::from(is_flat)) * whole(4 * parameter.num_values());
         });
     }

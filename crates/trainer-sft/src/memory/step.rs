@@ -152,13 +152,15 @@ pub(super) struct Activations {
 
 /// Two steps of this shape, with what is trained.
 pub(super) fn walk(shape: &StepShape<'_>) -> Ledger {
-    // The first step is compiled with one layer, which shows CubeCL the largest allocation.
-    let layer = QwenConfig {
-        num_hidden_layers: 1,
+    // The first step is compiled with one layer of each kind, which shows CubeCL the largest allocation.
+    let is_mixed = (1..shape.model.num_hidden_layers).contains(&shape.first_kept);
+    let layers = QwenConfig {
+        num_hidden_layers: if is_mixed { 2 } else { 1 },
         ..shape.model.clone()
     };
     let dry = StepShape {
-        model: &layer,
+        model: &layers,
+        first_kept: shape.first_kept.min(1),
         ..shape.clone()
     };
     let mut seen = Ledger::default();

@@ -72,9 +72,14 @@ impl AdamW {
         };
         let device = first.device();
         let clip = clip.map_or_else(|| Tensor::ones([1], (&device, DType::F32)), Clone::clone); // [1]
+        let places = values.places();
+        if let Some(other) = self.flat.take_if(|flat| flat.mean.places() != places) {
+            // Of another run, whose tensors lay elsewhere.
+            self.moments.extend(other.by_name());
+        }
         let moments = self.flat.take();
-        let moments = moments
-            .unwrap_or_else(|| FlatMoments::gather(values.places(), &mut self.moments, &device));
+        let moments =
+            moments.unwrap_or_else(|| FlatMoments::gather(places, &mut self.moments, &device));
         let both = moments.mean.pieces().iter().zip(moments.variance.pieces());
         let tensors = values.pieces().iter().zip(both).zip(gradients.pieces());
         for ((_, is_faster), ((value, (mean, variance)), gradient)) in
@@ -84,5 +89,12 @@ impl AdamW {
             adamw_in_place([value, mean, variance], gradient, &clip, factors);
         }
         self.flat = Some(moments);
+    }
+
+    /// Gives tensors moments of their own again, if that of `name` has them in a buffer.
+    pub(super) fn take_apart(&mut self, name: &str) {
+        if let Some(flat) = self.flat.take_if(|flat| flat.mean.places().has(name)) {
+            self.moments.extend(flat.by_name());
+        }
     }
 }

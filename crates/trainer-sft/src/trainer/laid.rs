@@ -19,19 +19,12 @@ pub(super) struct Laid {
 impl Laid {
     /// Itself, and the gradients of the adapter, taken out of `gradients`, if there are any.
     pub(super) fn summed(&self, gradients: &mut GradientStore) -> Option<(&Self, Flat)> {
-        if gradients.is_flat() {
-            return Some((self, gradients.take_flat()?));
-        }
-        self.gradients.clear();
-        let mut is_any = false;
-        for name in self.values.places().names() {
-            if let (Some(gradient), Some(sum)) = (gradients.remove(name), self.gradients.view(name))
-            {
-                add_in_place(&sum, gradient);
-                is_any = true;
-            }
-        }
-        is_any.then(|| (self, self.gradients.share()))
+        let spare = || {
+            self.gradients.clear();
+            self.gradients.share()
+        };
+        let summed = gradients.take_flat(self.values.places(), spare)?;
+        Some((self, summed))
     }
 }
 
@@ -74,9 +67,11 @@ impl Trainer {
         true
     }
 
-    /// Says that tensors that are trained have been replaced in the model.
+    /// Says that tensors that are trained have been replaced in the model, or in those of copies. Otherwise the next step would train
+    /// what was there before.
     pub fn forget_layout(&mut self) {
         self.flat = None;
+        self.copies.iter_mut().for_each(Self::forget_layout);
     }
 
     /// Where the gradients of the coming step are added up.

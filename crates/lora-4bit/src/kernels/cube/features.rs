@@ -55,6 +55,16 @@ pub(in super::super) fn has_plane_operations(device: &Device) -> bool {
     }
 }
 
+/// Whether a part of a tensor that begins and ends at multiples of so many bytes is a view of it. Of other parts CubeCL makes copies.
+pub(in super::super) fn has_views_at(device: &Device, bytes: u64) -> bool {
+    match device.as_dispatch() {
+        DispatchDevice::Cube(device) => {
+            bytes.is_multiple_of(device.client().properties().memory.alignment)
+        }
+        _ => false,
+    }
+}
+
 /// CubeCL doesn't use plane operations on a CPU's Vulkan device (Mesa's lavapipe), although they work there. The tests run on
 /// it, so a variable can say otherwise.
 fn plane_operations(client: &Client) -> bool {

@@ -1,27 +1,11 @@
 //! Folders in the layouts of Qwen3-Embedding and Qwen3-Reranker, and what transformers computes with them
 //! (`xtask/golden/published.py`).
 
-use std::path::{Path, PathBuf};
-
-use serde_json::{Value, json};
-
-use crate::client::Server;
-use crate::pooling::{RERANKER, check, column, embed, numbers};
-
-fn folder(case: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("../../data/golden/published")
-        .join(case)
-}
-
-fn expected(case: &str) -> Value {
-    let text = std::fs::read_to_string(folder(case).join("expected.json")).unwrap();
-    serde_json::from_str(&text).unwrap()
-}
+use super::*;
 
 #[test]
 fn embedding_models_are_read_as_they_are_published() {
-    for case in ["embedding", "sharded"] {
+    for case in ["published/embedding", "published/sharded"] {
         let expected = expected(case);
         let vectors: Vec<Vec<f64>> = expected["embeddings"]
             .as_array()
@@ -30,15 +14,12 @@ fn embedding_models_are_read_as_they_are_published() {
             .map(numbers)
             .collect();
         // config.json says `Qwen3ForCausalLM`: what the folder is for is in modules.json.
-        let server = Server::start_in(&folder(case), &[]);
+        let server = Server::start_in(&golden(case), &[]);
         for input in ["texts", "tokens"] {
-            let body = json!({ "input": expected[input] });
-            let (status, answer) = server.post("/v1/embeddings", &body);
-            assert_eq!(status, 200, "{answer}");
-            let found = column(&answer, "data", "embedding");
+            let found = embed(&server, &json!({ "input": expected[input] }));
             assert_eq!(found.len(), vectors.len());
-            for (found, expected) in found.into_iter().zip(&vectors) {
-                check(&numbers(found), expected);
+            for (found, expected) in found.iter().zip(&vectors) {
+                check(found, expected);
             }
         }
         // The model is one of Matryoshka: its first values are a vector.
@@ -52,11 +33,11 @@ fn embedding_models_are_read_as_they_are_published() {
 
 #[test]
 fn rerankers_are_read_as_they_are_published() {
-    for case in ["reranker", "reranker_head"] {
+    for case in ["published/reranker", "published/reranker_head"] {
         let expected = expected(case);
         let pairs = expected["pairs"].as_array().unwrap();
         let side = |i: usize| -> Vec<&Value> { pairs.iter().map(|pair| &pair[i]).collect() };
-        let server = Server::start_in(&folder(case), &["--hf-overrides", RERANKER]);
+        let server = Server::start_in(&golden(case), &["--hf-overrides", RERANKER]);
         let body = json!({ "text_1": side(0), "text_2": side(1) });
         let (status, answer) = server.post("/score", &body);
         assert_eq!(status, 200, "{answer}");
@@ -64,7 +45,7 @@ fn rerankers_are_read_as_they_are_published() {
         let found: Vec<f64> = found.iter().map(|score| score.as_f64().unwrap()).collect();
         check(&found, &numbers(&expected["scores"]));
         // Without the overrides the folder is a model of texts.
-        let server = Server::start_in(&folder(case), &[]);
+        let server = Server::start_in(&golden(case), &[]);
         let body = json!({ "prompt": "x", "max_tokens": 2 });
         assert_eq!(server.post("/v1/completions", &body).0, 200);
     }
@@ -72,8 +53,8 @@ fn rerankers_are_read_as_they_are_published() {
 
 #[test]
 fn a_reranker_with_a_head_of_its_own_is_a_classifier() {
-    let expected = expected("classifier");
-    let server = Server::start_in(&folder("classifier"), &[]);
+    let expected = expected("published/classifier");
+    let server = Server::start_in(&golden("published/classifier"), &[]);
     let (status, answer) = server.post("/classify", &json!({ "input": expected["texts"] }));
     assert_eq!(status, 200, "{answer}");
     let found = column(&answer, "data", "probs");
