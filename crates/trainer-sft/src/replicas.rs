@@ -277,7 +277,7 @@ impl Layout {
                 }
                 start += size;
             }
-            means.get_or_insert_with(|| all.narrow(0, start, 3));
+            means.get_or_insert_with(|| all.narrow(0, filled(piece), 3));
         }
         // There is a first piece.
         let means = means.unwrap_or_else(|| unreachable!("a layout has a piece"));
