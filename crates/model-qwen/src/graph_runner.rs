@@ -107,6 +107,15 @@ impl GraphRunner {
         }
     }
 
+    /// Launches what a step takes to compute the tokens of `rows` and, where it is captured, to choose the tokens that follow, and
+    /// remembers nothing. For [`compile_only`](lora_4bit::training::compile_only), where no launch runs.
+    pub fn compile(&mut self, model: &QwenModel, cache: &mut PagedKvCache, rows: &[DecodeRow<'_>]) {
+        match &self.graphs {
+            Some(graphs) => graphs.compile(model, cache, rows),
+            None => drop(forward(model, cache, rows)),
+        }
+    }
+
     /// Starts the step after `before`, whose tokens the host doesn't know yet: rows name them by [`DecodeToken::ChosenIn`].
     ///
     /// `None`, and nothing has happened, unless the device has drawn all tokens of `before` and draws all of this step, and has

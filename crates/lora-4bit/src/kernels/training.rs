@@ -159,6 +159,8 @@ pub(crate) fn dtype_of(device: &Device) -> DType {
 pub(crate) fn compile_only(device: &Device, work: impl FnOnce()) {
     #[cfg(feature = "cuda")]
     if super::cube::is_cuda(device) {
+        // A launch that still waits in the queue would be refused its kernel, too. What has failed is told by who reads it.
+        let _ = device.sync();
         let dry_run = cubecl::dry_run::DryRun::new();
         work();
         // The queue must not be behind when launches run again. There is nothing to wait for that could fail.

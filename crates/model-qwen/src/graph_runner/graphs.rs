@@ -174,6 +174,14 @@ impl Graphs {
         self.has_changes = has_changes;
     }
 
+    /// Launches what the graph of a step has, and captures nothing.
+    pub(super) fn compile(&self, model: &QwenModel, cache: &PagedKvCache, rows: &[DecodeRow<'_>]) {
+        let kind = kind_of(model, &self.that_fit(rows));
+        let (device, block_size) = (model.device(), cache.shape().block_size);
+        let step = DecodeStep::new(kind.num_rows, self.max_blocks, block_size, &device);
+        recorded(model, &step, cache, &self.kept, kind)();
+    }
+
     /// Replays the graph of a step, after it was captured if there was none. Tokens that the device chooses are on their way to
     /// the host at once, so that a further step doesn't delay them.
     pub(super) fn launch(
@@ -190,7 +198,8 @@ impl Graphs {
             let start = Instant::now();
             let (device, block_size) = (model.device(), cache.shape().block_size);
             let step = DecodeStep::new(kind.num_rows, max_blocks, block_size, &device);
-            let graph = capture(model, &step, cache, kept, kind);
+            let run = recorded(model, &step, cache, kept, kind);
+            let graph = CapturedStep::capture(&device, run);
             let seconds = start.elapsed().as_secs_f32();
             tracing::info!(?kind, seconds, "captured a decode step");
             Captured { step, graph }
@@ -273,15 +282,15 @@ impl Graphs {
     }
 }
 
-/// Captures a step. It reads `step` and writes to `cache` when it is replayed, and leaves its tokens in `kept`, too, where the next
-/// step finds them.
-fn capture(
+/// A step that can be captured. It reads `step` and writes to `cache` when it runs, and leaves its tokens in `kept`, too, where the
+/// next step finds them.
+fn recorded(
     model: &QwenModel,
     step: &DecodeStep,
     cache: &PagedKvCache,
     kept: &Kept,
     kind: Kind,
-) -> CapturedStep<Output> {
+) -> impl FnMut() -> Output + Send + 'static {
     let (model, step, kept) = (model.clone(), step.clone(), kept.clone());
     let kv = RecordedAttention::new(step.clone(), cache);
     let mut kv = match kind.has_neighbours {
@@ -291,7 +300,7 @@ fn capture(
     let device = model.device();
     let inv_freq = model.frequencies.inv_freq();
     let inv_freq = Tensor::<1>::from_data(inv_freq, (&device, DType::F32)); // [head_dim / 2]
-    CapturedStep::capture(&device, move || {
+    move || {
         let Kept {
             chosen,
             inputs,
@@ -330,7 +339,7 @@ fn capture(
                 logits: Some(logits),
             },
         }
-    })
+    }
 }
 
 /// The most likely token after each row of `x [rows, hidden]`, which the final norm hasn't seen yet, by the int8 copy of lm_head.

@@ -19,6 +19,15 @@ impl Graphs {
         match *self {}
     }
 
+    pub(super) fn compile(
+        &self,
+        _model: &QwenModel,
+        _cache: &PagedKvCache,
+        _rows: &[DecodeRow<'_>],
+    ) {
+        match *self {}
+    }
+
     pub(super) fn launch(
         &mut self,
         _model: &QwenModel,

@@ -16,6 +16,11 @@ enum Stage {
         num_layers: usize,
         of: usize,
     },
+    Compiling {
+        /// From 1.
+        step: usize,
+        num_steps: usize,
+    },
     WarmingUp {
         /// From 1.
         step: usize,
@@ -41,6 +46,10 @@ impl StartProgress {
         self.set(Stage::Loading { num_layers, of });
     }
 
+    pub(super) fn compiles(&self, step: usize, num_steps: usize) {
+        self.set(Stage::Compiling { step, num_steps });
+    }
+
     pub(super) fn warms_up(&self, step: usize, num_steps: usize) {
         self.set(Stage::WarmingUp { step, num_steps });
     }
@@ -58,6 +67,7 @@ impl StartProgress {
         let (what, done, of, unit) = match self.stage() {
             Stage::Begun => return None,
             Stage::Loading { num_layers, of } => ("loading the model", num_layers, of, "layers"),
+            Stage::Compiling { step, num_steps } => ("compiling kernels", step, num_steps, "steps"),
             Stage::WarmingUp { step, num_steps } => ("warming up", step, num_steps, "steps"),
         };
         Some(StartPart {
@@ -79,6 +89,10 @@ impl fmt::Display for StartProgress {
                     "The model is being loaded: {num_layers} of {of} layers are there."
                 )
             }
+            Stage::Compiling { step, num_steps } => write!(
+                out,
+                "The model is loaded, and kernels that it needs are being compiled: step {step} of {num_steps}."
+            ),
             Stage::WarmingUp { step, num_steps } => write!(
                 out,
                 "The model is loaded, and its kernels are being warmed up: step {step} of {num_steps}."
@@ -109,6 +123,9 @@ mod tests {
         assert_eq!(shown.part(), part("loading the model", 3, 24, "layers"));
         let said = shown.to_string();
         assert_eq!(said, "The model is being loaded: 3 of 24 layers are there.");
+        progress.compiles(5, 40);
+        assert_eq!(shown.part(), part("compiling kernels", 5, 40, "steps"));
+        assert!(shown.to_string().ends_with("step 5 of 40."), "{shown}");
         progress.warms_up(7, 40);
         assert_eq!(shown.part(), part("warming up", 7, 40, "steps"));
         assert!(shown.to_string().ends_with("step 7 of 40."), "{shown}");

@@ -180,6 +180,31 @@ mod tests {
     }
 
     #[test]
+    fn what_is_launched_for_its_kernels_changes_no_token() {
+        let tokens_of = |compiles: bool| {
+            let (handle, mut worker) = worker(Device::flex());
+            if compiles {
+                worker.compile_steps(&StartProgress::default());
+            }
+            std::thread::spawn(move || worker.run());
+            let mut stream = handle.submit(request((0..50).collect())).unwrap();
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            runtime.build().unwrap().block_on(async {
+                let mut ids = Vec::new();
+                while let Some(output) = stream.next().await {
+                    if let EngineOutput::Token { id, .. } = output {
+                        ids.push(id);
+                    }
+                }
+                ids
+            })
+        };
+        let expected = tokens_of(false);
+        assert!(!expected.is_empty());
+        assert_eq!(tokens_of(true), expected);
+    }
+
+    #[test]
     fn a_failed_step_ends_its_sequences_and_no_others() {
         let (handle, worker) = broken_worker();
         let engine = std::thread::spawn(move || worker.run());

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use burn::tensor::Tensor;
 use kv_paging::{AttentionBatch, DecodeToken, PagedAttention, PagedKvCache, SequenceChunk};
 use lora_4bit::AdapterSelection;
+use lora_4bit::training::compile_only;
 use model_qwen::{
     Ahead, ChoiceRow, DecodeRow, GraphRunner, MAX_LOGIT_ROWS, Pending, QwenModel, RowMask, Sampler,
     SamplingParams, TokenMask, Want,
@@ -84,26 +85,92 @@ impl Sampling {
     }
 }
 
+/// Logs how far it is, now and then.
+struct Report {
+    what: &'static str,
+    num_steps: usize,
+    last: Instant,
+}
+
+impl Report {
+    fn new(what: &'static str, num_steps: usize) -> Self {
+        let last = Instant::now();
+        Self {
+            what,
+            num_steps,
+            last,
+        }
+    }
+
+    fn reached(&mut self, step: usize) {
+        if self.last.elapsed() >= REPORT {
+            self.last = Instant::now();
+            tracing::info!("{}: step {step} of {}", self.what, self.num_steps);
+        }
+    }
+}
+
 impl Worker {
     /// Runs every kind of step once.
     ///
     /// # Errors
     /// What the device says of the step that it can't compute.
     pub(super) fn warm_up(&mut self, progress: &StartProgress) -> Result<(), String> {
-        let steps = self.warm_up_steps();
         let start = Instant::now();
-        let mut reported = start;
+        // Kernels are compiled on all cores, where the steps themselves wait for one after the other.
+        let device = self.model.device();
+        catch(|| {
+            compile_only(&device, || self.compile_steps(progress));
+            Ok(())
+        })?;
+        let steps = self.warm_up_steps();
+        let mut report = Report::new("warming up", steps.len());
         for (i, step) in steps.iter().enumerate() {
             progress.warms_up(i + 1, steps.len());
             catch(|| self.run_warm_up(step))?;
-            if reported.elapsed() >= REPORT {
-                reported = Instant::now();
-                tracing::info!("warming up: step {} of {}", i + 1, steps.len());
-            }
+            report.reached(i + 1);
         }
         let seconds = start.elapsed().as_secs_f32();
         tracing::info!(steps = steps.len(), seconds, "warmed up");
         Ok(())
+    }
+
+    /// Launches what the steps need, with few layers, and reads nothing.
+    pub(super) fn compile_steps(&mut self, progress: &StartProgress) {
+        let steps = self.warm_up_steps();
+        let mut model = self.model.clone();
+        // Other layers need the same kernels as the first one, but for the last, which may compute fewer rows.
+        model.layers.truncate(2);
+        let mut report = Report::new("compiling kernels", steps.len());
+        for (i, step) in steps.iter().enumerate() {
+            progress.compiles(i + 1, steps.len());
+            self.compile_step(&model, step);
+            report.reached(i + 1);
+        }
+    }
+
+    fn compile_step(&mut self, model: &QwenModel, step: &WarmUpStep) {
+        match step {
+            &WarmUpStep::Decode {
+                num_rows,
+                has_drafts,
+                how,
+                slot,
+            } => {
+                let mut samplers = self.samplers(num_rows, how);
+                let each = self.tokens_of_each(has_drafts);
+                let table = self.first_blocks(each);
+                let rows = decode_rows(&mut samplers, how, slot, each, &table);
+                self.runner.compile(model, &mut self.cache, &rows);
+            }
+            WarmUpStep::Prompts { lens, slot } => {
+                let pools = self.receiver.pools();
+                let (hidden, _) = forward(model, &mut self.cache, lens, *slot, pools);
+                if !pools {
+                    model.logits(hidden);
+                }
+            }
+        }
     }
 
     /// Large steps come first: smaller ones find room in the memory that these leave.
@@ -166,25 +233,9 @@ impl Worker {
                 slot,
             } => {
                 let mut samplers = self.samplers(num_rows, how);
-                let longest = self.scheduler.config().max_model_len;
-                let each = if has_drafts {
-                    TOKENS_WITH_DRAFT.min(longest)
-                } else {
-                    1
-                };
-                let block_size = self.cache.shape().block_size;
-                let table: Vec<u32> = (0..each.div_ceil(block_size) as u32).collect();
-                let rows: Vec<DecodeRow<'_>> = (samplers.iter_mut().enumerate())
-                    .map(|(row, sampler)| DecodeRow {
-                        follows: row % each > 0,
-                        token: DecodeToken::Id(0),
-                        position: row % each,
-                        slot,
-                        block_table: &table,
-                        draw: sampler.draw(Ahead::NONE, &[]),
-                        is_constrained: how == Sampling::Masked,
-                    })
-                    .collect();
+                let each = self.tokens_of_each(has_drafts);
+                let table = self.first_blocks(each);
+                let rows = decode_rows(&mut samplers, how, slot, each, &table);
                 let mut pending = self.runner.launch(&self.model, &mut self.cache, &rows);
                 if how == Sampling::Masked {
                     let mask = Arc::new(TokenMask::all(self.model.config.vocab_size));
@@ -212,6 +263,20 @@ impl Worker {
         }
     }
 
+    /// Tokens of a sequence in a decode step.
+    fn tokens_of_each(&self, has_drafts: bool) -> usize {
+        match has_drafts {
+            true => TOKENS_WITH_DRAFT.min(self.scheduler.config().max_model_len),
+            false => 1,
+        }
+    }
+
+    /// The blocks of a sequence of so many tokens.
+    fn first_blocks(&self, num_tokens: usize) -> Vec<u32> {
+        let num_blocks = num_tokens.div_ceil(self.cache.shape().block_size);
+        (0..num_blocks as u32).collect()
+    }
+
     fn samplers(&self, num: usize, how: Sampling) -> Vec<Sampler> {
         let new = || Sampler::new(&how.params(), &[0], self.model.config.vocab_size);
         std::iter::repeat_with(new).take(num).collect()
@@ -235,6 +300,26 @@ impl Worker {
         let chosen = pending.tokens(&self.model, &mut rows);
         chosen.map(drop).map_err(|error| error.to_string())
     }
+}
+
+/// One row for each sampler: sequences of `each` tokens, whose first ones are in `block_table`.
+fn decode_rows<'a>(
+    samplers: &mut [Sampler],
+    how: Sampling,
+    slot: Option<usize>,
+    each: usize,
+    block_table: &'a [u32],
+) -> Vec<DecodeRow<'a>> {
+    let row = |(row, sampler): (usize, &mut Sampler)| DecodeRow {
+        follows: row % each > 0,
+        token: DecodeToken::Id(0),
+        position: row % each,
+        slot,
+        block_table,
+        draw: sampler.draw(Ahead::NONE, &[]),
+        is_constrained: how == Sampling::Masked,
+    };
+    samplers.iter_mut().enumerate().map(row).collect()
 }
 
 /// Computes prompts of these lengths: the hidden states of all tokens or of the last one of each prompt, and the rows of these.
