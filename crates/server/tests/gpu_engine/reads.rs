@@ -185,7 +185,7 @@ async fn penalties_on_the_device_give_the_tokens_of_the_cpu_without_their_logits
     assert_eq!(tokens(&eager, requests.clone()).await, expected, "eager");
     for (request, expected) in requests.iter().zip(&expected) {
         let ahead = steps_ahead(&gpu);
-        assert_eq!(&tokens(&gpu, vec![request.clone()]).await[0], expected);
+        assert_begins(&gpu, request, expected, 24).await;
         assert!(steps_ahead(&gpu) > ahead, "alone");
     }
     assert_eq!(READS.load(Ordering::Relaxed), 0, "reads of logits");
