@@ -1,8 +1,11 @@
 //! What CI checks, cheap things first.
 
+use std::fs::{self, File};
+use std::path::PathBuf;
+use std::process::Child;
 use std::time::{Instant, SystemTime};
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::reach::{is_ci, must_reach};
 use crate::{arch, docs, installed, package, run as command, run_with as command_with};
@@ -211,24 +214,66 @@ fn gpu_tests() -> Result<()> {
         "server",
         "trainer-sft",
     ];
-    let mut arguments = vec!["test", "--features", "server/wgpu,trainer-sft/wgpu"];
-    arguments.extend(packages.iter().flat_map(|package| ["-p", package]));
-    arguments.extend([
-        "--lib",
-        "--test",
-        "gpu",
-        "--test",
-        "attention",
-        "--test",
-        "gpu_engine",
-        "--test",
-        "gpu_grpo",
-        "--test",
-        "gpu_job",
-        "--test",
-        "gpu_step",
-    ]);
-    command_with("cargo", &arguments, &variables)
+    let mut test = vec!["test", "--features", "server/wgpu,trainer-sft/wgpu"];
+    test.extend(packages.iter().flat_map(|package| ["-p", package]));
+    let of = |targets: &[&[&'static str]]| [&test[..], &targets.concat()].concat();
+    let targets = |names: &[&'static str]| -> Vec<&'static str> {
+        names.iter().flat_map(|name| ["--test", name]).collect()
+    };
+    let engine = targets(&["gpu_engine", "gpu_job", "gpu_step"]);
+    let kernels = [&["--lib"], &targets(&["gpu", "attention", "gpu_grpo"])[..]].concat();
+    command_with(
+        "cargo",
+        &of(&[&engine, &kernels, &["--no-run"]]),
+        &variables,
+    )?;
+    // A program keeps one core busy while it compiles a kernel: two of them share two cores well.
+    let kernels = Beside::start("gpu-kernels", "cargo", &of(&[&kernels]), &variables)?;
+    let engine = command_with("cargo", &of(&[&engine]), &variables);
+    let kernels = kernels.end();
+    engine.and(kernels)
+}
+
+/// A command that runs beside others. What it prints comes when it has ended.
+struct Beside {
+    name: &'static str,
+    process: Child,
+    printed: PathBuf,
+}
+
+impl Beside {
+    fn start(
+        name: &'static str,
+        program: &str,
+        arguments: &[&str],
+        variables: &[(&str, &str)],
+    ) -> Result<Self> {
+        let printed = PathBuf::from(crate::target_directory()?).join(format!("ci-{name}.txt"));
+        println!("== {name}: begun, see {}", printed.display());
+        let file = File::create(&printed).with_context(|| printed.display().to_string())?;
+        let process = crate::command(program)
+            .args(arguments)
+            .envs(variables.iter().copied())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .spawn()
+            .with_context(|| format!("cannot start {program}"))?;
+        Ok(Self {
+            name,
+            process,
+            printed,
+        })
+    }
+
+    /// Waits for its end, and prints what it has printed.
+    fn end(mut self) -> Result<()> {
+        let status = self.process.wait()?;
+        let printed = fs::read_to_string(&self.printed);
+        let printed = printed.with_context(|| self.printed.display().to_string())?;
+        println!("\n== {}: what it printed\n{printed}", self.name);
+        ensure!(status.success(), "{}: {status}", self.name);
+        Ok(())
+    }
 }
 
 #[cfg(test)]
