@@ -14,6 +14,8 @@ use crate::nvrtc::{self, Target};
 pub(crate) struct Wanted {
     pub(crate) cache: &'static Cache,
     pub(crate) key: Key,
+    /// The entry point's name.
+    pub(crate) name: String,
     pub(crate) source: String,
     pub(crate) target: Target,
     /// All but the code.
@@ -25,12 +27,15 @@ struct Queue {
     waiting: VecDeque<Wanted>,
     /// Those that wait or are being compiled, `None`, and those that were and could not be kept on disk.
     kernels: Option<HashMap<Key, Option<Compiled>>>,
+    /// The names of those that wait or are being compiled.
+    names: Vec<String>,
     threads: usize,
 }
 
 static QUEUE: Mutex<Queue> = Mutex::new(Queue {
     waiting: VecDeque::new(),
     kernels: None,
+    names: Vec::new(),
     threads: 0,
 });
 static DONE: Condvar = Condvar::new();
@@ -56,6 +61,7 @@ pub(crate) fn compile(wanted: Wanted) {
         return;
     }
     queue.kernels().insert(wanted.key, None);
+    queue.names.push(wanted.name.clone());
     queue.waiting.push_back(wanted);
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     if queue.threads < cores {
@@ -76,6 +82,12 @@ pub(crate) fn wait_for(key: Key) -> Option<Compiled> {
 /// Whether a thread compiles this kernel, or has, and keeps it for the launch that runs.
 pub(crate) fn is_known(key: Key) -> bool {
     queue().kernels().contains_key(&key)
+}
+
+/// Whether a thread compiles a kernel of this name, which is known sooner than the key. Few kernels share a name: one that does is asked
+/// for again.
+pub(crate) fn is_name_under_way(name: &str) -> bool {
+    queue().names.iter().any(|other| other == name)
 }
 
 fn work() {
@@ -109,6 +121,9 @@ fn work() {
             Err(_) => log::debug!("a kernel is not compiled ahead: NVRTC has failed"),
         }
         let mut queue = queue();
+        if let Some(at) = queue.names.iter().position(|name| *name == wanted.name) {
+            queue.names.swap_remove(at);
+        }
         match unkept {
             Some(_) => queue.kernels().insert(key, unkept),
             None => queue.kernels().remove(&key),
@@ -132,6 +147,7 @@ mod tests {
             compile(Wanted {
                 cache,
                 key,
+                name: "kernel".into(),
                 source: "no CUDA C++".into(),
                 target: Target::Card(90),
                 compiled: Compiled {
@@ -146,6 +162,7 @@ mod tests {
             assert!(!is_known(key));
             assert!(cache.load(&key).is_none());
         }
+        assert!(!is_name_under_way("kernel"));
         assert!(wait_for(Key::of(&"nobody compiles this one")).is_none());
         let _ = std::fs::remove_dir_all(folder);
     }

@@ -84,6 +84,10 @@ impl PlironCompiler {
         let nvrtc = nvrtc::version()?;
         let target = nvrtc::Target::of(arch.version())?;
         let entrypoint = kernel.settings.kernel_name.clone();
+        // A dry run asks for the same kernel many times.
+        if dry_run() && later::is_name_under_way(&entrypoint) {
+            return Err(not_yet());
+        }
         let cache = Cache::of_user();
         let key = cache.map(|_| {
             key(
@@ -131,6 +135,7 @@ impl PlironCompiler {
             later::compile(later::Wanted {
                 cache,
                 key,
+                name: entrypoint,
                 source: kernel.source,
                 target,
                 compiled,

@@ -26,6 +26,7 @@ pub mod bnb;
 mod compute_dtype;
 mod device;
 mod dropout;
+pub mod dry_run;
 pub mod dynamic_map;
 pub mod kernels;
 pub mod linear;

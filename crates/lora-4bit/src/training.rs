@@ -61,12 +61,6 @@ pub fn dtype_of(device: &Device) -> DType {
     ops::dtype_of(device)
 }
 
-/// Calls `work`, and runs none of its launches on a card of NVIDIA: their kernels are compiled, on all cores, and those that are on
-/// disk are loaded. Tensors that `work` makes hold nothing. Elsewhere nothing is called.
-pub fn compile_only(device: &Device, work: impl FnOnce()) {
-    ops::compile_only(device, work);
-}
-
 /// Layers that share an input, ready for products.
 #[derive(Clone, Debug)]
 pub struct Group {

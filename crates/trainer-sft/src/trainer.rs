@@ -7,6 +7,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{DType, Device, Tensor};
+use lora_4bit::dry_run::{compile_only, real_launches};
 use lora_4bit::{AdapterSelection, Dropout};
 use model_qwen::QwenModel;
 
@@ -245,6 +246,7 @@ impl Trainer {
         }
         gate::on_worker(&self.device(), || {
             self.compile((batches, Share::ALL));
+            let _real = real_launches();
             self.prepare();
             self.step_here((batches, Share::ALL))
         })
@@ -257,7 +259,7 @@ impl Trainer {
         }
         self.is_compiled = true;
         let device = self.device();
-        lora_4bit::training::compile_only(&device, || {
+        compile_only(&device, || {
             // Layers need the same kernels, but for what is kept of them.
             let (num_layers, checkpointing) = self.options.checkpointing.in_short();
             let mut model = self.model.clone();

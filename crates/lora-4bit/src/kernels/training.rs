@@ -155,7 +155,7 @@ pub(crate) fn dtype_of(device: &Device) -> DType {
     DType::F32
 }
 
-/// See [`crate::training::compile_only`].
+/// See [`crate::dry_run::compile_only`]: nobody else may need a launch.
 pub(crate) fn compile_only(device: &Device, work: impl FnOnce()) {
     #[cfg(feature = "cuda")]
     if super::cube::is_cuda(device) {

@@ -5,6 +5,7 @@ use std::sync::mpsc;
 
 use burn::tensor::{DType, Device};
 use kv_paging::{PagedKvCache, Scheduler, SchedulerConfig};
+use lora_4bit::dry_run::real_launches;
 use model_qwen::{
     ChatTemplate, DeviceError, GenerationConfig, GenerationConfigError, LoadError, LoadOptions,
     NoBundledData, QwenModel, ResolveError, TemplateError, Tokenizer, TokenizerError,
@@ -161,6 +162,7 @@ impl Engine {
             all_values: false,
             lm_head: !pools,
         };
+        let loading = is_gpu(&device).then(real_launches);
         let start = std::time::Instant::now();
         tracing::info!(dir = %dir.display(), "loading the model");
         let tell = |num_layers, of| progress.loads(num_layers, of);
@@ -241,7 +243,10 @@ impl Engine {
             worker.kv_events = Some(kv_events);
             worker.publish();
         }
-        let warms_up = config.warm_up && is_gpu(&device);
+        // From here on the engine's thread has them.
+        drop(loading);
+        let computes_on_gpu = is_gpu(&device);
+        let warms_up = config.warm_up && computes_on_gpu;
         let (sender, warmed_up) = mpsc::sync_channel(1);
         let progress = progress.clone();
         std::thread::Builder::new()
@@ -255,6 +260,8 @@ impl Engine {
                 // Whoever starts an engine waits for this.
                 let _ = sender.send(result);
                 if runs {
+                    // An engine that starts beside this one, or a job that does, must not take them away.
+                    let _real = computes_on_gpu.then(real_launches);
                     worker.run();
                 }
             })

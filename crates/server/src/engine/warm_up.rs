@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use burn::tensor::Tensor;
 use kv_paging::{AttentionBatch, DecodeToken, PagedAttention, PagedKvCache, SequenceChunk};
 use lora_4bit::AdapterSelection;
-use lora_4bit::training::compile_only;
+use lora_4bit::dry_run::{compile_only, real_launches};
 use model_qwen::{
     Ahead, ChoiceRow, DecodeRow, GraphRunner, MAX_LOGIT_ROWS, Pending, QwenModel, RowMask, Sampler,
     SamplingParams, TokenMask, Want,
@@ -123,6 +123,7 @@ impl Worker {
             compile_only(&device, || self.compile_steps(progress));
             Ok(())
         })?;
+        let _real = real_launches();
         let steps = self.warm_up_steps();
         let mut report = Report::new("warming up", steps.len());
         for (i, step) in steps.iter().enumerate() {

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 use burn::tensor::Device;
+use lora_4bit::dry_run::real_launches;
 
 use super::{StepOutput, Trainer};
 use crate::batch::{Batch, Share};
@@ -62,6 +63,7 @@ impl Trainer {
         for (rank, copy) in all.iter_mut().enumerate() {
             copy.compile(share(rank));
         }
+        let _real = real_launches();
         at_once(&devices, &mut all, |_, copy| copy.prepare());
         let layout = all[0].layout.take().unwrap_or_else(|| all[0].layout());
         let baselines = match all[0].has_baseline() {
