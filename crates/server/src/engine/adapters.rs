@@ -263,11 +263,8 @@ impl Adapters {
             }
             stays
         });
-        if changed && let Err(reason) = stack(model) {
-            tracing::error!(
-                reason,
-                "the device has no room for the adapters that are left"
-            );
+        if changed {
+            stack_rest(model);
         }
         keys
     }
@@ -284,16 +281,22 @@ fn put(model: &mut QwenModel, slot: usize, matrices: &LoraAdapter) -> Result<(),
     added.inspect_err(|_| {
         model.remove_adapter(slot);
         // What was there before had room.
-        let _ = stack(model);
+        stack_rest(model);
     })
 }
 
-/// Puts the adapters of each layer together on a GPU; what the device said if that failed.
-fn stack(model: &mut QwenModel) -> Result<(), String> {
-    catch(|| {
+/// Puts the adapters of each layer that are left together on a GPU.
+fn stack_rest(model: &mut QwenModel) {
+    let stacked = catch(|| {
         model.stack_adapters();
         Ok(())
-    })
+    });
+    if let Err(reason) = stacked {
+        tracing::error!(
+            reason,
+            "the device has no room for the adapters that are left"
+        );
+    }
 }
 
 /// Which adapter a sequence uses.

@@ -113,8 +113,10 @@ impl Worker {
         files: Result<LoraAdapter, AdapterError>,
         replaces: bool,
     ) -> Result<(), AdapterError> {
-        (self.adapters).load(&mut self.model, (name, path), files, replaces)?;
+        let loaded = (self.adapters).load(&mut self.model, (name, path), files, replaces);
+        // What fails has stacked the adapters anew, too.
         self.forget_graphs();
+        loaded?;
         self.settle();
         self.receiver.set_adapters(self.adapters.infos());
         Ok(())
