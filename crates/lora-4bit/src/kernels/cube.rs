@@ -66,9 +66,11 @@ impl LinearOps for Cube {
         w: FloatTensor<Self>,
         compute: ComputeDtype,
     ) -> FloatTensor<Self> {
-        match compute == ComputeDtype::Bf16 && gemm::supports_linear_t(&dy, &w) {
-            true => gemm::linear_t(dy, w),
-            false => naive::dense_linear_t::<Self>(dy, w),
+        let weight = WeightOperand::Dense(w.clone());
+        let product = product(Operation::Transposed, &dy, &weight, compute);
+        match Plan::choose(&product, &Features::Gpu(features(&dy))) {
+            Plan::GpuGemm => gemm::linear_t(dy, w),
+            _ => naive::dense_linear_t::<Self>(dy, w),
         }
     }
 

@@ -6,6 +6,7 @@
 use burn::tensor::{DType, Device};
 
 use super::ComputeDtype;
+use super::operand::Major;
 use super::tile::{self, Tile};
 use crate::nf4::BLOCK_SIZE;
 
@@ -115,6 +116,8 @@ pub enum Plan {
     GpuMatVec,
     /// GPU: tensor cores multiply tiles of a dense weight.
     GpuMatMul,
+    /// GPU: tensor cores multiply `dy` and a dense weight, whose columns they read.
+    GpuGemm,
     /// GPU: each plane adds up some rows of an NF4 weight.
     GpuNf4MatVec,
     /// GPU: tensor cores multiply NF4 levels, rounded to bf16.
@@ -151,6 +154,8 @@ pub(super) const CODES: usize = 16;
 pub(super) const NF4_MAT_VEC_SHARED: usize = 7 << 10;
 /// Shared memory of the NF4 kernel with tensor cores: tables, the sums of a plane, a block of all rows of the input.
 const MIN_NF4_MAT_MUL_SHARED: usize = 48 << 10;
+/// Shared memory of the kernel for factors that are read either way: three steps of 128 rows of each factor.
+const GEMM_SHARED: usize = 3 * (128 + 128) * tile::INNER * 2;
 
 impl Plan {
     /// The kernel for a product on a device.
@@ -190,7 +195,14 @@ impl Plan {
 
     fn on_gpu(product: &Product, gpu: &GpuFeatures) -> Self {
         match (product.operation, product.weight) {
-            (Operation::Transposed, WeightFormat::Dense { .. }) => Self::Burn,
+            (Operation::Transposed, WeightFormat::Dense { dtype, .. }) => {
+                let Product { rows, n, k, .. } = *product;
+                let is_rounded = product.compute == ComputeDtype::Bf16;
+                match is_rounded && fits_gemm(gpu, dtype, [rows, k], [n, 0], Major::Inner) {
+                    true => Self::GpuGemm,
+                    false => Self::Burn,
+                }
+            }
             (Operation::Transposed, WeightFormat::Nf4) => Self::GpuDequantize,
             (operation, weight) => {
                 let plan = match weight {
@@ -306,6 +318,22 @@ fn fits_mat_mul(product: &Product, dtype: DType, gpu: &GpuFeatures) -> bool {
         && Tile::of(product.rows).num_bytes() <= gpu.shared_memory
         && product.k.is_multiple_of(tile::INNER)
         && product.n.is_multiple_of(2)
+}
+
+/// Whether the kernel for factors that are read either way takes them: of type `dtype`, to a result `[m, n]` over two inner dimensions.
+pub(super) fn fits_gemm(
+    gpu: &GpuFeatures,
+    dtype: DType,
+    [m, n]: [usize; 2],
+    inner: [usize; 2],
+    major_a: Major,
+) -> bool {
+    dtype == DType::BF16
+        && gpu.bf16_tensor_cores
+        && n.is_multiple_of(tile::VECTOR)
+        && (major_a == Major::Inner || m.is_multiple_of(tile::VECTOR))
+        && inner.iter().all(|inner| inner.is_multiple_of(tile::INNER))
+        && gpu.shared_memory >= GEMM_SHARED
 }
 
 impl Features {
@@ -443,7 +471,10 @@ mod tests {
             (HOPPER, Forward, None, 33, Bf16, Plan::GpuDequantize),
             (HOPPER, Forward, None, 4, F32, Plan::GpuNf4MatVec),
             (HOPPER, Forward, None, 5, F32, Plan::GpuDequantize),
-            (HOPPER, Transposed, bf16, 512, Bf16, Plan::Burn),
+            (HOPPER, Transposed, bf16, 512, Bf16, Plan::GpuGemm),
+            (HOPPER, Transposed, bf16, 512, F32, Plan::Burn),
+            (HOPPER, Transposed, Some(DType::F16), 512, Bf16, Plan::Burn),
+            (WEBGPU, Transposed, bf16, 512, Bf16, Plan::Burn),
             (HOPPER, Transposed, None, 1, Bf16, Plan::GpuDequantize),
             (WEBGPU, Forward, bf16, 1, F32, Plan::GpuMatVec),
             (WEBGPU, Forward, bf16, 3, Bf16, Plan::Burn),

@@ -25,6 +25,7 @@ use self::load::FactorBuffersLaunch;
 use super::super::tile::{INNER, MAX_SPLITS, MIN_STEPS, VECTOR};
 use super::{empty, features};
 use crate::kernels::operand::Major;
+use crate::kernels::plan::fits_gemm;
 
 /// Rows of a panel: a tile is made of panels of 64 rows of 128 bytes.
 const PANEL: usize = 64;
@@ -216,13 +217,7 @@ pub(super) fn supports(
     inner: [usize; 2],
     major_a: Major,
 ) -> bool {
-    let features = features::of_client(client);
-    let has_tensor_cores = dtype == DType::BF16 && features.bf16_tensor_cores;
-    has_tensor_cores
-        && shape[1].is_multiple_of(8)
-        && (major_a == Major::Inner || shape[0].is_multiple_of(8))
-        && inner.into_iter().all(|inner| inner.is_multiple_of(INNER))
-        && features.shared_memory >= 3 * (128 + 128) * INNER * 2
+    fits_gemm(&features::of_client(client), dtype, shape, inner, major_a)
 }
 
 impl Product {
@@ -386,13 +381,6 @@ pub(super) fn linear(
         dtype: DType::F32,
     };
     product.run()
-}
-
-/// Whether [`linear_t`] takes these factors.
-pub(super) fn supports_linear_t(dy: &CubeTensor, w: &CubeTensor) -> bool {
-    let [m, n] = dy.meta.shape().dims();
-    let [_, k] = w.meta.shape().dims();
-    supports(&w.client, w.dtype, [m, k], [n, 0], Major::Inner)
 }
 
 /// `dy · w` in f32, of factors in the type of `w`.

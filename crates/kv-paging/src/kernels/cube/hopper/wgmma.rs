@@ -279,6 +279,7 @@ pub(super) fn publish() {
 #[cube]
 pub(super) fn address<T: CubePrimitive>(memory: &mut [T]) -> u32 {
     // SAFETY: only the address is taken.
+    // SAFETY: the pointer is only made an address, which instructions take that stay within `memory`.
     let pointer = unsafe { memory.as_ptr_unchecked() };
     let address: u32;
     gpu_asm!(

@@ -156,6 +156,7 @@ pub(super) fn lanes_of<E: Float>(
 #[cube]
 fn shared_address<E: Float>(memory: &[Vector<E, Const<8>>]) -> u32 {
     // SAFETY: only the address is taken.
+    // SAFETY: the pointer is only made an address, which instructions take that stay within `memory`.
     let pointer = unsafe { memory.as_ptr_unchecked() };
     let address: u32;
     gpu_asm!(
