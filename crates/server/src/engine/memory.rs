@@ -125,6 +125,102 @@ impl Available {
     }
 }
 
+/// What a server takes besides its KV cache, in bytes.
+struct Fixed {
+    weights: u64,
+    adapters: u64,
+    activations: u64,
+    /// See [`Available::context`].
+    driver: u64,
+}
+
+impl Fixed {
+    fn of(
+        config: &Config,
+        device: &Available,
+        model: &QwenModel,
+        max_num_batched_tokens: usize,
+    ) -> Self {
+        let unpacked = match device.is_gpu {
+            true => unpacked_bytes(model, max_num_batched_tokens),
+            false => 0,
+        };
+        let activations = activation_bytes(config, max_num_batched_tokens, &model.config);
+        Self {
+            weights: model.num_bytes() as u64,
+            adapters: adapter_bytes(config, &model.config, device.is_gpu),
+            activations: activations + unpacked,
+            driver: device.context,
+        }
+    }
+
+    fn total(&self) -> u64 {
+        self.weights + self.adapters + self.activations + self.driver
+    }
+
+    /// What is left of `free` bytes of a GPU. Weights and adapters are there already, and so is about half of the driver's part.
+    fn left_of(&self, free: u64) -> u64 {
+        free.saturating_sub(self.activations + self.driver / 2)
+    }
+}
+
+/// Bytes that this process may use, where a flag or the kind of device says so.
+fn budget(config: &Config, device: &Available) -> Option<u64> {
+    let default = device.is_gpu.then_some(GPU_MEMORY_UTILIZATION);
+    let utilization = config.memory.gpu_memory_utilization.or(default);
+    utilization.map(|fraction| (device.total as f64 * fraction) as u64)
+}
+
+/// Bytes for the KV cache, and for a copy of lm_head besides.
+fn kv_budget(
+    config: &Config,
+    device: &Available,
+    fixed: &Fixed,
+    budget: Option<u64>,
+) -> (u64, Room) {
+    if let Some(bytes) = config.memory.kv_cache_memory_bytes {
+        let left = budget.unwrap_or(device.total).saturating_sub(fixed.total());
+        let left = left.min(fixed.left_of(device.free));
+        return (bytes, Room::Beside(left.saturating_sub(bytes)));
+    }
+    let available = match budget {
+        Some(budget) => {
+            let left = budget.saturating_sub(fixed.total());
+            match device.is_gpu {
+                true => left.min(fixed.left_of(device.free)),
+                false => left,
+            }
+        }
+        None => {
+            let asked = config.memory.device_memory;
+            let left = asked.map_or(u64::MAX, |total| total.saturating_sub(fixed.total()));
+            CPU_KV_LIMIT.min(device.free / 4).min(left)
+        }
+    };
+    (available, Room::ToShare)
+}
+
+/// The longest sequence: as long as the flag says or, without it, as the model can be and the KV cache has room for.
+fn max_model_len(
+    asked: MaxModelLen,
+    limit: usize,
+    kv: &KvShape,
+    available: u64,
+) -> Result<usize, MemoryError> {
+    let bytes_per_block = kv.bytes_per_block() as u64;
+    let fits = (available / bytes_per_block) as usize * kv.block_size;
+    match asked {
+        MaxModelLen::Auto => Ok(limit.min(fits)),
+        MaxModelLen::Tokens(max_model_len) if max_model_len <= fits => Ok(max_model_len),
+        MaxModelLen::Tokens(max_model_len) => Err(MemoryError::TooLong {
+            max_model_len,
+            needed: max_model_len.div_ceil(kv.block_size) as u64 * bytes_per_block,
+            available,
+            fits,
+        }),
+    }
+}
+
 /// Divides the memory for `model`, which is loaded already. A model that pools computes no logits.
 ///
 /// # Errors
@@ -136,27 +232,21 @@ pub(super) fn plan(
     kv_dtype: DType,
     pools: bool,
 ) -> Result<MemoryPlan, MemoryError> {
-    let device = Available::on(device, config);
-    let weights = model.num_bytes() as u64;
-    let adapters = adapter_bytes(config, &model.config, device.is_gpu);
-    let default = device.batched_tokens();
-    let max_num_batched_tokens = config.max_num_batched_tokens.unwrap_or(default);
-    let activations = activation_bytes(config, max_num_batched_tokens, &model.config)
-        + match device.is_gpu {
-            true => unpacked_bytes(model, max_num_batched_tokens),
-            false => 0,
-        };
-    let fixed = weights + adapters + activations + device.context;
-
     let limit = model.config.context_length();
-    if let MaxModelLen::Tokens(max_model_len) = config.max_model_len
-        && max_model_len > limit
-    {
-        return Err(MemoryError::BeyondModel {
-            max_model_len,
-            limit,
-        });
-    }
+    let longest = match config.max_model_len {
+        MaxModelLen::Auto => limit,
+        MaxModelLen::Tokens(max_model_len) if max_model_len > limit => {
+            return Err(MemoryError::BeyondModel {
+                max_model_len,
+                limit,
+            });
+        }
+        MaxModelLen::Tokens(max_model_len) => max_model_len,
+    };
+    let device = Available::on(device, config);
+    let max_num_batched_tokens = (config.max_num_batched_tokens).unwrap_or(device.batched_tokens());
+    let fixed = Fixed::of(config, &device, model, max_num_batched_tokens);
+    let budget = budget(config, &device);
     let mut kv = KvShape {
         num_layers: model.config.num_hidden_layers,
         num_kv_heads: model.config.num_key_value_heads,
@@ -167,84 +257,35 @@ pub(super) fn plan(
     };
     let bytes_per_block = kv.bytes_per_block() as u64;
 
-    let default = device.is_gpu.then_some(GPU_MEMORY_UTILIZATION);
-    let utilization = config.memory.gpu_memory_utilization.or(default);
-    let budget = utilization.map(|fraction| (device.total as f64 * fraction) as u64);
-    let available = match (config.memory.kv_cache_memory_bytes, budget) {
-        (Some(bytes), _) => bytes,
-        (None, Some(budget)) if device.is_gpu => {
-            let room = device.free.saturating_sub(activations + device.context / 2);
-            budget.saturating_sub(fixed).min(room)
-        }
-        (None, Some(budget)) => budget.saturating_sub(fixed),
-        (None, None) => {
-            let asked = config.memory.device_memory;
-            let left = asked.map_or(u64::MAX, |total| total.saturating_sub(fixed));
-            CPU_KV_LIMIT.min(device.free / 4).min(left)
-        }
-    };
-    let room = match (config.memory.kv_cache_memory_bytes, budget) {
-        (None, _) => Room::ToShare,
-        (Some(_), budget) => {
-            let budget = budget.unwrap_or(device.total);
-            let free = device.free.saturating_sub(activations + device.context / 2);
-            Room::Beside(
-                budget
-                    .saturating_sub(fixed)
-                    .min(free)
-                    .saturating_sub(available),
-            )
-        }
-    };
+    let (available, room) = kv_budget(config, &device, &fixed, budget);
     let copy = match device.is_gpu && !pools {
         true => model.int8_lm_head_bytes() as u64,
         false => 0,
     };
-    let longest = match config.max_model_len {
-        MaxModelLen::Auto => limit,
-        MaxModelLen::Tokens(tokens) => tokens,
-    };
-    let longest = longest.div_ceil(config.block_size) as u64 * bytes_per_block;
-    let useful = longest.saturating_mul(config.max_num_seqs as u64);
-    let copies_lm_head = copy > 0 && room.holds(copy, available, longest, useful);
+    let of_longest = longest.div_ceil(config.block_size) as u64 * bytes_per_block;
+    let of_all = of_longest.saturating_mul(config.max_num_seqs as u64);
+    let copies_lm_head = copy > 0 && room.holds(copy, available, of_longest, of_all);
     let (copy, available) = match (copies_lm_head, room) {
         (false, _) => (0, available),
         (true, Room::Beside(_)) => (copy, available),
         (true, Room::ToShare) => (copy, available - copy),
     };
     if available < bytes_per_block {
+        let asked = budget.or(config.memory.device_memory);
         return Err(MemoryError::NoRoom {
-            budget: budget
-                .or(config.memory.device_memory)
-                .unwrap_or(fixed + available),
-            needed: fixed + bytes_per_block,
+            budget: asked.unwrap_or(fixed.total() + available),
+            needed: fixed.total() + bytes_per_block,
         });
     }
-    let fits = (available / bytes_per_block) as usize * config.block_size;
-    let max_model_len = match config.max_model_len {
-        MaxModelLen::Auto => limit.min(fits),
-        MaxModelLen::Tokens(max_model_len) if max_model_len <= fits => max_model_len,
-        MaxModelLen::Tokens(max_model_len) => {
-            let blocks = max_model_len.div_ceil(config.block_size) as u64;
-            return Err(MemoryError::TooLong {
-                max_model_len,
-                needed: blocks * bytes_per_block,
-                available,
-                fits,
-            });
-        }
-    };
+    let max_model_len = max_model_len(config.max_model_len, limit, &kv, available)?;
     // More blocks than all sequences at full length can use would stay empty.
-    let useful = max_model_len
-        .div_ceil(config.block_size)
-        .saturating_mul(config.max_num_seqs);
-    kv.num_blocks = ((available / bytes_per_block) as usize).min(useful);
-    let needed = fixed + kv.num_blocks as u64 * bytes_per_block;
-    if let Some(budget) = config
-        .memory
-        .device_memory
-        .filter(|_| config.memory.kv_cache_memory_bytes.is_some())
-        && needed > budget
+    let of_all = (max_model_len.div_ceil(config.block_size)).saturating_mul(config.max_num_seqs);
+    kv.num_blocks = ((available / bytes_per_block) as usize).min(of_all);
+    let needed = fixed.total() + kv.num_blocks as u64 * bytes_per_block;
+    if let (Some(budget), Some(_)) = (
+        config.memory.device_memory,
+        config.memory.kv_cache_memory_bytes,
+    ) && needed > budget
     {
         return Err(MemoryError::NoRoom { budget, needed });
     }
@@ -253,11 +294,11 @@ pub(super) fn plan(
         device_total: device.total,
         free_before_kv_cache: device.free,
         budget: budget.unwrap_or(needed),
-        weights,
-        adapters,
-        activations,
+        weights: fixed.weights,
+        adapters: fixed.adapters,
+        activations: fixed.activations,
         lm_head_int8: device.is_gpu.then_some(copy),
-        driver: device.is_gpu.then_some(device.context),
+        driver: device.is_gpu.then_some(fixed.driver),
         ..MemoryTable::default()
     };
     Ok(MemoryPlan {
