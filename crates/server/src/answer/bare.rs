@@ -7,7 +7,7 @@ use super::brackets::{Brackets, Stop};
 use super::calls::{FENCE, Fence, TOOLS};
 use super::json_call::{Read, calls_of, name};
 use super::tag::{Begins, begins, trimmed};
-use super::{AnswerParser, Place, State, Tool};
+use super::{AnswerParser, CLOSE_CALL, Place, State, Tool};
 
 /// What a line begins with.
 pub(super) enum Probe {
@@ -93,19 +93,19 @@ impl AnswerParser {
         let json = self.take(bare.len);
         let Bare { lead, fence, .. } = bare;
         let calls = match (&self.options.calls, stop) {
-            (Some(options), Stop::Complete) => calls_of(&json).filter(|calls| {
-                let is_known = |name: &str| options.tools.iter().any(|tool| tool.name == name);
-                calls.iter().all(|(name, _)| is_known(name))
+            (Some(options), Stop::Complete) => calls_of(&json, |call| {
+                let mut tools = options.tools.iter();
+                tools.any(|tool| call.calls_without_tags(tool))
             }),
             _ => None,
         };
         match calls {
             Some(calls) => {
-                for (name, arguments) in calls {
-                    self.emit_call(name);
-                    self.emit_arguments(arguments);
-                    self.emit_end();
+                for call in calls {
+                    self.emit_whole(call);
                 }
+                // The tag before it may have been the prompt's.
+                let fence = fence.or(Some(CLOSE_CALL));
                 self.go(State::Content(Place::Call { fence }))
             }
             None => {

@@ -4,10 +4,14 @@ use serde_json::Value;
 
 use super::brackets::{Brackets, Stop};
 use super::tag::{Begins, Search, begins, name_room, search_from, trimmed};
-use super::{AnswerParser, CLOSE_CALL, OPEN_CALL, OPEN_FUNCTION, Place, State};
+use super::{AnswerParser, CLOSE_CALL, OPEN_CALL, OPEN_FUNCTION, Place, State, Tool};
 
-/// Names of the field with a call's arguments.
-const ARGUMENTS: [&str; 2] = ["\"arguments\"", "\"parameters\""];
+/// Names of the field with a call's arguments. Calls of strict tools have the first one: their grammar knows no other.
+const ARGUMENTS: [&str; 2] = ["arguments", "parameters"];
+/// The same as JSON.
+const QUOTED_ARGUMENTS: [&str; 2] = ["\"arguments\"", "\"parameters\""];
+/// What else a call without tags may have.
+const BESIDES: [&str; 3] = ["name", "id", "type"];
 
 impl AnswerParser {
     pub(super) fn opened(&mut self, lead: String, ends: bool) -> bool {
@@ -23,7 +27,12 @@ impl AnswerParser {
                     self.emit_content(lead);
                     self.go(State::Content(Place::Line))
                 }
-                Head::Arguments { name, at } => {
+                Head::Arguments {
+                    name,
+                    is_first: false,
+                    ..
+                } if self.is_strict(&name) => self.go(State::Whole { lead, from: 0 }),
+                Head::Arguments { name, at, .. } => {
                     self.take(space + at);
                     self.emit_call(name);
                     self.go(State::Json(Brackets::default()))
@@ -54,18 +63,29 @@ impl AnswerParser {
             "" => self.take(self.buffer.len()),
             _ => String::new(),
         };
-        let calls = calls_of(&body);
-        let calls = calls.filter(|calls| calls.iter().all(|(name, _)| self.allows(name)));
+        let calls = calls_of(&body, |call| {
+            let is_strict = self.is_strict(&call.name);
+            self.allows(&call.name) && !(is_strict && call.field == Some(ARGUMENTS[1]))
+        });
         let Some(calls) = calls else {
             self.emit_content(lead + &body + &close);
             return self.go(State::Content(Place::Line));
         };
-        for (name, arguments) in calls {
-            self.emit_call(name);
-            self.emit_arguments(arguments);
-            self.emit_end();
+        for call in calls {
+            self.emit_whole(call);
         }
         self.go(State::Content(Place::Call { fence: None }))
+    }
+
+    pub(super) fn emit_whole(&mut self, call: Call) {
+        self.emit_call(call.name);
+        self.emit_arguments(call.arguments);
+        self.emit_end();
+    }
+
+    fn is_strict(&self, name: &str) -> bool {
+        let mut tools = self.options.calls.iter().flat_map(|calls| &*calls.tools);
+        tools.any(|tool| tool.strict && tool.name == name)
     }
 
     pub(super) fn json(&mut self, mut brackets: Brackets, ends: bool) -> bool {
@@ -138,7 +158,12 @@ pub(super) enum Read<T> {
 /// How a JSON object begins.
 enum Head {
     /// With a name and arguments, which begin here.
-    Arguments { name: String, at: usize },
+    Arguments {
+        name: String,
+        at: usize,
+        /// Whether they have the first of [`ARGUMENTS`].
+        is_first: bool,
+    },
     /// In another way.
     Other,
     /// More text decides.
@@ -212,13 +237,15 @@ fn head(text: &str) -> Head {
         Read::Other => return Head::Other,
         Read::Open => return Head::Open,
     };
-    let found = ARGUMENTS.map(|field| behind(rest, &[field, ":"]));
+    let found = QUOTED_ARGUMENTS.map(|field| behind(rest, &[field, ":"]));
+    let is_first = matches!(found[0], Read::Found(_));
     match found {
         [Read::Found(arguments), _] | [_, Read::Found(arguments)] => {
             match arguments.starts_with('{') {
                 true => Head::Arguments {
                     name,
                     at: text.len() - arguments.len(),
+                    is_first,
                 },
                 false => Head::Other,
             }
@@ -228,8 +255,68 @@ fn head(text: &str) -> Head {
     }
 }
 
-/// Names and arguments of the calls in a complete text, which has nothing else but a block of code around them.
-pub(super) fn calls_of(text: &str) -> Option<Vec<(String, String)>> {
+/// A call in a complete text.
+#[derive(Debug)]
+pub(super) struct Call {
+    pub(super) name: String,
+    /// JSON.
+    pub(super) arguments: String,
+    /// The field that has them, if there is one.
+    field: Option<&'static str>,
+    /// Other fields.
+    besides: Vec<String>,
+}
+
+impl Call {
+    fn of(mut value: Value) -> Option<Self> {
+        // OpenAI's own form.
+        if let Some(function @ Value::Object(_)) = value.get_mut("function") {
+            value = function.take();
+        }
+        let name = value.get("name")?.as_str()?.to_owned();
+        let field = (ARGUMENTS.into_iter()).find(|field| value.get(field).is_some());
+        let arguments = match field.and_then(|field| value.get(field)) {
+            None | Some(Value::Null) => "{}".to_owned(),
+            Some(arguments @ Value::Object(_)) => arguments.to_string(),
+            Some(Value::String(text)) => {
+                let value: Value = serde_json::from_str(text).ok()?;
+                value.is_object().then(|| text.clone())?
+            }
+            Some(_) => return None,
+        };
+        let others = value.as_object()?.keys();
+        let others = others.filter(|key| Some(key.as_str()) != field);
+        Some(Self {
+            name,
+            arguments,
+            field,
+            besides: others.cloned().collect(),
+        })
+    }
+
+    /// Whether JSON that has no tags calls this tool. Other JSON may have the tool's name, too: a list of the tools, a file that is asked
+    /// for.
+    pub(super) fn calls_without_tags(&self, tool: &Tool) -> bool {
+        let is_plain = (self.besides.iter()).all(|key| BESIDES.contains(&key.as_str()));
+        let has_arguments = match self.field {
+            None => !tool.has_parameters(),
+            Some(field) if field == ARGUMENTS[0] => true,
+            Some(_) => !tool.strict && !is_schema(&self.arguments, tool),
+        };
+        self.name == tool.name && is_plain && has_arguments
+    }
+}
+
+/// Whether this is a schema of arguments, and they have no such names themselves.
+fn is_schema(arguments: &str, tool: &Tool) -> bool {
+    let arguments: Option<Value> = serde_json::from_str(arguments).ok();
+    let keys = ["type", "properties"].into_iter();
+    let mut foreign = keys.filter(|key| !tool.has_parameter(key));
+    foreign.any(|key| (arguments.as_ref()).is_some_and(|arguments| arguments.get(key).is_some()))
+}
+
+/// The calls in a complete text, which has nothing else but a block of code around them; `None` if one is none.
+pub(super) fn calls_of(text: &str, is_call: impl Fn(&Call) -> bool) -> Option<Vec<Call>> {
     let text = text.trim();
     let text = match text
         .strip_prefix("```")
@@ -247,30 +334,12 @@ pub(super) fn calls_of(text: &str) -> Option<Vec<(String, String)>> {
         Value::Array(values) => values,
         value => vec![value],
     });
-    let calls: Vec<_> = values.map(call_of).collect::<Option<_>>()?;
+    let calls = values.map(|value| Call::of(value).filter(&is_call));
+    let calls: Vec<Call> = calls.collect::<Option<_>>()?;
     (!calls.is_empty()).then_some(calls)
 }
 
 fn values(text: &str) -> Option<Vec<Value>> {
     let values = serde_json::Deserializer::from_str(text).into_iter();
     values.collect::<Result<_, _>>().ok()
-}
-
-fn call_of(mut value: Value) -> Option<(String, String)> {
-    // OpenAI's own form.
-    if let Some(function @ Value::Object(_)) = value.get_mut("function") {
-        value = function.take();
-    }
-    let name = value.get("name")?.as_str()?.to_owned();
-    let arguments = value.get("arguments").or_else(|| value.get("parameters"));
-    let arguments = match arguments {
-        None | Some(Value::Null) => "{}".to_owned(),
-        Some(arguments @ Value::Object(_)) => arguments.to_string(),
-        Some(Value::String(text)) => {
-            let value: Value = serde_json::from_str(text).ok()?;
-            value.is_object().then(|| text.clone())?
-        }
-        Some(_) => return None,
-    };
-    Some((name, arguments))
 }

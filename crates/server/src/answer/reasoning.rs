@@ -111,7 +111,8 @@ impl AnswerParser {
             false => return,
         };
         let end = match is_reasoning {
-            true => token_ids.len(),
+            // A stop may have cut the tag off, whose token is there.
+            true => close.unwrap_or(token_ids.len()),
             false => close.unwrap_or(token_ids.len().saturating_sub(1)),
         };
         self.num_reasoning_tokens += end.saturating_sub(begin);

@@ -258,6 +258,10 @@ fn calls_without_tags() {
     check(&format!("{call}\n{call}"), &expected.repeat(2));
     check(&format!("[{call}, {call}]"), &expected.repeat(2));
     check(
+        &format!("{call}\n</tool_call>\nDone."),
+        &format!("{expected}'Done.'"),
+    );
+    check(
         &format!("```json\n{call}\n{call}\n```"),
         &expected.repeat(2),
     );
@@ -265,6 +269,27 @@ fn calls_without_tags() {
         &format!("```json\n{call}\n```\n```python\nprint(1)\n```"),
         &format!("{expected}'```python\nprint(1)\n```'"),
     );
+    // A tool that takes nothing needs no arguments, and `id` and `type` are no others.
+    check("{\"name\": \"now\"}", "now{}.");
+    check(
+        "{\"name\": \"find\", \"parameters\": {\"num\": 1}, \"id\": \"a\", \"type\": \"function\"}",
+        "find{\"num\":1}.",
+    );
+    // Other JSON has the name of a tool, too.
+    for text in [
+        "{\"name\": \"find\", \"version\": \"1.0.0\", \"private\": true}",
+        "{\"name\": \"now\", \"description\": \"the time\"}",
+        "{\"name\": \"find\", \"arguments\": {\"num\": 1}, \"kind\": 2}",
+        "{\"name\": \"find\"}",
+        "[{\"name\": \"now\"}, {\"name\": \"find\", \"description\": \"d\"}]",
+        "{\"name\": \"find\", \"parameters\": {\"type\": \"object\", \"properties\": {\"num\": {\"type\": \"integer\"}}}}",
+    ] {
+        check(text, &format!("'{text}'"));
+        check(
+            &format!("Here:\n```json\n{text}\n```\nDone."),
+            &format!("'Here:\n```json\n{text}\n```\nDone.'"),
+        );
+    }
     // Between the tags of the list of tools.
     check(&format!("<tools>\n{call}\n</tools>"), expected);
     check(
@@ -277,6 +302,28 @@ fn calls_without_tags() {
         "</tools>",
     ] {
         check(text, &format!("'{text}'"));
+    }
+}
+
+#[test]
+fn strict_tools_have_arguments_by_one_name() {
+    let mut options = options(ReasoningStart::Tag);
+    let calls = options.calls.as_mut().unwrap();
+    let strict = |tool: &Tool| Tool {
+        strict: true,
+        ..tool.clone()
+    };
+    calls.tools = calls.tools.iter().map(strict).collect();
+    let call = "{\"name\": \"find\", \"arguments\": {\"num\": 1}}";
+    let other = call.replace("arguments", "parameters");
+    let tagged = |call: &str| format!("<tool_call>\n{call}\n</tool_call>");
+    for (text, expected) in [
+        (call.to_owned(), "find{\"num\":1}.".to_owned()),
+        (tagged(call), "find{\"num\": 1}.".to_owned()),
+        (other.clone(), format!("'{other}'")),
+        (tagged(&other), format!("'{}'", tagged(&other))),
+    ] {
+        check_with(&options, &text, &expected);
     }
 }
 
@@ -412,6 +459,11 @@ fn tokens_of_reasoning_are_counted() {
     let all = [&[("<think>", &[1][..])], tail].concat();
     assert_eq!(count(ReasoningStart::Tag, &all), 2);
     assert_eq!(count(ReasoningStart::Tag, tail), 0);
+    // A stop has cut the tag off.
+    assert_eq!(
+        count(ReasoningStart::Prompt, &[("a", &[7]), ("", &[2])]),
+        1
+    );
     assert_eq!(count(ReasoningStart::None, &all), 0);
     assert_eq!(
         count(ReasoningStart::Prompt, &[("ab</think>c", &[7, 8, 2, 9])]),

@@ -66,6 +66,23 @@ impl Tool {
             .is_some_and(|kind| matches!(kind, "array" | "object"))
     }
 
+    /// Whether it takes any argument, as far as its schema says.
+    pub(super) fn has_parameters(&self) -> bool {
+        let known = self.parameters.get("properties").and_then(Value::as_object);
+        match known {
+            Some(properties) => !properties.is_empty(),
+            // A schema may say it in another way.
+            None => (self.parameters.as_object())
+                .is_some_and(|schema| schema.keys().any(|key| key != "type")),
+        }
+    }
+
+    /// Whether an argument of this name is in its schema.
+    pub(super) fn has_parameter(&self, name: &str) -> bool {
+        let properties = self.parameters.get("properties");
+        properties.is_some_and(|properties| properties.get(name).is_some())
+    }
+
     /// The types of a parameter, in the order of its schema.
     fn types_of(&self, parameter: &str) -> Vec<&str> {
         let schemas = self.parameters.pointer("/properties");

@@ -153,23 +153,38 @@ fn json_tag(tool: &Tool, has_schema: bool) -> Value {
     })
 }
 
+/// What may follow the name of a strict tool where it is no call's: all but `"arguments"`, up to where they differ.
+fn other_than_arguments() -> Value {
+    const SPACE: &str = r"\s{0,16}";
+    let name = "arguments";
+    let others = (0..=name.len()).map(|len| match name[len..].chars().next() {
+        Some(next) => format!("{}[^{next}]", &name[..len]),
+        None => format!("{name}[^\"]"),
+    });
+    let others = others.collect::<Vec<_>>().join("|");
+    let pattern = format!(r#"{SPACE}([^\s,]|,{SPACE}([^\s"]|"({others})))"#);
+    json!({ "type": "regex", "pattern": pattern })
+}
+
 /// Any text, whose calls of strict tools follow their schemas, and with `only_these`, whose calls in tags are of these tools;
 /// `None` if that says nothing. A model may write a call in `<tool_call>` or without it, on one line or on several, with a space
-/// behind a colon or without it.
+/// beside a colon or without it. Other JSON may have a tool's name, too, and stays as it is.
 fn triggered_calls(
     tools: &[Tool],
     only_these: bool,
     functions: bool,
 ) -> Result<Option<Value>, ApiError> {
     let strict = tools.iter().filter(|tool| tool.strict);
-    let forms = strict.flat_map(|tool| [(tool, " "), (tool, "")]);
-    let tags = forms.map(|(tool, space)| {
-        let between = json!({ "type": "regex", "pattern": r#",\s{0,16}"arguments": ?"# });
-        let arguments = arguments(tool, r"\s{0,16}");
+    let forms = strict.flat_map(|tool| [": ", ":", " : ", " :"].map(|colon| (tool, colon)));
+    let tags = forms.map(|(tool, colon)| {
+        let between = r#"\s{0,16},\s{0,16}"arguments"\s{0,16}:\s{0,16}"#;
+        let between = json!({ "type": "regex", "pattern": between });
+        let call = [between, arguments(tool, r"\s{0,16}")];
+        let call = json!({ "type": "sequence", "elements": call });
         json!({
             "type": "tag",
-            "begin": format!("\"name\":{space}{}", Value::from(tool.name.as_str())),
-            "content": { "type": "sequence", "elements": [between, arguments] },
+            "begin": format!("\"name\"{colon}{}", Value::from(tool.name.as_str())),
+            "content": { "type": "or", "elements": [call, other_than_arguments()] },
             "end": "",
         })
     });

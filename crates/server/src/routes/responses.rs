@@ -130,7 +130,11 @@ fn read(state: &AppState, mut body: Body) -> Result<(Shown, Conversation, Places
 
     let previous = previous(state, fields.previous_response_id.as_deref())?;
     let find = |id: &str| state.stored_responses().item(id);
-    let input = read_input(std::mem::take(&mut fields.input), find)?;
+    let input = match (std::mem::take(&mut fields.input), &previous) {
+        // The last answer goes on if it was cut off.
+        (input, Some(_)) if input.is_null() || input == json!([]) => Vec::new(),
+        (input, _) => read_input(input, find)?,
+    };
     let tools = read_tools(fields.tools.take().unwrap_or_default())?;
     let choice = chat_choice(fields.tool_choice.as_ref().unwrap_or(&Value::Null), &tools)?;
     let included = settings::read_include(fields.include.as_deref().unwrap_or_default())?;
@@ -138,7 +142,11 @@ fn read(state: &AppState, mut body: Body) -> Result<(Shown, Conversation, Places
     let response = response(state, &fields, &sampling, tools.shown)?;
 
     let tool_choice = read_choice(Some(&choice), Some(&tools.chat))?;
-    let continues = input.last().is_some_and(is_unfinished);
+    let continues = match input.last() {
+        Some(item) => is_unfinished(item),
+        None => (previous.iter().flat_map(|turn| turn.conversation()).last())
+            .is_some_and(|item| is_unfinished(&item)),
+    };
     let template = TemplateFields {
         tools: (!tools.chat.is_empty()).then_some(tools.chat),
         continue_final_message: continues.then_some(true),

@@ -210,6 +210,11 @@ fn calls_of_strict_tools_keep_to_their_schemas() {
         &call("time", "{\"anything\": 1}"),
         &bare("{\n    \"city\": \"Rome\"\n  }"),
         "<tool_call>{\"name\":\"weather\",\"arguments\":{\"city\":\"Rome\"}}</tool_call>",
+        // JSON with the tool's name that is no call.
+        "{\"version\": \"1.0.0\", \"name\": \"weather\", \"private\": true}",
+        "{\"name\": \"weather\"}, {\"name\":\"weather\",\"a\":1,\"args\":2}, {\"name\" : \"weather\" ,\n  \"\": 1}",
+        "{\"name\": \"weather\", \"argument\": 1, \"argumentsOf\": {\"city\": 1}}",
+        &call("time", "{\"name\": \"weather\"}"),
     ] {
         assert!(accepts(&server, text), "{text}");
     }
@@ -218,6 +223,7 @@ fn calls_of_strict_tools_keep_to_their_schemas() {
         call("weather", "{}"),
         bare("{\"town\": \"Rome\"}"),
         "<tool_call>{\"name\":\"weather\",\"arguments\":{\"city\":1}}</tool_call>".to_owned(),
+        "{\"name\" : \"weather\" , \"arguments\" : {\"city\": 1}}".to_owned(),
     ] {
         assert!(!accepts(&server, &text), "{text}");
     }

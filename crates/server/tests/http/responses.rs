@@ -282,6 +282,11 @@ fn what_is_cut_off_is_incomplete() {
     assert_eq!(body["output"][0]["status"], "incomplete");
     let streamed = events(&respond(&server, json!({ "stream": true })));
     assert_eq!(streamed.last().unwrap()["type"], "response.incomplete");
+    // Without a new item the answer goes on.
+    let next = json!({ "previous_response_id": body["id"], "input": [] });
+    let next = respond(&server, next);
+    assert_eq!(next.status, 200, "{}", next.text);
+    assert!(last_prompt(&server).ends_with("a:abc"));
 }
 
 #[test]
