@@ -84,10 +84,15 @@ pub(crate) fn is_known(key: Key) -> bool {
     queue().kernels().contains_key(&key)
 }
 
-/// Whether a thread compiles a kernel of this name, which is known sooner than the key. Few kernels share a name: one that does is asked
-/// for again.
+/// Whether a kernel of this name waits or is being compiled. The name is known sooner than the key; few kernels share one, and one that does
+/// is asked for again. While other kernels wait for a thread, this one is waited for: to ask again would only take their time.
 pub(crate) fn is_name_under_way(name: &str) -> bool {
-    queue().names.iter().any(|other| other == name)
+    let mut queue = queue();
+    let is_named = |queue: &Queue| queue.names.iter().any(|other| other == name);
+    while is_named(&queue) && !queue.waiting.is_empty() {
+        queue = DONE.wait(queue).unwrap_or_else(PoisonError::into_inner);
+    }
+    is_named(&queue)
 }
 
 fn work() {
