@@ -142,8 +142,8 @@ impl DeviceOps for Cube {
         let row = kv_heads * head_dim;
         let len = tokens * row;
         if len > 0 {
-            // SAFETY: the wrapper has compared the shapes; slots of a batch exist in the cache. The caches are the only
-            // handles, or later writers' views of the same memory.
+            // SAFETY: the wrapper has compared the shapes; slots of a batch exist in the cache. Other handles of the caches
+            // see the new rows, as `RecordedAttention` expects.
             unsafe {
                 write_rows::launch_unchecked(
                     &new_keys.client.clone(),
