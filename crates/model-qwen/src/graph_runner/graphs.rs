@@ -1,4 +1,4 @@
-//! CUDA graphs of decode steps: pad, capture, replay.
+//! Recorded decode steps, on CUDA as graphs: pad, record, replay.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -23,7 +23,7 @@ use crate::model::Int8Head;
 use crate::model::QwenModel;
 use crate::sampling::{Draw, LogitChanges, RowMask};
 
-/// Captured steps. They hold handles of the weights and of the KV cache.
+/// Recorded steps. They hold handles of the weights and of the KV cache.
 #[derive(Debug)]
 pub(super) struct Graphs {
     graphs: BTreeMap<Kind, Captured>,
@@ -36,7 +36,7 @@ pub(super) struct Graphs {
     masks: Option<MaskTable>,
 }
 
-/// What all graphs share. It stays at its place.
+/// What all recorded steps share. It stays at its place.
 #[derive(Clone, Debug)]
 struct Kept {
     /// The tokens that the last step chose, `[rows]`.
@@ -66,7 +66,7 @@ impl Kept {
     }
 }
 
-/// What a graph computes.
+/// What a recorded step computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Kind {
     /// Rows, with the padding.
@@ -97,7 +97,7 @@ struct Captured {
     graph: CapturedStep<Output>,
 }
 
-/// What a graph leaves on the device. The next replay overwrites it.
+/// What a recorded step leaves on the device. The next replay overwrites it.
 #[derive(Debug)]
 struct Output {
     /// The token of each row, `[rows]`.
@@ -107,7 +107,7 @@ struct Output {
 }
 
 impl Graphs {
-    /// Nothing captured yet; `None` if the device has no kernels for such steps.
+    /// Nothing recorded yet; `None` if the device has no kernels for such steps.
     pub(super) fn new(model: &QwenModel, config: &SchedulerConfig) -> Option<Self> {
         let supported = DecodeStep::is_supported(&model.device(), model.config.head_dim);
         let is_there = model.embed_tokens.device() == model.device();
@@ -123,7 +123,7 @@ impl Graphs {
         })
     }
 
-    /// Forgets what was captured: tensors of the model or of the cache have been replaced.
+    /// Forgets what was recorded: tensors of the model or of the cache have been replaced.
     pub(super) fn forget(&mut self) {
         self.graphs.clear();
     }
@@ -136,7 +136,7 @@ impl Graphs {
         self.masks = None;
     }
 
-    /// Whether there is a graph for such a step, which draws the tokens of all rows.
+    /// Whether such a step has been recorded, and draws the tokens of all rows.
     pub(super) fn has_captured(&self, model: &QwenModel, rows: &[DecodeRow<'_>]) -> bool {
         let rows = self.that_fit(rows);
         rows.iter().all(|row| row.draw.is_some())
@@ -174,7 +174,7 @@ impl Graphs {
         self.has_changes = has_changes;
     }
 
-    /// Launches what the graph of a step has, and captures nothing.
+    /// Launches what a recorded step has, and records nothing.
     pub(super) fn compile(&self, model: &QwenModel, cache: &PagedKvCache, rows: &[DecodeRow<'_>]) {
         let kind = kind_of(model, &self.that_fit(rows));
         let (device, block_size) = (model.device(), cache.shape().block_size);
@@ -182,7 +182,7 @@ impl Graphs {
         recorded(model, &step, cache, &self.kept, kind)();
     }
 
-    /// Replays the graph of a step, after it was captured if there was none. Tokens that the device chooses are on their way to
+    /// Replays a step, after it was recorded if it is the first of its kind. Tokens that the device chooses are on their way to
     /// the host at once, so that a further step doesn't delay them.
     pub(super) fn launch(
         &mut self,
@@ -201,7 +201,10 @@ impl Graphs {
             let run = recorded(model, &step, cache, kept, kind);
             let graph = CapturedStep::capture(&device, run);
             let seconds = start.elapsed().as_secs_f32();
-            tracing::info!(?kind, seconds, "captured a decode step");
+            match graph.is_captured() {
+                true => tracing::info!(?kind, seconds, "captured a decode step"),
+                false => tracing::info!(?kind, seconds, "recorded a decode step, without a graph"),
+            }
             Captured { step, graph }
         });
         let uploaded: Vec<kv_paging::StepRow<'_>> = (rows.iter())
@@ -282,7 +285,7 @@ impl Graphs {
     }
 }
 
-/// A step that can be captured. It reads `step` and writes to `cache` when it runs, and leaves its tokens in `kept`, too, where the
+/// A step that can be recorded. It reads `step` and writes to `cache` when it runs, and leaves its tokens in `kept`, too, where the
 /// next step finds them.
 fn recorded(
     model: &QwenModel,
@@ -357,7 +360,7 @@ fn int8_argmax(
     Some(copy.argmax(x.clone(), norm, weight, chosen))
 }
 
-/// Which graph computes these rows.
+/// Which recorded step computes these rows.
 fn kind_of(model: &QwenModel, rows: &[DecodeRow<'_>]) -> Kind {
     let num_rows = bucket(rows.len());
     let how = if rows.iter().any(leaves_logits) {
@@ -377,7 +380,7 @@ fn kind_of(model: &QwenModel, rows: &[DecodeRow<'_>]) -> Kind {
     }
 }
 
-/// Whether a graph leaves the logits of a row: the host wants them, or the tokens have to be among some that are known later.
+/// Whether a recorded step leaves the logits of a row: the host wants them, or the mask of the row's token comes later.
 fn leaves_logits(row: &DecodeRow<'_>) -> bool {
     row.draw.is_none() || row.is_constrained || reads_logits(row)
 }

@@ -73,7 +73,7 @@ struct Next<'a> {
 
 impl Worker {
     /// Launches the step after one that the device is working on. `None` if the device can't draw its tokens, if there are too few
-    /// blocks for it, or if no graph of it has been captured.
+    /// blocks for it, or if no such step has been recorded.
     pub(super) fn launch_ahead(&mut self, before: &Launched<'_>) -> Option<StepAhead> {
         // Otherwise blocks would be reserved for nothing.
         if !before.pending.is_drawn() {
