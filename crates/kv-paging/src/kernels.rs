@@ -6,7 +6,7 @@
 //! | `kv_write` | `cache[slots[t]] = new[t]` for every packed token `t`, in place | [`naive::kv_write`] |
 //! | `paged_attention` | causal attention of packed queries over block tables | [`naive::paged_attention`] |
 //! | `causal_attention` | block-diagonal causal attention, differentiable | [`naive::causal_attention`] |
-//! | `step_attention` | the first three for one token per sequence, replayable | none: tests compare it with plain loops |
+//! | `step_attention` | the first three for a recorded step, whose rows have one token each | none: tests compare it with plain loops |
 //!
 //! [`training`] has the operations of a training step that is written by hand, without a graph.
 //!

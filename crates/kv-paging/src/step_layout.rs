@@ -1,14 +1,14 @@
-//! The plain description of a step of one token per sequence, as one list of 32-bit integers.
+//! The plain description of a recorded step, as one list of 32-bit integers.
 //!
 //! The list has one field after the other, each with a value for every row; the block tables of all rows follow. See
 //! [`StepLayout::encode`].
 
-/// The token that a sequence of a step computes.
+/// The token that a row of a step computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecodeToken {
     /// A token that the host knows.
     Id(u32),
-    /// The token that the step before chose in this row: the host need not know it yet.
+    /// The token that the step before chose in that row: the host need not know it yet.
     ChosenIn(usize),
 }
 
@@ -22,7 +22,7 @@ impl DecodeToken {
     }
 }
 
-/// A sequence of a step.
+/// One token of a step: the next one of a sequence, or a guessed one after it.
 #[derive(Clone, Copy, Debug)]
 pub struct StepRow<'a> {
     /// The token to compute.
@@ -47,7 +47,7 @@ pub(crate) const FIELDS: usize = CHOICE + CHOICE_WORDS;
 
 /// Cache row that the row's key and value are written to.
 const SLOT: usize = 0;
-/// Keys that the row sees; 0 in a row without a sequence.
+/// Keys that the row sees; 0 in a row without a token.
 const CONTEXT: usize = 1;
 /// Where the row's block table starts.
 const TABLE: usize = 2;
@@ -63,7 +63,7 @@ const CHOICE: usize = 6;
 /// Where the fields of a step lie in the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StepLayout {
-    /// Rows, with and without a sequence.
+    /// Rows, with and without a token.
     pub(crate) num_rows: usize,
     /// Blocks of a row at most.
     pub(crate) max_blocks: usize,
@@ -97,13 +97,13 @@ impl StepLayout {
         CHOICE * self.num_rows
     }
 
-    /// The list of `rows`; the last rows of the step have no sequence.
+    /// The list of `rows`; further rows of the step have no token.
     ///
     /// # Panics
     ///
-    /// If the sequences are more than the rows, or if a block table is too short or too long.
+    /// If `rows` are more than the step's, or if a block table is too short or too long.
     pub(crate) fn encode(&self, rows: &[StepRow<'_>]) -> Vec<i32> {
-        assert!(rows.len() <= self.num_rows, "{} sequences", rows.len());
+        assert!(rows.len() <= self.num_rows, "{} rows", rows.len());
         let mut values = vec![0; FIELDS * self.num_rows];
         values[self.slots_at()..self.choices_at()].fill(-1);
         for (i, row) in rows.iter().enumerate() {

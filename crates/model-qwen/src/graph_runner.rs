@@ -1,4 +1,4 @@
-//! Decode on a device: steps of one token per sequence, and of guessed tokens that follow it.
+//! Decode on a device: steps whose rows are the next token of a sequence, or guessed ones after it.
 //!
 //! On a GPU with the kernels a step is *recorded*: one closure per bucket of rows, to which the runner pads them. On CUDA the
 //! closure is captured as a graph and replayed; elsewhere it runs again. The closure chooses the tokens, too, and leaves them where
@@ -22,10 +22,10 @@ use crate::sampling::{Draw, RowMask};
 use graphs::Graphs;
 pub use pending::Pending;
 
-/// A sequence of a decode step.
+/// One token of a step: the next one of a sequence, or a guessed one after it.
 #[derive(Clone, Debug)]
 pub struct DecodeRow<'a> {
-    /// Whether it computes the next token of the sequence of the row before: a guess that is checked in the same step.
+    /// Whether it is a guessed token: it follows the token of the row before, in the same sequence.
     pub follows: bool,
     /// The token to compute.
     pub token: DecodeToken,
@@ -72,7 +72,7 @@ impl GraphRunner {
         }
     }
 
-    /// The numbers of rows that steps of up to `max_rows` rows are padded to, in ascending order.
+    /// The largest number of rows of each bucket, up to `max_rows`: one step of each kind needs a warm-up.
     pub fn row_counts(max_rows: usize) -> Vec<usize> {
         let counts = (1..=max_rows).map(bucket);
         let mut counts: Vec<usize> = counts.map(|count| count.min(max_rows)).collect();
@@ -183,13 +183,13 @@ fn forward(model: &QwenModel, cache: &mut PagedKvCache, rows: &[DecodeRow<'_>]) 
     model.forward(&tokens, &positions, &adapters, &mut kv)
 }
 
-/// Rows that are computed for a number of sequences: few graphs, little waste.
-fn bucket(num_sequences: usize) -> usize {
-    match num_sequences {
-        0..=4 => num_sequences.next_power_of_two(),
-        5..=32 => num_sequences.next_multiple_of(8),
-        33..=128 => num_sequences.next_multiple_of(16),
-        _ => num_sequences.next_multiple_of(32),
+/// Rows that are computed for `num_rows` rows: few recorded steps, little waste.
+fn bucket(num_rows: usize) -> usize {
+    match num_rows {
+        0..=4 => num_rows.next_power_of_two(),
+        5..=32 => num_rows.next_multiple_of(8),
+        33..=128 => num_rows.next_multiple_of(16),
+        _ => num_rows.next_multiple_of(32),
     }
 }
 
@@ -198,7 +198,7 @@ mod tests {
     use super::{GraphRunner, bucket};
 
     #[test]
-    fn buckets_hold_the_sequences_with_little_waste() {
+    fn buckets_hold_the_rows_with_little_waste() {
         for num in 1..600 {
             let rows = bucket(num);
             assert!(rows >= num && rows - num <= num.max(4), "{num}: {rows}");
