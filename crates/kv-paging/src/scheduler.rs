@@ -134,8 +134,8 @@ impl Scheduler {
     /// the same step and commits as many as it samples itself; what turns out to be wrong is computed again.
     ///
     /// Nothing is taken from other sequences for it: the draft is cut to what is left of the step's token budget, to free
-    /// blocks, and to the tokens that the sequence may still have. Returns how many of its tokens are computed: none if
-    /// the chunk is part of a prompt.
+    /// blocks, and to the tokens that the sequence may still have. Returns how many of its tokens are computed: 0 if the
+    /// chunk has more than one token or samples nothing.
     ///
     /// # Panics
     /// If `step` has no chunk `index`.
