@@ -176,7 +176,8 @@ pub fn visit_layer(
     }
 }
 
-/// Calls `visit` with each trainable tensor of the model and its name: embeddings, layers, final norm, untied head.
+/// Calls `visit` with each trainable tensor of the model and its name, in this order: layers, final norm, embeddings,
+/// untied head.
 pub fn visit_model(
     model: &mut QwenModel,
     trainable: Trainable,

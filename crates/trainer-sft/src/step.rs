@@ -6,8 +6,9 @@
 //!
 //! A GPU takes the step of [`explicit`] instead.
 //!
-//! With gradient checkpointing, the forward pass keeps only a layer's input, and the backward pass computes the layer
-//! again: a third more work, but only one layer's activations are in memory at any time.
+//! With all layers checkpointed, the forward pass keeps only the input of each layer, and the backward pass computes each layer
+//! again: a third more work, but the activations of only one layer are in memory at any time. [`Checkpointing`] says how many
+//! layers are checkpointed.
 
 pub mod explicit;
 mod measure;
