@@ -100,7 +100,7 @@ impl Worker {
         Launched { chunks, pending }
     }
 
-    /// The rows of a step that something is read of, in ascending order; `None` where that is most of them.
+    /// The rows whose hidden states are needed, ascending. `None` if they are more than half of the step, or if a text is pooled.
     fn read_rows(&self, chunks: &[(&Chunk, usize)]) -> Option<Vec<usize>> {
         let mut rows = Vec::new();
         for (chunk, first) in chunks {
@@ -116,7 +116,7 @@ impl Worker {
     }
 
     /// Lets the device draw the tokens of constrained sequences, too: while it computed the step, threads have computed which ones
-    /// may come. What waits for the tokens of drafts is chosen when these are known.
+    /// may come. A step with drafts is not masked here: the mask of a draft's row depends on the tokens before it.
     pub(super) fn draw_masked<'a>(&mut self, mut launched: Launched<'a>) -> Launched<'a> {
         let has_draft = |(chunk, _): &(&Chunk, usize)| !chunk.draft.is_empty();
         if !launched.pending.awaits_masks() || launched.chunks.iter().any(has_draft) {

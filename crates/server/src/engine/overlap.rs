@@ -7,11 +7,10 @@
 //! Which tokens a grammar lets through is known when the tokens before are. So the device computes the logits of a constrained
 //! sequence ahead, but draws its token when the mask has come: threads compute it while the device computes the logits.
 //!
-//! For log-probabilities the logits of a row go to the host, too, as they are before a token is drawn from them. What the host
-//! chooses itself it has to know before the next step: then no step is launched ahead.
+//! For log-probabilities the logits of a row go to the host, too, as they are before a token is drawn from them.
 //!
-//! While a sequence's guesses are right (speculative decoding), no step is launched ahead: a draft follows a token that would not
-//! be known yet.
+//! If the host chooses a token, the next step waits for it. If the next step may have a draft (speculative decoding), that step
+//! waits, too: the draft begins after a token that is not known yet.
 
 use std::collections::HashMap;
 

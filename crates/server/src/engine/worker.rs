@@ -148,7 +148,7 @@ impl Worker {
         Ok(sampled)
     }
 
-    /// Computes chunks operation by operation, whose tokens must not disturb a step that was launched ahead.
+    /// Computes chunks without a graph. A graph would overwrite the logits and tokens that the step ahead leaves on the device.
     pub(super) fn compute(&mut self, chunks: Vec<&Chunk>) -> Result<Vec<Sampled>, String> {
         let launched = self.forward(chunks);
         self.collect(launched)
@@ -205,7 +205,7 @@ impl Worker {
         }
     }
 
-    /// The model's tensors have changed.
+    /// Drops recorded steps and the step ahead. Call it when tensors of the model were replaced.
     pub(super) fn forget_graphs(&mut self) {
         self.ahead = None;
         self.runner.forget_graphs();
