@@ -60,7 +60,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// The machine of the device with the least memory that nobody uses, of several ones of a kind, and its index.
+    /// The device with the least free memory, and its index.
     pub fn of_least(devices: &[Device]) -> (Self, usize) {
         let machines = devices.iter().map(Self::of).enumerate();
         let least = machines.min_by_key(|(_, machine)| (machine.free, machine.total));
@@ -105,7 +105,7 @@ pub struct MemoryPlan {
     pub loss: u64,
     /// Keys and values of answers that are drawn, which a card keeps for the next ones (`--method grpo`).
     pub answers: u64,
-    /// What pages of the device have of no use; less where a layer's work and the kept tensors are not largest at the same time.
+    /// Bytes of allocated pages that hold nothing. Negative where a layer's work and the kept tensors peak at different times.
     pub unused: i64,
     /// Driver and program.
     pub driver: u64,

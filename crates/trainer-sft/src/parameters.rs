@@ -279,7 +279,7 @@ fn norms_mut(layer: &mut DecoderLayer) -> impl Iterator<Item = (&'static str, &m
 #[derive(Debug, Default)]
 pub struct GradientStore {
     gradients: BTreeMap<String, Tensor<1>>,
-    /// Tensors that the gradients are parts of, and nothing else is; none where each is a tensor of its own.
+    /// Buffers that hold all gradients besides those of `flat`, and else only zeros; empty if each gradient is a tensor of its own.
     whole: Vec<Tensor<1>>,
     /// Where the gradients of an adapter lie, if not in tensors of their own.
     flat: Option<Flat>,
@@ -372,7 +372,7 @@ impl GradientStore {
         };
     }
 
-    /// Says that the gradients are parts of these tensors, and all that is not zero in them.
+    /// Says that the gradients lie in these buffers, which hold nothing else but zeros.
     pub(crate) fn lie_in(&mut self, whole: impl IntoIterator<Item = Tensor<1>>) {
         self.whole = whole.into_iter().collect();
     }

@@ -6,9 +6,9 @@
 //! sums.
 //!
 //! Invariant: no device begins a sum before every device has computed its share, so that none waits for one that has failed. But
-//! waiting lets a card stand still until the next launches arrive. So with NCCL no step waits that is not larger than those before (see
-//! `Proven`). The next step, and whoever reads the numbers, asks every device for something from before the sum (`await_all`):
-//! one that has failed is found there, before anybody waits for a sum.
+//! waiting lets a card stand still until the next launches arrive. With NCCL, a step waits only if it is larger than every step
+//! before, or one of the first (`Proven`). The next step, and whoever reads the numbers, asks every device for something from
+//! before the sum (`await_all`): one that has failed is found there, before anybody waits for a sum.
 
 use std::collections::BTreeSet;
 use std::panic::resume_unwind;
@@ -219,7 +219,8 @@ impl Layout {
     }
 
     /// The gradients in `store` and `means [3]` in one tensor for each piece, and the names of the gradients that there were.
-    /// Others count as zeros. So does what fills gradients and means up to multiples of [`ALIGNMENT`]: parts of pieces are no copies.
+    /// A missing gradient counts as zeros. Zeros fill each piece up to a multiple of [`ALIGNMENT`], so that a slice of it is a view,
+    /// not a copy.
     pub(crate) fn pack(
         &self,
         mut store: GradientStore,

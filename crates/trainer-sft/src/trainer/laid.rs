@@ -29,7 +29,7 @@ impl Laid {
 }
 
 impl Trainer {
-    /// Puts the tensors of an adapter one after the other, where a GPU trains them so and has not done it before.
+    /// Moves the adapter into flat buffers, once, on a GPU that trains it so.
     pub(crate) fn prepare(&mut self) {
         if self.lay_flat() {
             // What they were before goes back to the driver.
