@@ -52,7 +52,7 @@ mod stats;
 
 pub use burn;
 
-pub use block_pool::{BlockId, BlockPool, CacheEvent, CacheKey, PrefixId, PrefixMatch};
+pub use block_pool::{AdapterKey, BlockId, BlockPool, CacheEvent, CacheKey, PrefixId, PrefixMatch};
 pub use block_table::BlockTable;
 pub use prompt_lookup::{Guess, LookupConfig, PromptLookup};
 pub use scheduler::{

@@ -16,7 +16,7 @@ mod step;
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::block_pool::{BlockId, BlockPool, CacheEvent, CacheKey};
+use crate::block_pool::{AdapterKey, BlockId, BlockPool, CacheEvent, CacheKey};
 use crate::stats::SchedulerStats;
 use sequence::Sequence;
 
@@ -249,8 +249,8 @@ impl Scheduler {
     }
 
     /// [`forget`](Self::forget) for an adapter that is unloaded or replaced, under all salts.
-    pub fn forget_adapter(&mut self, adapter: &str) {
-        self.forget_where(|cached| cached.adapter.as_deref() == Some(adapter));
+    pub fn forget_adapter(&mut self, adapter: &AdapterKey) {
+        self.forget_where(|cached| cached.adapter.as_ref() == Some(adapter));
     }
 
     /// [`forget`](Self::forget) for all keys.

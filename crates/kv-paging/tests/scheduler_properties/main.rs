@@ -13,7 +13,7 @@ mod traffic;
 use std::collections::{BTreeMap, VecDeque};
 
 use kv_paging::{
-    CacheKey, Chunk, NewSequence, Sampled, Scheduler, SchedulerConfig, SequenceId, Step,
+    AdapterKey, CacheKey, Chunk, NewSequence, Sampled, Scheduler, SchedulerConfig, SequenceId, Step,
 };
 use proptest::prelude::*;
 
@@ -22,15 +22,22 @@ const NUM_KEYS: usize = 3;
 const VOCAB: u64 = 3;
 const EOS: u32 = 0;
 
+fn adapter() -> AdapterKey {
+    AdapterKey {
+        id: 0,
+        name: "a".to_owned(),
+    }
+}
+
 fn key(index: usize) -> CacheKey {
     match index {
         0 => CacheKey::default(),
         1 => CacheKey {
-            adapter: Some("a".to_owned()),
+            adapter: Some(adapter()),
             salt: None,
         },
         _ => CacheKey {
-            adapter: Some("a".to_owned()),
+            adapter: Some(adapter()),
             salt: Some("s".to_owned()),
         },
     }
@@ -179,7 +186,7 @@ impl Engine {
             self.scheduler.forget(&key(0));
             self.versions[0] += 1;
         } else {
-            self.scheduler.forget_adapter("a");
+            self.scheduler.forget_adapter(&adapter());
             self.versions[1] += 1;
             self.versions[2] += 1;
         }
