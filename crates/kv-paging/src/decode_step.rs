@@ -61,8 +61,8 @@ impl DecodeStep {
     }
 
     /// Where the slots of the adapters start in [`DecodeStep::values`].
-    pub fn slots_at(&self) -> usize {
-        self.layout.slots_at()
+    pub fn adapter_slots_at(&self) -> usize {
+        self.layout.adapter_slots_at()
     }
 
     /// Where [`StepRow::choice`] starts in [`DecodeStep::values`]: its first integer for all rows, then the second, and so on.
@@ -155,7 +155,7 @@ mod tests {
         let row = StepRow {
             token: DecodeToken::Id(0),
             position: 0,
-            slot: None,
+            adapter_slot: None,
             block_table: &[0],
             choice: [0; CHOICE_WORDS],
         };

@@ -32,7 +32,7 @@ pub struct DecodeRow<'a> {
     /// Its position: the number of tokens before it.
     pub position: usize,
     /// The slot of the sequence's adapter.
-    pub slot: Option<usize>,
+    pub adapter_slot: Option<usize>,
     /// Block of every `block_size` tokens up to this one.
     pub block_table: &'a [u32],
     /// How a device draws the token that follows, see [`Sampler::draw`](crate::Sampler::draw). `None` if the host has to choose
@@ -169,7 +169,7 @@ fn forward(model: &QwenModel, cache: &mut PagedKvCache, rows: &[DecodeRow<'_>]) 
     };
     let tokens: Vec<u32> = rows.iter().map(id).collect();
     let positions: Vec<u32> = rows.iter().map(|row| row.position as u32).collect();
-    let slots: Vec<Option<usize>> = rows.iter().map(|row| row.slot).collect();
+    let slots: Vec<Option<usize>> = rows.iter().map(|row| row.adapter_slot).collect();
     let chunks: Vec<SequenceChunk<'_>> = (rows.iter())
         .map(|row| SequenceChunk {
             query_len: 1,

@@ -211,7 +211,7 @@ impl Graphs {
             .map(|row| kv_paging::StepRow {
                 token: row.token,
                 position: row.position,
-                slot: row.slot,
+                adapter_slot: row.adapter_slot,
                 block_table: row.block_table,
                 choice: row.draw.as_ref().map_or([0; Draw::WORDS], Draw::words),
             })
@@ -315,7 +315,7 @@ fn recorded(
         let adapters = match kind.has_adapters {
             true => AdapterSelection::Stacked(Arc::new(StackedRows {
                 slots: step.values().clone(),
-                at: step.slots_at(),
+                at: step.adapter_slots_at(),
             })),
             false => AdapterSelection::Base,
         };
@@ -374,7 +374,7 @@ fn kind_of(model: &QwenModel, rows: &[DecodeRow<'_>]) -> Kind {
     };
     Kind {
         num_rows,
-        has_adapters: rows.iter().any(|row| row.slot.is_some()),
+        has_adapters: rows.iter().any(|row| row.adapter_slot.is_some()),
         has_neighbours: rows.iter().any(|row| row.follows),
         how,
     }

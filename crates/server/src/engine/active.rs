@@ -95,7 +95,7 @@ impl ActiveSequence {
     }
 
     /// The slot of its adapter.
-    pub(super) fn slot(&self) -> Option<usize> {
+    pub(super) fn adapter_slot(&self) -> Option<usize> {
         self.adapter.map(|adapter| adapter.slot)
     }
 

@@ -43,7 +43,7 @@ impl Worker {
                     follows: i > 0,
                     token: DecodeToken::Id(token),
                     position: chunk.start + i,
-                    slot: sequence.as_ref().and_then(|sequence| sequence.slot()),
+                    adapter_slot: (sequence.as_ref()).and_then(|sequence| sequence.adapter_slot()),
                     block_table: &chunk.block_table,
                     draw: (sequence.as_mut().filter(|_| draws))
                         .and_then(|sequence| sequence.draw(Ahead::Tokens(&chunk.draft[..i]))),
@@ -71,7 +71,10 @@ impl Worker {
             tokens.extend(chunk.tokens.iter().chain(&chunk.draft));
             positions.extend((chunk.start as u32..).take(chunk.num_tokens()));
             let sequence = self.sequences.get(&chunk.id);
-            slots.resize(tokens.len(), sequence.and_then(ActiveSequence::slot));
+            slots.resize(
+                tokens.len(),
+                sequence.and_then(ActiveSequence::adapter_slot),
+            );
             let query_lens =
                 std::iter::once(chunk.tokens.len()).chain(chunk.draft.iter().map(|_| 1));
             packed.extend(

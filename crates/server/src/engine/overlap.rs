@@ -66,7 +66,7 @@ struct Next<'a> {
     /// The row of that.
     row: usize,
     draw: Draw,
-    slot: Option<usize>,
+    adapter_slot: Option<usize>,
     is_constrained: bool,
 }
 
@@ -96,7 +96,7 @@ impl Worker {
                     chunk,
                     row: *row,
                     draw,
-                    slot: sequence.slot(),
+                    adapter_slot: sequence.adapter_slot(),
                     is_constrained: sequence.sampler.may_be_constrained(1),
                 });
             }
@@ -111,7 +111,7 @@ impl Worker {
                 follows: false,
                 token: DecodeToken::ChosenIn(next.row),
                 position: next.chunk.start + 1,
-                slot: next.slot,
+                adapter_slot: next.adapter_slot,
                 block_table: table,
                 draw: Some(next.draw),
                 is_constrained: next.is_constrained,
