@@ -105,7 +105,7 @@ impl Worker {
             return;
         }
         let start = Instant::now();
-        self.admit(&step, start);
+        self.record_step(&step, start);
         self.add_drafts(&mut step);
         let sampled = catch(|| match self.runner.overlaps() {
             true => self.overlap_step(&step),
@@ -155,7 +155,7 @@ impl Worker {
     }
 
     /// Takes note of a step: frees the queue places of the sequences that are scheduled for the first time, and counts.
-    fn admit(&mut self, step: &Step, now: Instant) {
+    fn record_step(&mut self, step: &Step, now: Instant) {
         for chunk in &step.chunks {
             if let Some(sequence) = self.sequences.get_mut(&chunk.id) {
                 sequence.permit = None;
@@ -201,7 +201,7 @@ impl Worker {
             }
         }
         if ended {
-            self.settle();
+            self.release_idle_adapters();
         }
     }
 
