@@ -207,7 +207,7 @@ impl<'a> Engine<'a> {
             prompt: request.prompt.clone(),
             cache_key: CacheKey::default(),
             max_tokens: request.max_tokens,
-            needs_prompt_logits: false,
+            skip_reading_prefix_cache: false,
         };
         let refused = |error: kv_paging::AddError| GenerationError::Prompt {
             index,

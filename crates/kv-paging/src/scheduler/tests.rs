@@ -31,7 +31,7 @@ fn sequence(id: SequenceId, from: u32, len: usize) -> NewSequence {
         prompt: (from..).take(len).collect(),
         cache_key: CacheKey::default(),
         max_tokens: 100,
-        needs_prompt_logits: false,
+        skip_reading_prefix_cache: false,
     }
 }
 
@@ -198,7 +198,7 @@ fn keys_and_prompt_logits_prevent_hits() {
         .unwrap();
     scheduler
         .add(NewSequence {
-            needs_prompt_logits: true,
+            skip_reading_prefix_cache: true,
             ..sequence(4, 0, 9)
         })
         .unwrap();

@@ -75,7 +75,7 @@ struct Live {
     output: Vec<u32>,
     max_len: usize,
     num_cached: Option<usize>,
-    needs_prompt_logits: bool,
+    skip_reading_prefix_cache: bool,
 }
 
 impl Live {
@@ -134,7 +134,7 @@ impl Engine {
         prompt: Vec<u32>,
         key_index: usize,
         max_tokens: usize,
-        needs_prompt_logits: bool,
+        skip_reading_prefix_cache: bool,
     ) {
         let id = self.next_id;
         self.next_id += 1;
@@ -144,7 +144,7 @@ impl Engine {
             prompt: prompt.clone(),
             cache_key: key(key_index),
             max_tokens,
-            needs_prompt_logits,
+            skip_reading_prefix_cache,
         });
         let fits = prompt_len < self.config.max_model_len && prompt_len <= self.slots.len();
         assert_eq!(added.is_ok(), fits, "{added:?}");
@@ -159,7 +159,7 @@ impl Engine {
                 output: vec![],
                 max_len,
                 num_cached: None,
-                needs_prompt_logits,
+                skip_reading_prefix_cache,
             };
             self.live.insert(id, live);
             self.arrivals.push_back(id);
@@ -276,7 +276,8 @@ impl Engine {
                 "the last prompt token must be computed"
             );
             assert!(
-                cached == 0 || (self.config.enable_prefix_caching && !live.needs_prompt_logits)
+                cached == 0
+                    || (self.config.enable_prefix_caching && !live.skip_reading_prefix_cache)
             );
             let live = &self.live[&chunk.id];
             let digests = live.digests();

@@ -90,7 +90,7 @@ impl Worker {
         let batch = AttentionBatch::new(&packed, self.cache.shape().block_size);
         let adapters = AdapterSelection::per_row(&slots, &self.device);
         let chunks: Vec<(&Chunk, usize)> = chunks.into_iter().zip(starts).collect();
-        let rows = self.read_rows(&chunks);
+        let rows = self.rows_to_compute(&chunks);
         let mut kv = PagedAttention::new(&mut self.cache, &batch);
         let model = &self.model;
         let pending = match rows {
@@ -104,11 +104,11 @@ impl Worker {
     }
 
     /// The rows whose hidden states are needed, ascending. `None` if they are more than half of the step, or if a text is pooled.
-    fn read_rows(&self, chunks: &[(&Chunk, usize)]) -> Option<Vec<usize>> {
+    fn rows_to_compute(&self, chunks: &[(&Chunk, usize)]) -> Option<Vec<usize>> {
         let mut rows = Vec::new();
         for (chunk, first) in chunks {
             if let Some(sequence) = self.sequences.get(&chunk.id) {
-                rows.extend(sequence.read_rows(chunk)?.map(|row| first + row));
+                rows.extend(sequence.rows_to_compute(chunk)?.map(|row| first + row));
             }
         }
         let tokens: usize = chunks.iter().map(|(chunk, _)| chunk.num_tokens()).sum();

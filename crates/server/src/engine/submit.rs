@@ -56,7 +56,7 @@ impl Worker {
                 salt: request.cache_salt.clone(),
             },
             max_tokens: request.max_tokens,
-            needs_prompt_logits: request.prompt_logprobs.is_some()
+            skip_reading_prefix_cache: request.prompt_logprobs.is_some()
                 || pooling.is_some_and(Pooler::needs_all),
         });
         if let Err(error) = added {
