@@ -31,7 +31,7 @@ use self::ledger::Use;
 pub(crate) use self::rows::RowLengths;
 use self::step::{Objective, StepShape};
 use crate::config::{Config, GradientCheckpointing, Method, Optim};
-use crate::flat::PIECE;
+use crate::flat::BUCKET_LEN;
 use crate::footprint::Footprint;
 use crate::generation::cache_bytes;
 use crate::lora;
@@ -210,13 +210,13 @@ impl fmt::Display for MemoryPlan {
     }
 }
 
-/// Bytes of gradients that lie one after the other, to be summed over devices: all of them, besides a piece that is being packed. A
-/// tensor that is larger than a piece is one.
+/// Bytes of gradients that lie one after the other, to be summed over devices: all of them, besides a bucket that is being packed. A
+/// tensor that is larger than a bucket is one.
 fn sum_bytes(config: &Config, model: &QwenConfig) -> u64 {
     let tensors = trained_tensors(config, model).into_iter();
     let largest = tensors.clone().map(|[values, _]| values).max().unwrap_or(0);
     let values: usize = tensors.map(|[values, count]| values * count).sum();
-    (size_of::<f32>() * values.min(PIECE.max(largest))) as u64
+    (size_of::<f32>() * values.min(BUCKET_LEN.max(largest))) as u64
 }
 
 fn on_gpu(
