@@ -25,7 +25,7 @@ pub use self::measure::{Means, measure};
 pub use self::noise::Noise;
 use crate::batch::Batch;
 use crate::full::embedding_gradient;
-use crate::gate::{self, Piece};
+use crate::gate::{self, WorkUnit};
 use crate::loss::{self, Head, HeadNames, Targets};
 use crate::metrics;
 use crate::parameters::{EMBEDDINGS, FINAL_NORM, GradientStore, LM_HEAD, Trainable, visit_layer};
@@ -67,7 +67,7 @@ pub(crate) fn hidden(model: &QwenModel, batch: &Batch, adapters: &AdapterSelecti
     let mut attention = CausalAttention::new(&batch.lengths);
     let mut x = model.embed(&batch.tokens); // [tokens, hidden]
     for (index, layer) in model.layers.iter().enumerate() {
-        gate::pass(Piece::Layer);
+        gate::pass(WorkUnit::Layer);
         x = layer.forward(index, x, &rotary, adapters, &mut attention); // [tokens, hidden]
     }
     x
@@ -132,7 +132,7 @@ pub(crate) fn pull<L>(
         x = noise.add(x, batch); // [tokens, hidden]
     }
     for (index, layer) in model.layers.iter().enumerate() {
-        gate::pass(Piece::Layer);
+        gate::pass(WorkUnit::Layer);
         if index < first_kept {
             kept.push(Kept::Input(x.clone()));
             x = layer.forward(index, x, &shared.rotary, adapters, &mut shared.attention); // [tokens, hidden]
@@ -147,7 +147,7 @@ pub(crate) fn pull<L>(
     let trained = trainable.has_head().then_some((names, &mut *store));
     let (found, mut dx) = loss(&head(model), x, trained);
     for (index, (layer, kept)) in model.layers.iter().zip(kept).enumerate().rev() {
-        gate::pass(Piece::Layer);
+        gate::pass(WorkUnit::Layer);
         let graph = match kept {
             Kept::Input(x) => LayerGraph::new((index, layer), x, &mut shared),
             Kept::Graph(graph) => graph,

@@ -14,7 +14,7 @@ use model_qwen::QwenModel;
 use self::flat_parameters::{FlatParameters, is_faster};
 use crate::batch::{Batch, Share};
 use crate::config::LrSchedule;
-use crate::gate::{self, Piece};
+use crate::gate::{self, WorkUnit};
 use crate::optimizer::{AdamW, AdamWConfig, StepRate, clip_factor};
 use crate::parameters::{GradientStore, Trainable, visit_model};
 use crate::preference::{Baseline, Numbers, Preference, Tally};
@@ -275,7 +275,7 @@ impl Trainer {
     }
 
     fn step_here(&mut self, share: (&[Batch], Share)) -> StepOutput {
-        gate::pass(Piece::Batch);
+        gate::pass(WorkUnit::Batch);
         let baseline = self.baseline(share).mean();
         let (means, gradients, tally) = self.gradients_of(share, baseline);
         let (means, more) = self.counted(means, &tally);
@@ -425,7 +425,7 @@ impl Trainer {
             .items(batches)
             .filter(|(_, batch)| batch.num_targets() > 0)
         {
-            gate::pass(Piece::Batch);
+            gate::pass(WorkUnit::Batch);
             let adapters = self.adapters(Some(index));
             let options = &self.options;
             let noise = options.neftune_noise_alpha.map(|alpha| Noise {
@@ -454,7 +454,7 @@ impl Trainer {
         &self,
         batches: impl IntoIterator<Item = Result<Batch, E>>,
     ) -> Result<Option<Means>, E> {
-        let batches = batches.into_iter().inspect(|_| gate::pass(Piece::Batch));
+        let batches = batches.into_iter().inspect(|_| gate::pass(WorkUnit::Batch));
         let measured = step::measure(&self.model, &self.adapters(None), batches)?;
         Ok(measured.map(|(means, _)| means))
     }
@@ -470,7 +470,7 @@ impl Trainer {
     ) -> Result<Option<(Means, Numbers)>, E> {
         match &self.preference {
             Some(preference) => {
-                let batches = batches.into_iter().inspect(|_| gate::pass(Piece::Batch));
+                let batches = batches.into_iter().inspect(|_| gate::pass(WorkUnit::Batch));
                 preference.measure(&self.model, &self.adapters(None), batches)
             }
             None => {

@@ -20,7 +20,7 @@ use model_qwen::{DecoderLayer, LINEARS, QwenModel};
 use self::found::Found;
 use crate::batch::Batch;
 use crate::full::embedding_gradient;
-use crate::gate::{self, Piece};
+use crate::gate::{self, WorkUnit};
 use crate::loss::{Head, Targets, indices, spread};
 use crate::parameters::{EMBEDDINGS, GradientStore};
 use crate::step::offload::{Offload, bring_back};
@@ -159,7 +159,7 @@ fn walk<L>(
     x = x.cast(shared.dtype);
     let first_kept = checkpointing.first_kept(model.layers.len());
     for (index, layer) in model.layers.iter().enumerate() {
-        gate::pass(Piece::Layer);
+        gate::pass(WorkUnit::Layer);
         let layer = Layer::new(layer, &shared);
         if index >= first_kept {
             let activations = layer.activations(x, &shared);
@@ -182,7 +182,7 @@ fn walk<L>(
         kept.extend(offload.finish().into_iter().map(Kept::OnHost));
     }
     for (index, (layer, kept)) in model.layers.iter().zip(kept).enumerate().rev() {
-        gate::pass(Piece::Layer);
+        gate::pass(WorkUnit::Layer);
         let layer = Layer::new(layer, &shared);
         let activations = match kept {
             Kept::Activations(activations) => activations,
@@ -218,7 +218,7 @@ pub fn forward(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) ->
 fn through(batch: &Batch, shared: &Shared<'_>) -> Tensor<2> {
     let mut x = shared.model.embed(&batch.tokens).cast(shared.dtype); // [rows, hidden]
     for layer in &shared.model.layers {
-        gate::pass(Piece::Layer);
+        gate::pass(WorkUnit::Layer);
         x = Layer::new(layer, shared).forward(x, shared); // [rows, hidden]
     }
     x
@@ -439,7 +439,7 @@ fn loss(
     };
     let (mut sums, mut gradients) = (Vec::new(), Vec::new());
     for (rows, tokens) in targets.chunks(chunk) {
-        gate::pass(Piece::Layer);
+        gate::pass(WorkUnit::Layer);
         let x = hidden.clone().select(0, indices(rows, &device)); // [rows, hidden]
         let normed = rms_norm(x.clone(), norm()); // [rows, hidden]
         let (logits, _) = head.forward(&normed, None); // [rows, vocab]

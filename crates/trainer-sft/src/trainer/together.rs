@@ -8,7 +8,7 @@ use lora_4bit::dry_run::real_launches;
 
 use super::{StepOutput, Trainer};
 use crate::batch::{Batch, Share};
-use crate::gate::{self, Piece};
+use crate::gate::{self, WorkUnit};
 use crate::preference::{Baseline, Tally};
 use crate::replicas::{Addend, GradientBuckets, GradientSum, at_once, await_all, witness};
 
@@ -73,7 +73,7 @@ impl Trainer {
         };
         let baseline = Baseline::of_all(baselines).mean();
         let computed = at_once(&devices, &mut all, |rank, copy| {
-            gate::pass(Piece::Batch);
+            gate::pass(WorkUnit::Batch);
             let (means, gradients, tally) = copy.gradients_of(share(rank), baseline);
             let (packed, names) = buckets.pack(gradients, means);
             let is_left = how == GradientSum::Nccl && !waits;
