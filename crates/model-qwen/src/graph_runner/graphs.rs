@@ -29,7 +29,7 @@ pub(super) struct Graphs {
     graphs: BTreeMap<Kind, Captured>,
     /// Blocks of the longest sequence.
     max_blocks: usize,
-    kept: Kept,
+    buffers: DeviceBuffers,
     /// Whether any row of the last step had changes of its logits.
     has_changes: bool,
     /// The masks of the last steps; nothing until the first one comes.
@@ -38,7 +38,7 @@ pub(super) struct Graphs {
 
 /// What all recorded steps share. It stays at its place.
 #[derive(Clone, Debug)]
-struct Kept {
+struct DeviceBuffers {
     /// The tokens that the last step chose, `[rows]`.
     chosen: Tensor<1, Int>,
     /// The tokens that it computed, `[rows]`.
@@ -50,7 +50,7 @@ struct Kept {
 /// Integers that describe the changes of a row, on average over the largest step. What is more is left to the host.
 const CHANGE_WORDS: usize = 8192;
 
-impl Kept {
+impl DeviceBuffers {
     fn new(num_rows: usize, device: &Device) -> Self {
         let zeros = |len: usize| Tensor::zeros([len], (device, DType::I32));
         Self {
@@ -114,7 +114,7 @@ impl Graphs {
         (supported && is_there).then(|| Self {
             graphs: BTreeMap::new(),
             max_blocks: config.max_model_len.div_ceil(config.block_size),
-            kept: Kept::new(
+            buffers: DeviceBuffers::new(
                 bucket(config.max_num_seqs.max(MAX_LOGIT_ROWS)),
                 &model.device(),
             ),
@@ -131,7 +131,7 @@ impl Graphs {
     /// Forgets the tokens of the last step, too: the device has failed.
     pub(super) fn reset(&mut self) {
         self.forget();
-        self.kept = Kept::new(self.kept.num_rows(), &self.kept.chosen.device());
+        self.buffers = DeviceBuffers::new(self.buffers.num_rows(), &self.buffers.chosen.device());
         self.has_changes = false;
         self.masks = None;
     }
@@ -145,7 +145,7 @@ impl Graphs {
 
     /// The same rows, of which the host chooses the tokens where there is no room for the changes of their logits.
     fn that_fit<'r, 'a>(&self, rows: &'r [DecodeRow<'a>]) -> Cow<'r, [DecodeRow<'a>]> {
-        let mut room = self.kept.num_rows() * CHANGE_WORDS;
+        let mut room = self.buffers.num_rows() * CHANGE_WORDS;
         let fits = |row: &DecodeRow<'_>| {
             let left = room.checked_sub(changes(row).map_or(0, LogitChanges::num_words));
             room = left.unwrap_or(room);
@@ -167,7 +167,7 @@ impl Graphs {
         let has_changes = rows.iter().any(|row| changes(row).is_some());
         // Those of the step before must not stay.
         if has_changes || self.has_changes {
-            let (all, num_rows) = (&self.kept.changes, self.kept.num_rows());
+            let (all, num_rows) = (&self.buffers.changes, self.buffers.num_rows());
             let words = changes_of(rows.iter().map(changes), num_rows, &all.device());
             overwrite(all, words);
         }
@@ -179,7 +179,7 @@ impl Graphs {
         let kind = kind_of(model, &self.that_fit(rows));
         let (device, block_size) = (model.device(), cache.shape().block_size);
         let step = DecodeStep::new(kind.num_rows, self.max_blocks, block_size, &device);
-        recorded(model, &step, cache, &self.kept, kind)();
+        recorded(model, &step, cache, &self.buffers, kind)();
     }
 
     /// Replays a step, after it was recorded if it is the first of its kind. Tokens that the device chooses are on their way to
@@ -193,12 +193,12 @@ impl Graphs {
         let rows = &*self.that_fit(rows);
         self.upload_changes(rows);
         let kind = kind_of(model, rows);
-        let (max_blocks, kept) = (self.max_blocks, &self.kept);
+        let (max_blocks, buffers) = (self.max_blocks, &self.buffers);
         let captured = self.graphs.entry(kind).or_insert_with(|| {
             let start = Instant::now();
             let (device, block_size) = (model.device(), cache.shape().block_size);
             let step = DecodeStep::new(kind.num_rows, max_blocks, block_size, &device);
-            let run = recorded(model, &step, cache, kept, kind);
+            let run = recorded(model, &step, cache, buffers, kind);
             let graph = CapturedStep::capture(&device, run);
             let seconds = start.elapsed().as_secs_f32();
             match graph.is_captured() {
@@ -258,11 +258,11 @@ impl Graphs {
             has_changes,
             read,
         } = unmasked;
-        let Kept {
+        let DeviceBuffers {
             chosen,
             inputs,
             changes,
-        } = &self.kept;
+        } = &self.buffers;
         if has_changes {
             change_logits(&logits, changes, inputs);
         }
@@ -278,23 +278,23 @@ impl Graphs {
         if masks.is_empty() {
             return true;
         }
-        let num_rows = self.kept.num_rows();
+        let num_rows = self.buffers.num_rows();
         let table = (self.masks)
             .get_or_insert_with(|| MaskTable::new(num_rows, logits.dims()[1], &logits.device()));
         table.apply(logits, masks)
     }
 }
 
-/// A step that can be recorded. It reads `step` and writes to `cache` when it runs, and leaves its tokens in `kept`, too, where the
+/// A step that can be recorded. It reads `step` and writes to `cache` when it runs, and leaves its tokens in `buffers`, too, where the
 /// next step finds them.
 fn recorded(
     model: &QwenModel,
     step: &DecodeStep,
     cache: &PagedKvCache,
-    kept: &Kept,
+    buffers: &DeviceBuffers,
     kind: Kind,
 ) -> impl FnMut() -> Output + Send + 'static {
-    let (model, step, kept) = (model.clone(), step.clone(), kept.clone());
+    let (model, step, buffers) = (model.clone(), step.clone(), buffers.clone());
     let kv = RecordedAttention::new(step.clone(), cache);
     let mut kv = match kind.has_neighbours {
         true => kv.of_neighbours(),
@@ -304,11 +304,11 @@ fn recorded(
     let inv_freq = model.frequencies.inv_freq();
     let inv_freq = Tensor::<1>::from_data(inv_freq, (&device, DType::F32)); // [head_dim / 2]
     move || {
-        let Kept {
+        let DeviceBuffers {
             chosen,
             inputs,
             changes,
-        } = &kept;
+        } = &buffers;
         let frequencies = (&inv_freq, model.frequencies.scale());
         let embed = &model.embed_tokens;
         let (x, rotary) = device_begin(embed, &step, [chosen, inputs], frequencies); // [rows, hidden]
