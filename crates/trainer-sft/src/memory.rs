@@ -52,7 +52,7 @@ const CPU_PROCESS: u64 = 160 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Machine {
     /// Type of the activations; `None` on a CPU.
-    pub gpu: Option<DType>,
+    pub gpu_dtype: Option<DType>,
     /// Bytes of all memory, and of what nobody uses, as far as the system says.
     pub total: Option<u64>,
     /// See `total`.
@@ -74,14 +74,14 @@ impl Machine {
     pub fn of(device: &Device) -> Self {
         if !is_gpu(device) {
             return Self {
-                gpu: None,
+                gpu_dtype: None,
                 total: crate::metrics::total_memory(),
                 free: available_memory(),
             };
         }
         let memory = device_memory(device);
         Self {
-            gpu: Some(dtype_of(device)),
+            gpu_dtype: Some(dtype_of(device)),
             total: memory.map(|memory| memory.total),
             free: memory.map(|memory| memory.free),
         }
@@ -130,7 +130,7 @@ impl MemoryPlan {
     /// That of a device that takes its steps alone.
     fn of_one(config: &Config, model: &QwenConfig, machine: &Machine, tokens: usize) -> Self {
         let footprint = Footprint::of(config, model);
-        if let Some(dtype) = machine.gpu {
+        if let Some(dtype) = machine.gpu_dtype {
             let mut plan = on_gpu(config, model, (footprint, dtype), tokens);
             plan.answers = answers(config, model, machine, tokens);
             return plan;
@@ -436,7 +436,7 @@ mod tests {
 
     fn card(gib: u64) -> Machine {
         Machine {
-            gpu: Some(DType::BF16),
+            gpu_dtype: Some(DType::BF16),
             total: Some(gib << 30),
             free: Some(gib << 30),
         }
@@ -561,7 +561,7 @@ mod tests {
     fn masks_of_dropout_are_counted() {
         let (mut config, model) = (config(4, 1024), model());
         let cpu = Machine {
-            gpu: None,
+            gpu_dtype: None,
             ..card(64)
         };
         let plans = |config: &Config| {
@@ -636,7 +636,7 @@ mod tests {
     #[test]
     fn auto_needs_to_know_how_much_there_is() {
         let unknown = Machine {
-            gpu: Some(DType::F32),
+            gpu_dtype: Some(DType::F32),
             total: None,
             free: None,
         };
@@ -704,7 +704,7 @@ mod tests {
     #[test]
     fn a_cpu_is_asked_only_where_somebody_says_how_much() {
         let cpu = Machine {
-            gpu: None,
+            gpu_dtype: None,
             total: Some(1 << 30),
             free: Some(1 << 29),
         };

@@ -145,7 +145,7 @@ pub(crate) fn pull<L>(
 
     let names = head_names(model, trainable);
     let trained = trainable.has_head().then_some((names, &mut *store));
-    let (found, mut dx) = loss(&head(model), x, trained);
+    let (loss_value, mut dx) = loss(&head(model), x, trained);
     for (index, (layer, kept)) in model.layers.iter().zip(kept).enumerate().rev() {
         gate::pass(WorkUnit::Layer);
         let graph = match kept {
@@ -154,7 +154,7 @@ pub(crate) fn pull<L>(
         };
         match graph.backward(index, dx, trainable, store) {
             Some(gradient) => dx = gradient, // [tokens, hidden]
-            None => return found,
+            None => return loss_value,
         }
     }
     if trainable.has_embeddings() {
@@ -164,7 +164,7 @@ pub(crate) fn pull<L>(
             Some(embedding_gradient(&batch.tokens, dx, vocab)),
         );
     }
-    found
+    loss_value
 }
 
 /// The names of what is trained of the head.
