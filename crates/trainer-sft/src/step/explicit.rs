@@ -4,7 +4,8 @@
 //! So each tensor has the type that its reader multiplies (bf16 on tensor cores, unless the layers compute in f32), is freed
 //! after its last reader, and is overwritten where nobody reads it again. Only the input of each layer is kept, and the backward
 //! pass computes the layer again; [`Checkpointing::Off`] keeps all activations instead, [`Checkpointing::Layers`] those of the last
-//! layers, and [`Checkpointing::Offload`] keeps the inputs on the host. Weights that are trained are f32, and rounded to the type of products each time they are read.
+//! layers, and [`Checkpointing::Offload`] keeps the inputs on the host. Weights that are trained are f32, and rounded to the type of
+//! products each time they are read.
 
 mod gradient_sink;
 
