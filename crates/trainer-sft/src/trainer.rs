@@ -363,11 +363,8 @@ impl Trainer {
         };
         let optimizer = &mut self.optimizer;
         optimizer.begin_step();
-        if let Some((flat, summed)) = self
-            .flat
-            .as_ref()
-            .and_then(|flat| flat.summed(&mut gradients))
-        {
+        let flat = self.flat.as_ref();
+        if let Some((flat, summed)) = flat.and_then(|flat| flat.summed(&mut gradients)) {
             // Of an adapter, everything decays.
             let rate = |is_faster| rate(is_faster, true);
             optimizer.update_flat(&flat.values, &summed, clip.as_ref(), rate);
