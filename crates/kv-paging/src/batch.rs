@@ -32,8 +32,8 @@ impl AttentionBatch {
     }
 
     /// Cache row each packed token is written to.
-    pub fn slots(&self) -> &[u32] {
-        &self.layout().slots
+    pub fn slot_mapping(&self) -> &[u32] {
+        &self.layout().slot_mapping
     }
 
     /// The plain data behind the batch.

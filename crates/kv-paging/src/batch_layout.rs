@@ -34,7 +34,7 @@ pub struct BatchLayout {
     /// All block tables, one after another, cut to the blocks in use.
     pub block_tables: Vec<u32>,
     /// Cache row of every packed token.
-    pub slots: Vec<u32>,
+    pub slot_mapping: Vec<u32>,
     /// Cache rows the batch needs: one past the last row of its highest block.
     pub num_slots: usize,
 }
@@ -54,7 +54,7 @@ impl BatchLayout {
             block_size,
             sequences: Vec::with_capacity(chunks.len()),
             block_tables: Vec::new(),
-            slots: Vec::with_capacity(num_tokens),
+            slot_mapping: Vec::with_capacity(num_tokens),
             num_slots: 0,
         };
         for (index, chunk) in chunks.iter().enumerate() {
@@ -74,13 +74,14 @@ impl BatchLayout {
             chunk.context_len,
             chunk.block_table.len(),
         );
-        let query_start = self.slots.len();
+        let query_start = self.slot_mapping.len();
         let blocks_start = self.block_tables.len();
         let table = &chunk.block_table[..num_blocks];
         self.block_tables.extend_from_slice(table);
         for position in chunk.context_len - chunk.query_len..chunk.context_len {
             let slot = table[position / block_size] as usize * block_size;
-            self.slots.push((slot + position % block_size) as u32);
+            self.slot_mapping
+                .push((slot + position % block_size) as u32);
         }
         for &block in table {
             let end = (block as usize + 1) * block_size;
@@ -96,7 +97,7 @@ impl BatchLayout {
 
     /// Packed tokens of the step.
     pub fn num_tokens(&self) -> usize {
-        self.slots.len()
+        self.slot_mapping.len()
     }
 
     /// Block table of `sequence`.
@@ -131,7 +132,7 @@ mod tests {
             },
         ];
         let layout = BatchLayout::new(&chunks, 4);
-        assert_eq!(layout.slots, [23, 8, 9, 3]);
+        assert_eq!(layout.slot_mapping, [23, 8, 9, 3]);
         assert_eq!(layout.num_tokens(), 4);
         assert_eq!(layout.num_slots, 24);
         assert_eq!(layout.block_table(&layout.sequences[0]), [5, 2]);

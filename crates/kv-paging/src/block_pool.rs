@@ -14,7 +14,7 @@ use std::sync::Arc;
 use prefix::PrefixCache;
 
 pub use events::CacheEvent;
-pub use prefix::{CacheKey, PrefixId};
+pub use prefix::{AdapterKey, CacheKey, PrefixId};
 
 /// Number of a block: its first slot in the cache tensors is `block * block_size`.
 pub type BlockId = u32;
@@ -348,9 +348,10 @@ mod tests {
     #[test]
     fn forgotten_blocks_are_not_found_but_stay_held() {
         let mut pool = BlockPool::new(3);
-        let keys = ["a", "b"].map(|name| {
+        let keys = [0, 1].map(|id| {
+            let name = "a".to_owned();
             Arc::new(CacheKey {
-                adapter: Some(name.to_owned()),
+                adapter: Some(AdapterKey { id, name }),
                 salt: None,
             })
         });
@@ -360,7 +361,7 @@ mod tests {
             block
         });
         pool.release(blocks[1]);
-        pool.forget(|key| key.adapter.as_deref() == Some("a"));
+        pool.forget(|key| key.adapter.as_ref().is_some_and(|adapter| adapter.id == 0));
         assert!(pool.longest_prefix(&keys[0], &[1], 1).blocks.is_empty());
         assert_eq!(pool.longest_prefix(&keys[1], &[1], 1).blocks, [blocks[1]]);
         pool.check_invariants(&[1, 0, 0]);

@@ -1,8 +1,9 @@
 //! The tensors that hold keys and values, cut into blocks of token slots.
 //!
-//! All memory is allocated once. A step writes its rows in place: the cache keeps the only handle
-//! to each tensor and lends it by value to the write, because a second handle would make the
-//! backend copy the whole cache at every token.
+//! All memory is allocated once. A step writes its rows in place. A write on the CPU is in place only
+//! while the cache holds the only handle of a tensor; the cache therefore lends its tensors by value.
+//! The kernels of a GPU write in place whoever holds a handle;
+//! [`RecordedAttention`](crate::RecordedAttention) relies on that.
 
 use burn::backend::DispatchDevice;
 use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
@@ -95,7 +96,7 @@ impl PagedKvCache {
     /// names a block that the cache does not have.
     pub fn write(&mut self, layer: usize, k: Tensor<3>, v: Tensor<3>, batch: &AttentionBatch) {
         let kv = &mut self.layers[layer];
-        // A write takes the tensors by value, so that no second handle makes the backend copy the cache.
+        // By value, so that the write has the only handle: with a second one the CPU copies the layer.
         let (Some(keys), Some(values)) = (kv.k.take(), kv.v.take()) else {
             unreachable!("a write puts back the tensors it took");
         };
@@ -105,7 +106,7 @@ impl PagedKvCache {
     }
 
     /// Handles to the keys and values of `layer`, each `[num_slots, num_kv_heads, head_dim]`.
-    /// Drop them before the next [`write`](Self::write), which copies the layer while they live.
+    /// On a CPU, drop them before the next [`write`](Self::write), which copies the layer while they live.
     ///
     /// # Panics
     ///

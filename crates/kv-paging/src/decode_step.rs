@@ -1,5 +1,5 @@
-//! A step of one token per sequence whose description stays at the same place in device memory, so that a captured graph
-//! can be replayed with other sequences.
+//! A step whose rows are the next token of a sequence, or guessed ones after it. Its description stays at the same place in
+//! device memory, so that a captured graph can be replayed with other sequences.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
@@ -9,10 +9,10 @@ use crate::kernels;
 use crate::rotary::Rotary;
 use crate::step_layout::{StepLayout, StepRow};
 
-/// The inputs of a step of up to `num_rows` sequences, one token each, as one tensor of 32-bit integers.
+/// The inputs of a step of up to `num_rows` rows, one token each, as one tensor of 32-bit integers.
 ///
 /// Each row has a value in every field: the cache row it is written to, the number of keys it sees (0 in a row without a
-/// sequence), the start of its block table, its token (or -1, -2, ... for the token that the step before chose in row 0,
+/// token), the start of its block table, its token (or -1, -2, ... for the token that the step before chose in row 0,
 /// 1, ...), its position, the slot of its adapter (-1 without one), how the next token is chosen. The block tables follow,
 /// one after the other.
 #[derive(Clone, Debug)]
@@ -27,7 +27,7 @@ impl DecodeStep {
         kernels::records_steps(device, head_dim)
     }
 
-    /// Room for `num_rows` sequences of at most `max_blocks` blocks.
+    /// Room for `num_rows` rows of sequences of at most `max_blocks` blocks.
     pub fn new(num_rows: usize, max_blocks: usize, block_size: usize, device: &Device) -> Self {
         let layout = StepLayout {
             num_rows,
@@ -40,7 +40,7 @@ impl DecodeStep {
         }
     }
 
-    /// Rows, with and without a sequence.
+    /// Rows, with and without a token.
     pub fn num_rows(&self) -> usize {
         self.layout.num_rows
     }
@@ -61,8 +61,8 @@ impl DecodeStep {
     }
 
     /// Where the slots of the adapters start in [`DecodeStep::values`].
-    pub fn slots_at(&self) -> usize {
-        self.layout.slots_at()
+    pub fn adapter_slots_at(&self) -> usize {
+        self.layout.adapter_slots_at()
     }
 
     /// Where [`StepRow::choice`] starts in [`DecodeStep::values`]: its first integer for all rows, then the second, and so on.
@@ -70,11 +70,11 @@ impl DecodeStep {
         self.layout.choices_at()
     }
 
-    /// Writes the sequences of the next step, in one copy.
+    /// Writes the rows of the next step, in one copy.
     ///
     /// # Panics
     ///
-    /// If the sequences are more than the rows, if a block table is too short or too long, or if the device has no
+    /// If `rows` are more than the step's, if a block table is too short or too long, or if the device has no
     /// kernels for such steps.
     pub fn upload(&self, rows: &[StepRow<'_>]) {
         let values = self.layout.encode(rows);
@@ -155,7 +155,7 @@ mod tests {
         let row = StepRow {
             token: DecodeToken::Id(0),
             position: 0,
-            slot: None,
+            adapter_slot: None,
             block_table: &[0],
             choice: [0; CHOICE_WORDS],
         };

@@ -3,10 +3,10 @@
 //! | operation | computes | twin |
 //! |---|---|---|
 //! | `apply_rope` | queries and keys turned by the angles of their positions, differentiable | [`naive::apply_rope`] |
-//! | `kv_write` | `cache[slots[t]] = new[t]` for every packed token `t`, in place | [`naive::kv_write`] |
+//! | `kv_write` | `cache[slot_mapping[t]] = new[t]` for every packed token `t`, in place | [`naive::kv_write`] |
 //! | `paged_attention` | causal attention of packed queries over block tables | [`naive::paged_attention`] |
 //! | `causal_attention` | block-diagonal causal attention, differentiable | [`naive::causal_attention`] |
-//! | `step_attention` | the first three for one token per sequence, replayable | none: tests compare it with plain loops |
+//! | `step_attention` | the first three for a recorded step, whose rows have one token each | none: tests compare it with plain loops |
 //!
 //! [`training`] has the operations of a training step that is written by hand, without a graph.
 //!
@@ -59,7 +59,7 @@ pub(crate) trait RopeOps: Backend {
 /// Operations on a paged cache. They have no backward: a cache holds values, not a graph.
 #[backend_extension(Flex)]
 pub(crate) trait PagedOps: Backend {
-    /// Writes `new` `[tokens, kv_heads, head_dim]` to the rows `layout.slots` of `cache`
+    /// Writes `new` `[tokens, kv_heads, head_dim]` to the rows `layout.slot_mapping` of `cache`
     /// `[slots, kv_heads, head_dim]`, converted to its element type, and returns the handle of
     /// `cache`. In place when that handle is the only one.
     fn kv_write(

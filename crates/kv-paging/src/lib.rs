@@ -27,7 +27,7 @@
 //!     prompt: vec![1, 2, 3],
 //!     cache_key: CacheKey::default(),
 //!     max_tokens: 2,
-//!     needs_prompt_logits: false,
+//!     skip_reading_prefix_cache: false,
 //! })?;
 //! while scheduler.has_work() {
 //!     let step = scheduler.schedule();
@@ -52,7 +52,7 @@ mod stats;
 
 pub use burn;
 
-pub use block_pool::{BlockId, BlockPool, CacheEvent, CacheKey, PrefixId, PrefixMatch};
+pub use block_pool::{AdapterKey, BlockId, BlockPool, CacheEvent, CacheKey, PrefixId, PrefixMatch};
 pub use block_table::BlockTable;
 pub use prompt_lookup::{Guess, LookupConfig, PromptLookup};
 pub use scheduler::{

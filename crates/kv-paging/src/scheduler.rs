@@ -16,7 +16,7 @@ mod step;
 
 use std::collections::{HashMap, VecDeque};
 
-use crate::block_pool::{BlockId, BlockPool, CacheEvent, CacheKey};
+use crate::block_pool::{AdapterKey, BlockId, BlockPool, CacheEvent, CacheKey};
 use crate::stats::SchedulerStats;
 use sequence::Sequence;
 
@@ -134,8 +134,8 @@ impl Scheduler {
     /// the same step and commits as many as it samples itself; what turns out to be wrong is computed again.
     ///
     /// Nothing is taken from other sequences for it: the draft is cut to what is left of the step's token budget, to free
-    /// blocks, and to the tokens that the sequence may still have. Returns how many of its tokens are computed: none if
-    /// the chunk is part of a prompt.
+    /// blocks, and to the tokens that the sequence may still have. Returns how many of its tokens are computed: 0 if the
+    /// chunk has more than one token or samples nothing.
     ///
     /// # Panics
     /// If `step` has no chunk `index`.
@@ -249,8 +249,8 @@ impl Scheduler {
     }
 
     /// [`forget`](Self::forget) for an adapter that is unloaded or replaced, under all salts.
-    pub fn forget_adapter(&mut self, adapter: &str) {
-        self.forget_where(|cached| cached.adapter.as_deref() == Some(adapter));
+    pub fn forget_adapter(&mut self, adapter: &AdapterKey) {
+        self.forget_where(|cached| cached.adapter.as_ref() == Some(adapter));
     }
 
     /// [`forget`](Self::forget) for all keys.

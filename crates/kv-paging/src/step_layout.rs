@@ -1,14 +1,14 @@
-//! The plain description of a step of one token per sequence, as one list of 32-bit integers.
+//! The plain description of a recorded step, as one list of 32-bit integers.
 //!
 //! The list has one field after the other, each with a value for every row; the block tables of all rows follow. See
 //! [`StepLayout::encode`].
 
-/// The token that a sequence of a step computes.
+/// The token that a row of a step computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecodeToken {
     /// A token that the host knows.
     Id(u32),
-    /// The token that the step before chose in this row: the host need not know it yet.
+    /// The token that the step before chose in that row: the host need not know it yet.
     ChosenIn(usize),
 }
 
@@ -22,7 +22,7 @@ impl DecodeToken {
     }
 }
 
-/// A sequence of a step.
+/// One token of a step: the next one of a sequence, or a guessed one after it.
 #[derive(Clone, Copy, Debug)]
 pub struct StepRow<'a> {
     /// The token to compute.
@@ -30,7 +30,7 @@ pub struct StepRow<'a> {
     /// Its position: the number of tokens before it.
     pub position: usize,
     /// The slot of the sequence's adapter.
-    pub slot: Option<usize>,
+    pub adapter_slot: Option<usize>,
     /// Block of every `block_size` tokens up to this one.
     pub block_table: &'a [u32],
     /// How the caller's kernels choose the token that follows. This crate does not read it.
@@ -46,8 +46,8 @@ pub(crate) const FIELDS: usize = CHOICE + CHOICE_WORDS;
 // Fields in the order of the list. Kernels of attention read the first three.
 
 /// Cache row that the row's key and value are written to.
-const SLOT: usize = 0;
-/// Keys that the row sees; 0 in a row without a sequence.
+const SLOT_MAPPING: usize = 0;
+/// Keys that the row sees; 0 in a row without a token.
 const CONTEXT: usize = 1;
 /// Where the row's block table starts.
 const TABLE: usize = 2;
@@ -63,7 +63,7 @@ const CHOICE: usize = 6;
 /// Where the fields of a step lie in the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct StepLayout {
-    /// Rows, with and without a sequence.
+    /// Rows, with and without a token.
     pub(crate) num_rows: usize,
     /// Blocks of a row at most.
     pub(crate) max_blocks: usize,
@@ -88,7 +88,7 @@ impl StepLayout {
     }
 
     /// Where the slots of the adapters start.
-    pub(crate) fn slots_at(&self) -> usize {
+    pub(crate) fn adapter_slots_at(&self) -> usize {
         ADAPTER * self.num_rows
     }
 
@@ -97,15 +97,15 @@ impl StepLayout {
         CHOICE * self.num_rows
     }
 
-    /// The list of `rows`; the last rows of the step have no sequence.
+    /// The list of `rows`; further rows of the step have no token.
     ///
     /// # Panics
     ///
-    /// If the sequences are more than the rows, or if a block table is too short or too long.
+    /// If `rows` are more than the step's, or if a block table is too short or too long.
     pub(crate) fn encode(&self, rows: &[StepRow<'_>]) -> Vec<i32> {
-        assert!(rows.len() <= self.num_rows, "{} sequences", rows.len());
+        assert!(rows.len() <= self.num_rows, "{} rows", rows.len());
         let mut values = vec![0; FIELDS * self.num_rows];
-        values[self.slots_at()..self.choices_at()].fill(-1);
+        values[self.adapter_slots_at()..self.choices_at()].fill(-1);
         for (i, row) in rows.iter().enumerate() {
             let num_blocks = row.position / self.block_size + 1;
             assert!(
@@ -119,12 +119,12 @@ impl StepLayout {
             let block = row.block_table[num_blocks - 1] as usize;
             let slot = block * self.block_size + row.position % self.block_size;
             let fields = [
-                (SLOT, slot as i32),
+                (SLOT_MAPPING, slot as i32),
                 (CONTEXT, row.position as i32 + 1),
                 (TABLE, table as i32),
                 (TOKEN, row.token.encode()),
                 (POSITION, row.position as i32),
-                (ADAPTER, row.slot.map_or(-1, |slot| slot as i32)),
+                (ADAPTER, row.adapter_slot.map_or(-1, |slot| slot as i32)),
             ];
             for (field, value) in fields.into_iter().chain((CHOICE..).zip(row.choice)) {
                 values[field * self.num_rows + i] = value;
@@ -147,10 +147,10 @@ mod tests {
             max_blocks: 2,
             block_size: 4,
         };
-        let row = |token, position, slot, block_table| StepRow {
+        let row = |token, position, adapter_slot, block_table| StepRow {
             token,
             position,
-            slot,
+            adapter_slot,
             block_table,
             choice: [1, 2, 3, 4, 5],
         };
@@ -164,7 +164,7 @@ mod tests {
         assert_eq!(values[6..9], [tables as i32, tables as i32 + 2, 0]);
         assert_eq!(values[layout.tokens_at()..][..3], [9, -2, 0]);
         assert_eq!(values[layout.positions_at()..][..3], [5, 0, 0]);
-        assert_eq!(values[layout.slots_at()..][..3], [2, -1, -1]);
+        assert_eq!(values[layout.adapter_slots_at()..][..3], [2, -1, -1]);
         assert_eq!(values[layout.choices_at()..][..6], [1, 1, 0, 2, 2, 0]);
         assert_eq!(values[tables..], [7, 3, 6]);
         assert!(values.len() <= layout.len());
@@ -181,7 +181,7 @@ mod tests {
         layout.encode(&[StepRow {
             token: DecodeToken::Id(0),
             position: 4,
-            slot: None,
+            adapter_slot: None,
             block_table: &[0],
             choice: [0; CHOICE_WORDS],
         }]);

@@ -9,8 +9,8 @@
 //!
 //! `x` and `dy` are f32; on a GPU they may also have the type to which the product rounds them. A dense `w` is f32, bf16 or f16;
 //! sums and results are f32. With [`ComputeDtype::Bf16`] the factors may be rounded to bf16 first, where the hardware multiplies these faster.
-//! The transposed products are the gradients of the plain ones with respect to `x`. `w` is a constant: no operation
-//! here has a gradient for it.
+//! The transposed products are the gradients of the plain ones with respect to `x`. Except in `fused::product` with a tracked
+//! dense weight (`--full` on a CPU), `w` is a constant: no operation here has a gradient for it.
 //!
 //! [`lora_add`] adds an adapter's product to the base product: `y + scaling · (x · aᵀ) · b`, with gradients for all four.
 //! [`rms_norm`] and [`swiglu`] lie between the products of a decoder layer. `fused` joins products, adapters, norm and

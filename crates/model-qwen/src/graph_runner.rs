@@ -1,9 +1,9 @@
-//! Decode on a device: steps of one token per sequence, and of guessed tokens that follow it.
+//! Decode on a device: steps whose rows are the next token of a sequence, or guessed ones after it.
 //!
-//! On a GPU a step is a CUDA graph. The runner pads the rows to a bucket, captures a graph for each bucket once and replays it;
-//! the graph chooses the tokens, too, and leaves them where the next graph finds them. So the next step can be launched before
-//! the host has read the tokens of this one (overlap scheduling). Where no graphs exist, and with [`GraphRunner::eager`], the
-//! same interface computes a step at once, operation by operation.
+//! On a GPU with the kernels a step is *recorded*: one closure per bucket of rows, to which the runner pads them. On CUDA the
+//! closure is captured as a graph and replayed; elsewhere it runs again. The closure chooses the tokens, too, and leaves them where
+//! the next step finds them. So the next step can be launched before the host has read the tokens of this one (overlap scheduling).
+//! On a CPU, and with [`GraphRunner::eager`], the same interface computes a step at once, operation by operation.
 
 #[cfg_attr(not(feature = "gpu"), path = "graph_runner/no_graphs.rs")]
 mod graphs;
@@ -22,17 +22,17 @@ use crate::sampling::{Draw, RowMask};
 use graphs::Graphs;
 pub use pending::Pending;
 
-/// A sequence of a decode step.
+/// One token of a step: the next one of a sequence, or a guessed one after it.
 #[derive(Clone, Debug)]
 pub struct DecodeRow<'a> {
-    /// Whether it computes the next token of the sequence of the row before: a guess that is checked in the same step.
+    /// Whether it is a guessed token: it follows the token of the row before, in the same sequence.
     pub follows: bool,
     /// The token to compute.
     pub token: DecodeToken,
     /// Its position: the number of tokens before it.
     pub position: usize,
     /// The slot of the sequence's adapter.
-    pub slot: Option<usize>,
+    pub adapter_slot: Option<usize>,
     /// Block of every `block_size` tokens up to this one.
     pub block_table: &'a [u32],
     /// How a device draws the token that follows, see [`Sampler::draw`](crate::Sampler::draw). `None` if the host has to choose
@@ -49,14 +49,14 @@ pub struct DecodeRow<'a> {
 /// [`GraphRunner::forget_graphs`] when their tensors have been replaced.
 #[derive(Debug)]
 pub struct GraphRunner {
-    /// `None` where the device has no graphs, and when they aren't wanted.
+    /// `None` where the device cannot record steps, and with [`GraphRunner::eager`].
     graphs: Option<Graphs>,
     /// Whether a device goes on computing while the host reads tokens.
     queues_reads: bool,
 }
 
 impl GraphRunner {
-    /// A runner for sequences within the limits of a scheduler. It captures graphs where the model's device has kernels for them.
+    /// A runner for sequences within the limits of a scheduler. It records steps where the model's device has kernels for them.
     pub fn new(model: &QwenModel, config: &SchedulerConfig) -> Self {
         Self {
             graphs: Graphs::new(model, config),
@@ -64,7 +64,7 @@ impl GraphRunner {
         }
     }
 
-    /// A runner without graphs: every operation is launched by itself.
+    /// A runner that records nothing: every operation is launched by itself.
     pub fn eager() -> Self {
         Self {
             graphs: None,
@@ -72,7 +72,7 @@ impl GraphRunner {
         }
     }
 
-    /// The numbers of rows that steps of up to `max_rows` rows are padded to, in ascending order.
+    /// The largest number of rows of each bucket, up to `max_rows`: one step of each kind needs a warm-up.
     pub fn row_counts(max_rows: usize) -> Vec<usize> {
         let counts = (1..=max_rows).map(bucket);
         let mut counts: Vec<usize> = counts.map(|count| count.min(max_rows)).collect();
@@ -94,7 +94,7 @@ impl GraphRunner {
     /// [`MAX_LOGIT_ROWS`](crate::MAX_LOGIT_ROWS).
     ///
     /// # Panics
-    /// When a row's token is [`DecodeToken::ChosenIn`] and the runner has no graphs.
+    /// When a row's token is [`DecodeToken::ChosenIn`] and the runner records no steps.
     pub fn launch(
         &mut self,
         model: &QwenModel,
@@ -107,7 +107,7 @@ impl GraphRunner {
         }
     }
 
-    /// Launches what a step takes to compute the tokens of `rows` and, where it is captured, to choose the tokens that follow, and
+    /// Launches what a step takes to compute the tokens of `rows` and, where it is recorded, to choose the tokens that follow, and
     /// remembers nothing. For [`compile_only`](lora_4bit::dry_run::compile_only), where no launch runs.
     pub fn compile(&mut self, model: &QwenModel, cache: &mut PagedKvCache, rows: &[DecodeRow<'_>]) {
         match &self.graphs {
@@ -119,7 +119,7 @@ impl GraphRunner {
     /// Starts the step after `before`, whose tokens the host doesn't know yet: rows name them by [`DecodeToken::ChosenIn`].
     ///
     /// `None`, and nothing has happened, unless the device has drawn all tokens of `before` and draws all of this step, and has
-    /// captured a graph for it: to capture one runs it, so that the tokens of `before` would be lost.
+    /// recorded it before: to record a step runs it, so that the tokens of `before` would be lost.
     pub fn launch_ahead(
         &mut self,
         before: &Pending,
@@ -142,8 +142,8 @@ impl GraphRunner {
         }
     }
 
-    /// Forgets the graphs: they hold tensors of the model and of the cache that have been replaced. Drop steps that are still
-    /// pending first.
+    /// Forgets the recorded steps: they hold tensors of the model and of the cache that have been replaced. Drop steps that are
+    /// still pending first.
     pub fn forget_graphs(&mut self) {
         if let Some(graphs) = &mut self.graphs {
             graphs.forget();
@@ -163,11 +163,13 @@ impl GraphRunner {
 fn forward(model: &QwenModel, cache: &mut PagedKvCache, rows: &[DecodeRow<'_>]) -> Tensor<2> {
     let id = |row: &DecodeRow<'_>| match row.token {
         DecodeToken::Id(id) => id,
-        DecodeToken::ChosenIn(row) => panic!("without graphs no step leaves a token in row {row}"),
+        DecodeToken::ChosenIn(row) => {
+            panic!("a step that is not recorded leaves no token in row {row}")
+        }
     };
     let tokens: Vec<u32> = rows.iter().map(id).collect();
     let positions: Vec<u32> = rows.iter().map(|row| row.position as u32).collect();
-    let slots: Vec<Option<usize>> = rows.iter().map(|row| row.slot).collect();
+    let slots: Vec<Option<usize>> = rows.iter().map(|row| row.adapter_slot).collect();
     let chunks: Vec<SequenceChunk<'_>> = (rows.iter())
         .map(|row| SequenceChunk {
             query_len: 1,
@@ -181,13 +183,13 @@ fn forward(model: &QwenModel, cache: &mut PagedKvCache, rows: &[DecodeRow<'_>]) 
     model.forward(&tokens, &positions, &adapters, &mut kv)
 }
 
-/// Rows that are computed for a number of sequences: few graphs, little waste.
-fn bucket(num_sequences: usize) -> usize {
-    match num_sequences {
-        0..=4 => num_sequences.next_power_of_two(),
-        5..=32 => num_sequences.next_multiple_of(8),
-        33..=128 => num_sequences.next_multiple_of(16),
-        _ => num_sequences.next_multiple_of(32),
+/// Rows that are computed for `num_rows` rows: few recorded steps, little waste.
+fn bucket(num_rows: usize) -> usize {
+    match num_rows {
+        0..=4 => num_rows.next_power_of_two(),
+        5..=32 => num_rows.next_multiple_of(8),
+        33..=128 => num_rows.next_multiple_of(16),
+        _ => num_rows.next_multiple_of(32),
     }
 }
 
@@ -196,7 +198,7 @@ mod tests {
     use super::{GraphRunner, bucket};
 
     #[test]
-    fn buckets_hold_the_sequences_with_little_waste() {
+    fn buckets_hold_the_rows_with_little_waste() {
         for num in 1..600 {
             let rows = bucket(num);
             assert!(rows >= num && rows - num <= num.max(4), "{num}: {rows}");

@@ -56,7 +56,7 @@ fn tokens_by_the_int8_copy_of_lm_head_are_those_of_all_logits() {
                     follows: false,
                     token: DecodeToken::Id(id),
                     position: 0,
-                    slot: None,
+                    adapter_slot: None,
                     block_table: table,
                     draw: draw.clone(),
                     is_constrained: false,

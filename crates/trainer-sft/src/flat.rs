@@ -16,20 +16,20 @@ use lora_4bit::training::{VIEW_ALIGNMENT, add_in_place, clear};
 /// own.
 pub(crate) const ALIGNMENT: usize = VIEW_ALIGNMENT / size_of::<f32>();
 
-/// Values of a buffer, at most, 128 MiB. Gradients are summed over devices in such pieces, too: the memory that a sum takes besides them is
-/// that of one.
-pub(crate) const PIECE: usize = 32 << 20;
+/// Values of a buffer, at most, 128 MiB. Gradients are summed over devices in such buckets, too: besides the gradients, a sum takes
+/// the memory of one bucket.
+pub(crate) const BUCKET_LEN: usize = 32 << 20;
 
 /// Where the tensors of an adapter lie.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Places {
-    by_name: BTreeMap<String, Place>,
-    pieces: Vec<Piece>,
+pub(crate) struct FlatLayout {
+    places: BTreeMap<String, Place>,
+    buckets: Vec<Bucket>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Place {
-    piece: usize,
+    bucket: usize,
     start: usize,
     dims: [usize; 2],
 }
@@ -40,21 +40,21 @@ impl Place {
     }
 }
 
-/// A buffer.
+/// One buffer.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Piece {
+struct Bucket {
     /// Values.
     len: usize,
     is_faster: bool,
 }
 
-impl Places {
-    /// Places for those tensors of these names and dimensions that can be parts of a buffer. Those with a learning rate of their own,
-    /// which `is_faster` names, come after the others.
+impl FlatLayout {
+    /// Lays out the tensors of these names and dimensions that can be parts of a buffer. Tensors with a learning rate of their own,
+    /// which `is_faster` names, come after the rest.
     pub(crate) fn of(tensors: &[(String, [usize; 2])], is_faster: impl Fn(&str) -> bool) -> Self {
-        let mut places = Self {
-            by_name: BTreeMap::new(),
-            pieces: Vec::new(),
+        let mut layout = Self {
+            places: BTreeMap::new(),
+            buckets: Vec::new(),
         };
         for group in [false, true] {
             let mut room = 0;
@@ -64,103 +64,105 @@ impl Places {
                     continue;
                 }
                 if room < len {
-                    places.pieces.push(Piece {
+                    layout.buckets.push(Bucket {
                         len: 0,
                         is_faster: group,
                     });
-                    room = PIECE.max(len);
+                    room = BUCKET_LEN.max(len);
                 }
                 room -= len;
-                let piece = places.pieces.len() - 1;
-                let start = places.pieces[piece].len;
-                places.pieces[piece].len += len;
+                let bucket = layout.buckets.len() - 1;
+                let start = layout.buckets[bucket].len;
+                layout.buckets[bucket].len += len;
                 let place = Place {
-                    piece,
+                    bucket,
                     start,
                     dims: *dims,
                 };
-                places.by_name.insert(name.clone(), place);
+                layout.places.insert(name.clone(), place);
             }
         }
-        places
+        layout
     }
 
     /// Whether it has a place for a tensor.
     pub(crate) fn has(&self, name: &str) -> bool {
-        self.by_name.contains_key(name)
+        self.places.contains_key(name)
     }
 
     /// The names of all tensors.
     pub(crate) fn names(&self) -> impl Iterator<Item = &str> {
-        self.by_name.keys().map(String::as_str)
+        self.places.keys().map(String::as_str)
     }
 
     /// Values of each buffer, and whether they have the learning rate of the faster ones.
-    pub(crate) fn pieces(&self) -> impl Iterator<Item = (usize, bool)> {
-        self.pieces.iter().map(|piece| (piece.len, piece.is_faster))
+    pub(crate) fn buckets(&self) -> impl Iterator<Item = (usize, bool)> {
+        self.buckets
+            .iter()
+            .map(|bucket| (bucket.len, bucket.is_faster))
     }
 }
 
 /// A value for each value of an adapter.
 #[derive(Debug)]
 pub(crate) struct Flat {
-    places: Arc<Places>,
-    /// f32, `[len]` of each piece.
-    pieces: Vec<Tensor<1>>,
-    /// The tensors: parts of the pieces.
+    layout: Arc<FlatLayout>,
+    /// f32, `[len]` of each bucket.
+    buckets: Vec<Tensor<1>>,
+    /// The tensors: parts of the buckets.
     views: Arc<BTreeMap<String, Tensor<2>>>,
 }
 
 impl Flat {
     /// Zeros, in memory of their own: no page of a pool stays for them.
-    pub(crate) fn zeros(places: &Arc<Places>, device: &Device) -> Self {
-        let pieces = device.memory_persistent_allocations(&places.pieces, |pieces| {
-            let pieces = pieces.iter();
-            pieces
-                .map(|piece| Tensor::zeros([piece.len], (device, DType::F32)))
+    pub(crate) fn zeros(layout: &Arc<FlatLayout>, device: &Device) -> Self {
+        let buckets = device.memory_persistent_allocations(&layout.buckets, |buckets| {
+            let buckets = buckets.iter();
+            buckets
+                .map(|bucket| Tensor::zeros([bucket.len], (device, DType::F32)))
                 .collect()
         });
-        Self::of(places.clone(), pieces)
+        Self::of(layout.clone(), buckets)
     }
 
     /// Of these buffers.
-    pub(crate) fn of(places: Arc<Places>, pieces: Vec<Tensor<1>>) -> Self {
-        let views = places.by_name.iter().map(|(name, place)| {
-            let all = pieces[place.piece].clone();
+    pub(crate) fn of(layout: Arc<FlatLayout>, buckets: Vec<Tensor<1>>) -> Self {
+        let views = layout.places.iter().map(|(name, place)| {
+            let all = buckets[place.bucket].clone();
             let view = all.narrow(0, place.start, place.len()).reshape(place.dims);
             (name.clone(), view)
         });
         let views = Arc::new(views.collect());
         Self {
-            places,
-            pieces,
+            layout,
+            buckets,
             views,
         }
     }
 
-    pub(crate) fn places(&self) -> &Arc<Places> {
-        &self.places
+    pub(crate) fn layout(&self) -> &Arc<FlatLayout> {
+        &self.layout
     }
 
     /// The buffers.
-    pub(crate) fn pieces(&self) -> &[Tensor<1>] {
-        &self.pieces
+    pub(crate) fn buckets(&self) -> &[Tensor<1>] {
+        &self.buckets
     }
 
     /// A second handle of the same buffers.
     pub(crate) fn share(&self) -> Self {
         Self {
-            places: self.places.clone(),
-            pieces: self.pieces.clone(),
+            layout: self.layout.clone(),
+            buckets: self.buckets.clone(),
             views: self.views.clone(),
         }
     }
 
     /// The same values in buffers that nobody else holds.
     pub(crate) fn copy(&self) -> Self {
-        let copy = self.pieces.first().map(|first| {
-            let copy = Self::zeros(&self.places, &first.device());
-            let both = copy.pieces.iter().zip(&self.pieces);
+        let copy = self.buckets.first().map(|first| {
+            let copy = Self::zeros(&self.layout, &first.device());
+            let both = copy.buckets.iter().zip(&self.buckets);
             both.for_each(|(to, from)| add_in_place(to, from.clone()));
             copy
         });
@@ -181,6 +183,6 @@ impl Flat {
 
     /// Sets all to zero.
     pub(crate) fn clear(&self) {
-        self.pieces.iter().for_each(clear);
+        self.buckets.iter().for_each(clear);
     }
 }

@@ -1,4 +1,4 @@
-//! What a run passes before each piece of its work, so that others on the same device may come first.
+//! What a run passes before each unit of its work, so that others on the same device may come first.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -6,16 +6,16 @@ use std::sync::Arc;
 use burn::tensor::Device;
 use model_qwen::kernels;
 
-/// A piece of a run's work.
+/// A unit of a run's work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Piece {
+pub enum WorkUnit {
     /// A micro-batch, a batch of an evaluation, or a token of an answer.
     Batch,
     /// A layer of it, or a chunk of its logits: for a program that cannot wait for a whole batch.
     Layer,
 }
 
-pub(crate) type Wait = Arc<dyn Fn(Piece) + Send + Sync>;
+pub(crate) type Wait = Arc<dyn Fn(WorkUnit) + Send + Sync>;
 
 thread_local! {
     /// What work of this thread passes: the layers of a model lie deep below a run. [`on_worker`] takes it along.
@@ -27,7 +27,7 @@ pub(crate) struct Behind(Option<Wait>);
 
 impl Behind {
     /// Lets the work of this thread pass `wait`, which may wait.
-    pub(crate) fn new(wait: impl Fn(Piece) + Send + Sync + 'static) -> Self {
+    pub(crate) fn new(wait: impl Fn(WorkUnit) + Send + Sync + 'static) -> Self {
         Self(HERE.replace(Some(Arc::new(wait))))
     }
 }
@@ -62,10 +62,10 @@ pub(crate) fn on_worker<R: Send>(device: &Device, work: impl FnOnce() -> R + Sen
 }
 
 /// Returns when the work of this thread may go on.
-pub(crate) fn pass(piece: Piece) {
+pub(crate) fn pass(unit: WorkUnit) {
     let wait = HERE.with_borrow(Clone::clone);
     if let Some(wait) = wait {
-        wait(piece);
+        wait(unit);
     }
 }
 
@@ -86,27 +86,27 @@ mod tests {
         let passed = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
         let count = |index: usize| {
             let passed = Arc::clone(&passed);
-            move |piece| {
-                assert_eq!(piece, Piece::Layer);
+            move |unit| {
+                assert_eq!(unit, WorkUnit::Layer);
                 passed[index].fetch_add(1, Ordering::Relaxed);
             }
         };
         let numbers = || [0, 1].map(|index: usize| passed[index].load(Ordering::Relaxed));
-        pass(Piece::Layer);
+        pass(WorkUnit::Layer);
         let outer = Behind::new(count(0));
-        pass(Piece::Layer);
+        pass(WorkUnit::Layer);
         let inner = Behind::new(count(1));
-        pass(Piece::Layer);
+        pass(WorkUnit::Layer);
         assert_eq!(numbers(), [1, 1]);
         drop(inner);
-        pass(Piece::Layer);
+        pass(WorkUnit::Layer);
         assert_eq!(numbers(), [2, 1]);
         // Also on the thread that computes for this one.
-        on_worker(&Device::flex(), || pass(Piece::Layer));
+        on_worker(&Device::flex(), || pass(WorkUnit::Layer));
         assert_eq!(numbers(), [3, 1]);
         drop(outer);
-        pass(Piece::Layer);
-        on_worker(&Device::flex(), || pass(Piece::Layer));
+        pass(WorkUnit::Layer);
+        on_worker(&Device::flex(), || pass(WorkUnit::Layer));
         assert_eq!(numbers(), [3, 1]);
     }
 
@@ -127,8 +127,8 @@ mod tests {
         };
         let passed = Arc::new(AtomicUsize::new(0));
         let counted = Arc::clone(&passed);
-        let _behind = Behind::new(move |piece| {
-            assert_eq!(piece, Piece::Layer);
+        let _behind = Behind::new(move |unit| {
+            assert_eq!(unit, WorkUnit::Layer);
             counted.fetch_add(1, Ordering::Relaxed);
         });
         let how = (

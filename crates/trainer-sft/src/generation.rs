@@ -207,7 +207,7 @@ impl<'a> Engine<'a> {
             prompt: request.prompt.clone(),
             cache_key: CacheKey::default(),
             max_tokens: request.max_tokens,
-            needs_prompt_logits: false,
+            skip_reading_prefix_cache: false,
         };
         let refused = |error: kv_paging::AddError| GenerationError::Prompt {
             index,
@@ -266,7 +266,7 @@ impl<'a> Engine<'a> {
             follows: false,
             token: DecodeToken::Id(chunk.tokens[0]),
             position: chunk.start,
-            slot: self.generator.slot,
+            adapter_slot: self.generator.slot,
             block_table: &chunk.block_table,
             draw: (self.samplers[chunk.id as usize].as_mut().filter(|_| draws))
                 .and_then(|sampler| sampler.draw(Ahead::NONE, &[])),

@@ -58,7 +58,7 @@ pub use config::args;
 pub use data::render;
 pub use error::TrainError;
 pub use footprint::Footprint;
-pub use gate::Piece;
+pub use gate::WorkUnit;
 pub use identity::identity_of_base;
 pub use output::discard_unused_output;
 pub use preview::preview;

@@ -9,7 +9,7 @@ use lora_4bit::{AdapterSelection, Linear, Weight};
 use lora_4bit::{Norm, inner_product, rms_norm};
 use model_qwen::kernels::{cross_entropy, cross_entropy_of_rows, weighted_cross_entropy};
 
-use crate::gate::{self, Piece};
+use crate::gate::{self, WorkUnit};
 use crate::parameters::GradientStore;
 
 /// Logits that one chunk may hold: 128 rows of Qwen's vocabulary (about 78 MB in f32).
@@ -117,7 +117,7 @@ pub fn forward(head: &Head, hidden: Tensor<2>, targets: &Targets) -> Tensor<1> {
     let device = hidden.device();
     let mut total = Tensor::zeros([3], (&device, DType::F32));
     for (rows, tokens) in targets.chunks(head.chunk_rows()) {
-        gate::pass(Piece::Layer);
+        gate::pass(WorkUnit::Layer);
         let x = hidden.clone().select(0, indices(rows, &device)); // [rows, hidden]
         let logits = head.logits(head.normalized(x)); // [rows, vocab]
         total = total + cross_entropy(logits, tokens, 1.0).0;
@@ -176,7 +176,7 @@ pub(crate) fn backward_by(
     let mut gradients = Vec::new();
     let mut first = 0;
     for (rows, tokens) in targets.chunks(head.chunk_rows()) {
-        gate::pass(Piece::Layer);
+        gate::pass(WorkUnit::Layer);
         let x = hidden
             .clone()
             .select(0, indices(rows, &device))
@@ -228,7 +228,7 @@ pub(crate) fn known_of_targets(
     let device = hidden.device();
     let mut known = Vec::with_capacity(targets.len());
     for (rows, tokens) in targets.chunks(head.chunk_rows()) {
-        gate::pass(Piece::Layer);
+        gate::pass(WorkUnit::Layer);
         let x = hidden.clone().select(0, indices(rows, &device)); // [rows, hidden]
         let logits = tempered(head.logits(head.normalized(x)), temperature); // [rows, vocab]
         known.extend(weighted_cross_entropy(logits, tokens, &|_, _| 0.0).0);
@@ -261,7 +261,7 @@ pub(crate) fn backward_rows(
         // The gradient of a row is linear in its weight, which may therefore come last.
         let (mut known, mut gradients) = (Vec::with_capacity(targets.len()), Vec::new());
         for (rows, tokens) in targets.chunks(head.chunk_rows()) {
-            gate::pass(Piece::Layer);
+            gate::pass(WorkUnit::Layer);
             let x = hidden
                 .clone()
                 .select(0, indices(rows, &device))

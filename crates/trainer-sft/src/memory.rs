@@ -31,7 +31,7 @@ use self::ledger::Use;
 pub(crate) use self::rows::RowLengths;
 use self::step::{Objective, StepShape};
 use crate::config::{Config, GradientCheckpointing, Method, Optim};
-use crate::flat::PIECE;
+use crate::flat::BUCKET_LEN;
 use crate::footprint::Footprint;
 use crate::generation::cache_bytes;
 use crate::lora;
@@ -52,7 +52,7 @@ const CPU_PROCESS: u64 = 160 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Machine {
     /// Type of the activations; `None` on a CPU.
-    pub gpu: Option<DType>,
+    pub gpu_dtype: Option<DType>,
     /// Bytes of all memory, and of what nobody uses, as far as the system says.
     pub total: Option<u64>,
     /// See `total`.
@@ -60,7 +60,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// The machine of the device with the least memory that nobody uses, of several ones of a kind, and its index.
+    /// The device with the least free memory, and its index.
     pub fn of_least(devices: &[Device]) -> (Self, usize) {
         let machines = devices.iter().map(Self::of).enumerate();
         let least = machines.min_by_key(|(_, machine)| (machine.free, machine.total));
@@ -74,14 +74,14 @@ impl Machine {
     pub fn of(device: &Device) -> Self {
         if !is_gpu(device) {
             return Self {
-                gpu: None,
+                gpu_dtype: None,
                 total: crate::metrics::total_memory(),
                 free: available_memory(),
             };
         }
         let memory = device_memory(device);
         Self {
-            gpu: Some(dtype_of(device)),
+            gpu_dtype: Some(dtype_of(device)),
             total: memory.map(|memory| memory.total),
             free: memory.map(|memory| memory.free),
         }
@@ -105,7 +105,7 @@ pub struct MemoryPlan {
     pub loss: u64,
     /// Keys and values of answers that are drawn, which a card keeps for the next ones (`--method grpo`).
     pub answers: u64,
-    /// What pages of the device have of no use; less where a layer's work and the kept tensors are not largest at the same time.
+    /// Bytes of allocated pages that hold nothing. Negative where a layer's work and the kept tensors peak at different times.
     pub unused: i64,
     /// Driver and program.
     pub driver: u64,
@@ -130,7 +130,7 @@ impl MemoryPlan {
     /// That of a device that takes its steps alone.
     fn of_one(config: &Config, model: &QwenConfig, machine: &Machine, tokens: usize) -> Self {
         let footprint = Footprint::of(config, model);
-        if let Some(dtype) = machine.gpu {
+        if let Some(dtype) = machine.gpu_dtype {
             let mut plan = on_gpu(config, model, (footprint, dtype), tokens);
             plan.answers = answers(config, model, machine, tokens);
             return plan;
@@ -210,13 +210,13 @@ impl fmt::Display for MemoryPlan {
     }
 }
 
-/// Bytes of gradients that lie one after the other, to be summed over devices: all of them, besides a piece that is being packed. A
-/// tensor that is larger than a piece is one.
+/// Bytes of gradients that lie one after the other, to be summed over devices: all of them, besides a bucket that is being packed. A
+/// tensor that is larger than a bucket is one.
 fn sum_bytes(config: &Config, model: &QwenConfig) -> u64 {
     let tensors = trained_tensors(config, model).into_iter();
     let largest = tensors.clone().map(|[values, _]| values).max().unwrap_or(0);
     let values: usize = tensors.map(|[values, count]| values * count).sum();
-    (size_of::<f32>() * values.min(PIECE.max(largest))) as u64
+    (size_of::<f32>() * values.min(BUCKET_LEN.max(largest))) as u64
 }
 
 fn on_gpu(
@@ -436,7 +436,7 @@ mod tests {
 
     fn card(gib: u64) -> Machine {
         Machine {
-            gpu: Some(DType::BF16),
+            gpu_dtype: Some(DType::BF16),
             total: Some(gib << 30),
             free: Some(gib << 30),
         }
@@ -561,7 +561,7 @@ mod tests {
     fn masks_of_dropout_are_counted() {
         let (mut config, model) = (config(4, 1024), model());
         let cpu = Machine {
-            gpu: None,
+            gpu_dtype: None,
             ..card(64)
         };
         let plans = |config: &Config| {
@@ -636,7 +636,7 @@ mod tests {
     #[test]
     fn auto_needs_to_know_how_much_there_is() {
         let unknown = Machine {
-            gpu: Some(DType::F32),
+            gpu_dtype: Some(DType::F32),
             total: None,
             free: None,
         };
@@ -704,7 +704,7 @@ mod tests {
     #[test]
     fn a_cpu_is_asked_only_where_somebody_says_how_much() {
         let cpu = Machine {
-            gpu: None,
+            gpu_dtype: None,
             total: Some(1 << 30),
             free: Some(1 << 29),
         };

@@ -11,7 +11,7 @@ use lora_4bit::training::{AdapterGradients, add_in_place, sums_of_squares};
 use lora_4bit::{Linear, Weight};
 use model_qwen::{DecoderLayer, QwenModel};
 
-use crate::flat::{Flat, Places};
+use crate::flat::{Flat, FlatLayout};
 
 /// What is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -176,7 +176,8 @@ pub fn visit_layer(
     }
 }
 
-/// Calls `visit` with each trainable tensor of the model and its name: embeddings, layers, final norm, untied head.
+/// Calls `visit` with each trainable tensor of the model and its name, in this order: layers, final norm, embeddings,
+/// untied head.
 pub fn visit_model(
     model: &mut QwenModel,
     trainable: Trainable,
@@ -278,7 +279,7 @@ fn norms_mut(layer: &mut DecoderLayer) -> impl Iterator<Item = (&'static str, &m
 #[derive(Debug, Default)]
 pub struct GradientStore {
     gradients: BTreeMap<String, Tensor<1>>,
-    /// Tensors that the gradients are parts of, and nothing else is; none where each is a tensor of its own.
+    /// Buffers that hold all gradients besides those of `flat`, and else only zeros; empty if each gradient is a tensor of its own.
     whole: Vec<Tensor<1>>,
     /// Where the gradients of an adapter lie, if not in tensors of their own.
     flat: Option<Flat>,
@@ -310,10 +311,10 @@ impl GradientStore {
     /// `spare`.
     pub(crate) fn take_flat(
         &mut self,
-        places: &Places,
+        layout: &FlatLayout,
         spare: impl FnOnce() -> Flat,
     ) -> Option<Flat> {
-        let taken = self.gradients.extract_if(.., |name, _| places.has(name));
+        let taken = self.gradients.extract_if(.., |name, _| layout.has(name));
         let taken: Vec<_> = taken.collect();
         if taken.is_empty() {
             return None;
@@ -331,9 +332,9 @@ impl GradientStore {
     }
 
     /// The gradients of all that has a place, in buffers; zeros where there are none.
-    pub(crate) fn into_flat(mut self, places: &Arc<Places>, device: &Device) -> Flat {
-        let zeros = || Flat::zeros(places, device);
-        self.take_flat(places, zeros)
+    pub(crate) fn into_flat(mut self, layout: &Arc<FlatLayout>, device: &Device) -> Flat {
+        let zeros = || Flat::zeros(layout, device);
+        self.take_flat(layout, zeros)
             .unwrap_or_else(|| match self.flat {
                 // Nothing was added to it.
                 Some(flat) => flat,
@@ -371,7 +372,7 @@ impl GradientStore {
         };
     }
 
-    /// Says that the gradients are parts of these tensors, and all that is not zero in them.
+    /// Says that the gradients lie in these buffers, which hold nothing else but zeros.
     pub(crate) fn lie_in(&mut self, whole: impl IntoIterator<Item = Tensor<1>>) {
         self.whole = whole.into_iter().collect();
     }
@@ -395,8 +396,8 @@ impl GradientStore {
     /// L2 norm of all gradients together: `[1]`, on the device.
     #[must_use]
     pub fn norm(&self, device: &Device) -> Tensor<1> {
-        let flat = self.flat.iter().flat_map(Flat::pieces);
-        let is_own = |name: &str| (self.flat.iter()).all(|flat| !flat.places().has(name));
+        let flat = self.flat.iter().flat_map(Flat::buckets);
+        let is_own = |name: &str| (self.flat.iter()).all(|flat| !flat.layout().has(name));
         let own = self.gradients.iter().filter(|(name, _)| is_own(name));
         let tensors: Vec<_> = match self.whole.is_empty() {
             true => own.map(|(_, own)| own).chain(flat).collect(),

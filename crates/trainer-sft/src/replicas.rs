@@ -6,9 +6,9 @@
 //! sums.
 //!
 //! Invariant: no device begins a sum before every device has computed its share, so that none waits for one that has failed. But
-//! waiting lets a card stand still until the next launches arrive. So with NCCL no step waits that is not larger than those before (see
-//! `Proven`). The next step, and whoever reads the numbers, asks every device for something from before the sum (`await_all`):
-//! one that has failed is found there, before anybody waits for a sum.
+//! waiting lets a card stand still until the next launches arrive. With NCCL, a step waits only if it is larger than every step
+//! before, or one of the first (`Proven`). The next step, and whoever reads the numbers, asks every device for something from
+//! before the sum (`await_all`): one that has failed is found there, before anybody waits for a sum.
 
 use std::collections::BTreeSet;
 use std::panic::resume_unwind;
@@ -25,7 +25,7 @@ use tracing::info;
 use crate::batch::Batch;
 use crate::config::AllReduce;
 use crate::error::TrainError;
-use crate::flat::{ALIGNMENT, Flat, PIECE, Places};
+use crate::flat::{ALIGNMENT, BUCKET_LEN, Flat, FlatLayout};
 use crate::gate;
 use crate::parameters::{GradientStore, Trainable, visit_model};
 
@@ -183,43 +183,44 @@ fn named<T>(device: &Device, work: impl FnOnce() -> T) -> thread::Result<T> {
         .map_err(|reason| Box::new(format!("{}: {reason}", device_name(device))) as _)
 }
 
-/// Where the gradients of a model lie in the pieces that are summed.
+/// Where the gradients of a model lie in the buckets that are summed.
 #[derive(Debug)]
-pub(crate) struct Layout {
-    /// Names and numbers of values, piece by piece, of what has no place in `flat`.
-    pieces: Vec<Vec<(String, usize)>>,
+pub(crate) struct GradientBuckets {
+    /// Names and numbers of values, bucket by bucket, of what has no place in `flat`.
+    buckets: Vec<Vec<(String, usize)>>,
     /// Where an adapter lies in buffers of its own, which come behind.
-    flat: Option<Arc<Places>>,
+    flat: Option<Arc<FlatLayout>>,
 }
 
-impl Layout {
+impl GradientBuckets {
     /// Of all that is trained of `model`; the same for each copy.
     pub(crate) fn of(
         model: &mut QwenModel,
         trainable: Trainable,
-        flat: Option<Arc<Places>>,
+        flat: Option<Arc<FlatLayout>>,
     ) -> Self {
-        let mut pieces = vec![Vec::new()];
+        let mut buckets = vec![Vec::new()];
         let mut filled = 0;
         visit_model(model, trainable, &mut |name, parameter| {
-            if flat.as_ref().is_some_and(|places| places.has(name)) {
+            if flat.as_ref().is_some_and(|layout| layout.has(name)) {
                 return;
             }
             let size = parameter.num_values();
-            if filled > 0 && filled + size > PIECE {
-                pieces.push(Vec::new());
+            if filled > 0 && filled + size > BUCKET_LEN {
+                buckets.push(Vec::new());
                 filled = 0;
             }
             filled += size;
-            if let Some(piece) = pieces.last_mut() {
-                piece.push((name.to_owned(), size));
+            if let Some(bucket) = buckets.last_mut() {
+                bucket.push((name.to_owned(), size));
             }
         });
-        Self { pieces, flat }
+        Self { buckets, flat }
     }
 
-    /// The gradients in `store` and `means [3]` in one tensor for each piece, and the names of the gradients that there were.
-    /// Others count as zeros. So does what fills gradients and means up to multiples of [`ALIGNMENT`]: parts of pieces are no copies.
+    /// The gradients in `store` and `means [3]` in one tensor for each bucket, and the names of the gradients that there were.
+    /// A missing gradient counts as zeros. Zeros fill each bucket up to a multiple of [`ALIGNMENT`], so that a slice of it is a view,
+    /// not a copy.
     pub(crate) fn pack(
         &self,
         mut store: GradientStore,
@@ -228,12 +229,12 @@ impl Layout {
         let names = store.names().map(str::to_owned).collect();
         let like = (&means.device(), DType::F32);
         let mut means = Some(means);
-        let pieces = self.pieces.iter().map(|piece| {
-            let gradients = piece.iter().map(|(name, size)| {
+        let buckets = self.buckets.iter().map(|bucket| {
+            let gradients = bucket.iter().map(|(name, size)| {
                 let gradient = store.remove(name);
                 gradient.unwrap_or_else(|| Tensor::zeros([*size], like))
             });
-            let filled: usize = piece.iter().map(|(_, size)| size).sum();
+            let filled: usize = bucket.iter().map(|(_, size)| size).sum();
             let behind = Tensor::zeros([filled.next_multiple_of(ALIGNMENT) - filled], like);
             let end = means.take().into_iter().flat_map(|means| {
                 let behind = Tensor::zeros([ALIGNMENT - means.dims()[0]], like);
@@ -241,46 +242,45 @@ impl Layout {
             });
             let all = gradients.chain([behind]).chain(end);
             let all = all.filter(|part| part.dims()[0] > 0);
-            Tensor::cat(all.collect(), 0) // [values of the piece]
+            Tensor::cat(all.collect(), 0) // [values of the bucket]
         });
-        let mut pieces: Vec<_> = pieces.collect();
-        if let Some(places) = &self.flat {
-            pieces.extend(store.into_flat(places, like.0).pieces().to_vec());
+        let mut buckets: Vec<_> = buckets.collect();
+        if let Some(layout) = &self.flat {
+            buckets.extend(store.into_flat(layout, like.0).buckets().to_vec());
         }
-        (pieces, names)
+        (buckets, names)
     }
 
-    /// The gradients of these `names`, and the means, `[3]`, of what [`Layout::pack`] has made.
+    /// The gradients of these `names`, and the means, `[3]`, of what [`GradientBuckets::pack`] has made.
     pub(crate) fn unpack(
         &self,
         mut packed: Vec<Tensor<1>>,
         names: &BTreeSet<String>,
     ) -> (GradientStore, Tensor<1>) {
-        let behind = packed.split_off(self.pieces.len());
+        let behind = packed.split_off(self.buckets.len());
         let mut store = match &self.flat {
-            Some(places) => GradientStore::of_flat(Flat::of(places.clone(), behind), names),
+            Some(layout) => GradientStore::of_flat(Flat::of(layout.clone(), behind), names),
             None => GradientStore::default(),
         };
         let mut means = None;
-        let filled = |piece: &[(String, usize)]| {
-            let values = piece.iter().map(|(_, size)| size).sum::<usize>();
+        let filled = |bucket: &[(String, usize)]| {
+            let values = bucket.iter().map(|(_, size)| size).sum::<usize>();
             values.next_multiple_of(ALIGNMENT)
         };
-        // Where all lies in buffers, the only piece has nothing but the means.
-        let whole = (self.pieces.iter().zip(&packed)).filter(|(piece, _)| !piece.is_empty());
-        store.lie_in(whole.map(|(piece, all)| all.clone().narrow(0, 0, filled(piece))));
-        for (piece, all) in self.pieces.iter().zip(packed) {
+        // Where all lies in buffers, the only bucket has nothing but the means.
+        let whole = (self.buckets.iter().zip(&packed)).filter(|(bucket, _)| !bucket.is_empty());
+        store.lie_in(whole.map(|(bucket, all)| all.clone().narrow(0, 0, filled(bucket))));
+        for (bucket, all) in self.buckets.iter().zip(packed) {
             let mut start = 0;
-            for (name, size) in piece {
+            for (name, size) in bucket {
                 if names.contains(name) {
                     store.add(name, Some(all.clone().narrow(0, start, *size)));
                 }
                 start += size;
             }
-            means.get_or_insert_with(|| all.narrow(0, filled(piece), 3));
+            means.get_or_insert_with(|| all.narrow(0, filled(bucket), 3));
         }
-        // There is a first piece.
-        let means = means.unwrap_or_else(|| unreachable!("a layout has a piece"));
+        let means = means.unwrap_or_else(|| unreachable!("there is a first bucket"));
         (store, means)
     }
 }
@@ -327,9 +327,9 @@ impl Addend {
         match how {
             GradientSum::Host => Self::Host(packed.into_iter().map(read).collect()),
             GradientSum::Nccl => {
-                for piece in packed.iter().filter(|_| waits) {
-                    // A piece that could not be computed must not be summed: others would wait for it.
-                    read(piece.clone().narrow(0, 0, 1));
+                for bucket in packed.iter().filter(|_| waits) {
+                    // A bucket that could not be computed must not be summed: others would wait for it.
+                    read(bucket.clone().narrow(0, 0, 1));
                 }
                 Self::Device(packed)
             }
@@ -343,19 +343,19 @@ impl Addend {
         let mut on_device = Vec::new();
         for addend in all {
             match addend {
-                Self::Host(pieces) => on_host.push(pieces),
-                Self::Device(pieces) => on_device.push(Self::Device(pieces)),
+                Self::Host(buckets) => on_host.push(buckets),
+                Self::Device(buckets) => on_device.push(Self::Device(buckets)),
             }
         }
         let mut on_host = on_host.into_iter();
         let Some(mut sum) = on_host.next() else {
             return on_device;
         };
-        for pieces in on_host {
-            for (sum, piece) in sum.iter_mut().zip(pieces) {
-                let chunks = sum.par_chunks_mut(1 << 16).zip(piece.par_chunks(1 << 16));
-                chunks.for_each(|(sum, piece)| {
-                    let values = sum.iter_mut().zip(piece);
+        for buckets in on_host {
+            for (sum, bucket) in sum.iter_mut().zip(buckets) {
+                let chunks = sum.par_chunks_mut(1 << 16).zip(bucket.par_chunks(1 << 16));
+                chunks.for_each(|(sum, bucket)| {
+                    let values = sum.iter_mut().zip(bucket);
                     values.for_each(|(sum, value)| *sum += value);
                 });
             }
@@ -368,16 +368,16 @@ impl Addend {
     /// The sums on `device`, one of `devices`. With NCCL every one of them has to come here.
     pub(crate) fn on_device(self, device: &Device, devices: &[Device]) -> Vec<Tensor<1>> {
         match self {
-            Self::Host(pieces) => {
-                let pieces = pieces.into_iter().map(|piece| {
-                    let len = piece.len();
-                    Tensor::from_data(TensorData::new(piece, [len]), (device, DType::F32))
+            Self::Host(buckets) => {
+                let buckets = buckets.into_iter().map(|bucket| {
+                    let len = bucket.len();
+                    Tensor::from_data(TensorData::new(bucket, [len]), (device, DType::F32))
                 });
-                pieces.collect()
+                buckets.collect()
             }
-            Self::Device(pieces) => {
-                let pieces = pieces.into_iter();
-                pieces.map(|piece| sum_by_nccl(piece, devices)).collect()
+            Self::Device(buckets) => {
+                let buckets = buckets.into_iter();
+                buckets.map(|bucket| sum_by_nccl(bucket, devices)).collect()
             }
         }
     }
@@ -390,7 +390,7 @@ pub(crate) type Witness = (Device, Tensor<1>);
 pub(crate) fn witness(device: &Device, packed: &[Tensor<1>]) -> Option<Witness> {
     let last = packed.last()?;
     let [len] = last.dims();
-    // A tensor of its own: the sum may overwrite the piece.
+    // A tensor of its own: the sum may overwrite the bucket.
     let value = last.clone().narrow(0, len - 1, 1) + 0.0;
     Some((device.clone(), value))
 }
@@ -450,8 +450,8 @@ mod tests {
     #[test]
     fn a_share_witnesses_its_last_value() {
         let device = Device::flex();
-        let piece = |values: &[f32]| Tensor::<1>::from_data(values, (&device, DType::F32));
-        let packed = [piece(&[1.0, 2.0]), piece(&[3.0, 4.0, 5.0])];
+        let bucket = |values: &[f32]| Tensor::<1>::from_data(values, (&device, DType::F32));
+        let packed = [bucket(&[1.0, 2.0]), bucket(&[3.0, 4.0, 5.0])];
         let (_, value) = witness(&device, &packed).unwrap();
         assert_eq!(read(value.clone()), [5.0]);
         await_all(&[(device.clone(), value)]);

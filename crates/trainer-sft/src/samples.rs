@@ -15,7 +15,7 @@ use crate::config::{Config, ConfigError};
 use crate::data::format::{ASKED, PROMPTS, has_other_history};
 use crate::data::{Place, Source, WIDE_EXPECTED, speaker, written_wide_integer};
 use crate::error::{TrainError, output_error};
-use crate::gate::{self, Piece};
+use crate::gate::{self, WorkUnit};
 use crate::generation::{Completion, GenerationError, Generator, Request};
 use crate::prompts::{self, Prompt};
 use crate::text_file;
@@ -167,7 +167,7 @@ pub(crate) fn answers(
     };
     generator.prepare(&mut trainer.model);
     let listen = &mut |_, _| {
-        gate::pass(Piece::Batch);
+        gate::pass(WorkUnit::Batch);
         ControlFlow::Continue(())
     };
     let completions = generator.generate(&trainer.model, requests, listen)?;

@@ -6,8 +6,9 @@
 //!
 //! A GPU takes the step of [`explicit`] instead.
 //!
-//! With gradient checkpointing, the forward pass keeps only a layer's input, and the backward pass computes the layer
-//! again: a third more work, but only one layer's activations are in memory at any time.
+//! With all layers checkpointed, the forward pass keeps only the input of each layer, and the backward pass computes each layer
+//! again: a third more work, but the activations of only one layer are in memory at any time. [`Checkpointing`] says how many
+//! layers are checkpointed.
 
 pub mod explicit;
 mod measure;
@@ -24,7 +25,7 @@ pub use self::measure::{Means, measure};
 pub use self::noise::Noise;
 use crate::batch::Batch;
 use crate::full::embedding_gradient;
-use crate::gate::{self, Piece};
+use crate::gate::{self, WorkUnit};
 use crate::loss::{self, Head, HeadNames, Targets};
 use crate::metrics;
 use crate::parameters::{EMBEDDINGS, FINAL_NORM, GradientStore, LM_HEAD, Trainable, visit_layer};
@@ -66,7 +67,7 @@ pub(crate) fn hidden(model: &QwenModel, batch: &Batch, adapters: &AdapterSelecti
     let mut attention = CausalAttention::new(&batch.lengths);
     let mut x = model.embed(&batch.tokens); // [tokens, hidden]
     for (index, layer) in model.layers.iter().enumerate() {
-        gate::pass(Piece::Layer);
+        gate::pass(WorkUnit::Layer);
         x = layer.forward(index, x, &rotary, adapters, &mut attention); // [tokens, hidden]
     }
     x
@@ -131,7 +132,7 @@ pub(crate) fn pull<L>(
         x = noise.add(x, batch); // [tokens, hidden]
     }
     for (index, layer) in model.layers.iter().enumerate() {
-        gate::pass(Piece::Layer);
+        gate::pass(WorkUnit::Layer);
         if index < first_kept {
             kept.push(Kept::Input(x.clone()));
             x = layer.forward(index, x, &shared.rotary, adapters, &mut shared.attention); // [tokens, hidden]
@@ -144,16 +145,16 @@ pub(crate) fn pull<L>(
 
     let names = head_names(model, trainable);
     let trained = trainable.has_head().then_some((names, &mut *store));
-    let (found, mut dx) = loss(&head(model), x, trained);
+    let (loss_value, mut dx) = loss(&head(model), x, trained);
     for (index, (layer, kept)) in model.layers.iter().zip(kept).enumerate().rev() {
-        gate::pass(Piece::Layer);
+        gate::pass(WorkUnit::Layer);
         let graph = match kept {
             Kept::Input(x) => LayerGraph::new((index, layer), x, &mut shared),
             Kept::Graph(graph) => graph,
         };
         match graph.backward(index, dx, trainable, store) {
             Some(gradient) => dx = gradient, // [tokens, hidden]
-            None => return found,
+            None => return loss_value,
         }
     }
     if trainable.has_embeddings() {
@@ -163,7 +164,7 @@ pub(crate) fn pull<L>(
             Some(embedding_gradient(&batch.tokens, dx, vocab)),
         );
     }
-    found
+    loss_value
 }
 
 /// The names of what is trained of the head.

@@ -1,6 +1,6 @@
 //! One optimizer step: gradients of all micro-batches, clipping, AdamW.
 
-mod laid;
+mod flat_parameters;
 mod together;
 
 use std::convert::Infallible;
@@ -11,14 +11,14 @@ use lora_4bit::dry_run::{compile_only, real_launches};
 use lora_4bit::{AdapterSelection, Dropout};
 use model_qwen::QwenModel;
 
-use self::laid::{Laid, is_faster};
+use self::flat_parameters::{FlatParameters, is_faster};
 use crate::batch::{Batch, Share};
 use crate::config::LrSchedule;
-use crate::gate::{self, Piece};
+use crate::gate::{self, WorkUnit};
 use crate::optimizer::{AdamW, AdamWConfig, StepRate, clip_factor};
 use crate::parameters::{GradientStore, Trainable, visit_model};
 use crate::preference::{Baseline, Numbers, Preference, Tally};
-use crate::replicas::{GradientSum, Layout, Proven, Witness, await_all};
+use crate::replicas::{GradientBuckets, GradientSum, Proven, Witness, await_all};
 use crate::schedule::{Schedule, Shape};
 use crate::step::{self, Checkpointing, Means, Noise};
 
@@ -79,7 +79,7 @@ pub struct Trainer {
     options: TrainerOptions,
     optimizer: AdamW,
     /// The adapter in buffers; `None` before the first step, and where tensors are trained one by one.
-    flat: Option<Laid>,
+    flat: Option<FlatParameters>,
     /// Whether the kernels of a step have been asked for.
     is_compiled: bool,
     /// How answers are compared; `None` where they are only learnt.
@@ -89,7 +89,7 @@ pub struct Trainer {
     /// How gradients are summed over the devices.
     sum: GradientSum,
     /// Where gradients lie in sums; known after the first step on several devices.
-    layout: Option<Layout>,
+    gradient_buckets: Option<GradientBuckets>,
     /// What this one has computed already.
     proven: Proven,
     /// What shows that all have computed their shares of the last step.
@@ -190,7 +190,7 @@ impl Trainer {
             preference: None,
             copies: Vec::new(),
             sum: GradientSum::default(),
-            layout: None,
+            gradient_buckets: None,
             proven: Proven::default(),
             witnesses: Vec::new(),
         }
@@ -275,7 +275,7 @@ impl Trainer {
     }
 
     fn step_here(&mut self, share: (&[Batch], Share)) -> StepOutput {
-        gate::pass(Piece::Batch);
+        gate::pass(WorkUnit::Batch);
         let baseline = self.baseline(share).mean();
         let (means, gradients, tally) = self.gradients_of(share, baseline);
         let (means, more) = self.counted(means, &tally);
@@ -363,14 +363,11 @@ impl Trainer {
         };
         let optimizer = &mut self.optimizer;
         optimizer.begin_step();
-        if let Some((laid, summed)) = self
-            .flat
-            .as_ref()
-            .and_then(|laid| laid.summed(&mut gradients))
-        {
+        let flat = self.flat.as_ref();
+        if let Some((flat, summed)) = flat.and_then(|flat| flat.summed(&mut gradients)) {
             // Of an adapter, everything decays.
             let rate = |is_faster| rate(is_faster, true);
-            optimizer.update_flat(&laid.values, &summed, clip.as_ref(), rate);
+            optimizer.update_flat(&flat.values, &summed, clip.as_ref(), rate);
         }
         visit_model(
             &mut self.model,
@@ -425,7 +422,7 @@ impl Trainer {
             .items(batches)
             .filter(|(_, batch)| batch.num_targets() > 0)
         {
-            gate::pass(Piece::Batch);
+            gate::pass(WorkUnit::Batch);
             let adapters = self.adapters(Some(index));
             let options = &self.options;
             let noise = options.neftune_noise_alpha.map(|alpha| Noise {
@@ -454,7 +451,7 @@ impl Trainer {
         &self,
         batches: impl IntoIterator<Item = Result<Batch, E>>,
     ) -> Result<Option<Means>, E> {
-        let batches = batches.into_iter().inspect(|_| gate::pass(Piece::Batch));
+        let batches = batches.into_iter().inspect(|_| gate::pass(WorkUnit::Batch));
         let measured = step::measure(&self.model, &self.adapters(None), batches)?;
         Ok(measured.map(|(means, _)| means))
     }
@@ -470,7 +467,7 @@ impl Trainer {
     ) -> Result<Option<(Means, Numbers)>, E> {
         match &self.preference {
             Some(preference) => {
-                let batches = batches.into_iter().inspect(|_| gate::pass(Piece::Batch));
+                let batches = batches.into_iter().inspect(|_| gate::pass(WorkUnit::Batch));
                 preference.measure(&self.model, &self.adapters(None), batches)
             }
             None => {

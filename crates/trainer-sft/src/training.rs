@@ -18,7 +18,7 @@ use crate::config::{Config, ConfigError, Method};
 use crate::data::{Datasets, Records, TrainData};
 use crate::endings::{unknown_end, warn_of_endless_answers};
 use crate::error::{TrainError, guard};
-use crate::gate::{Behind, Piece};
+use crate::gate::{Behind, WorkUnit};
 use crate::grpo::{Grpo, Questions};
 use crate::identity::{self, identify};
 use crate::memory::{self, Machine, MemoryPlan, PlannedRun, RowLengths};
@@ -60,7 +60,7 @@ pub struct Training<'a> {
     records: Records,
     watch: Watch<'a>,
     base: Option<QwenModel>,
-    wait: Option<Box<dyn Fn(Piece) + Send + Sync>>,
+    wait: Option<Box<dyn Fn(WorkUnit) + Send + Sync>>,
 }
 
 impl fmt::Debug for Training<'_> {
@@ -145,9 +145,9 @@ impl<'a> Training<'a> {
         self
     }
 
-    /// Calls `wait` before each [`Piece`] of the work, which goes on when it returns: for a program that does something more
+    /// Calls `wait` before each [`WorkUnit`] of the work, which goes on when it returns: for a program that does something more
     /// urgent on the same device.
-    pub fn wait_before_work(mut self, wait: impl Fn(Piece) + Send + Sync + 'static) -> Self {
+    pub fn wait_before_work(mut self, wait: impl Fn(WorkUnit) + Send + Sync + 'static) -> Self {
         self.wait = Some(Box::new(wait));
         self
     }

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use lora_4bit::peft::LoraAdapter;
 use trainer_sft::burn::tensor::Device;
 use trainer_sft::config::{Config, InitLora, Optim};
-use trainer_sft::{Piece, Training};
+use trainer_sft::{Training, WorkUnit};
 
 use self::support::{config, records, run};
 
@@ -22,15 +22,15 @@ fn whole_and_resumed(change: impl Fn(&mut Config)) -> LoraAdapter {
     LoraAdapter::load(&dir.path().join("whole")).unwrap()
 }
 
-/// A program that trains on a thread of its own is asked before each piece, although a step computes on another thread.
+/// A program that trains on a thread of its own is asked before each unit of work, although a step computes on another thread.
 #[test]
 fn a_run_waits_before_each_batch_and_layer() {
     let dir = tempfile::tempdir().unwrap();
     let config = config(&dir.path().join("o"), |_| {});
     let passed = Arc::new([AtomicUsize::new(0), AtomicUsize::new(0)]);
     let counted = Arc::clone(&passed);
-    let wait = move |piece| {
-        let place = usize::from(piece == Piece::Layer);
+    let wait = move |unit| {
+        let place = usize::from(unit == WorkUnit::Layer);
         counted[place].fetch_add(1, Ordering::Relaxed);
     };
     let training = Training::new(&config).device(&Device::flex());

@@ -199,7 +199,7 @@ fn measure_steps(device: &Device, model: &Path, steps: &[(usize, usize)]) -> Res
             follows: false,
             token: DecodeToken::Id(5),
             position: context - 1,
-            slot: None,
+            adapter_slot: None,
             block_table: table,
             draw: Some(Draw::default()),
             is_constrained: false,

@@ -115,7 +115,7 @@ fn mib(change: Change, model: &QwenConfig, tokens: usize) -> u64 {
     let mut config = Config::new("unused");
     change(&mut config);
     let card = Machine {
-        gpu: Some(DType::BF16),
+        gpu_dtype: Some(DType::BF16),
         total: None,
         free: None,
     };

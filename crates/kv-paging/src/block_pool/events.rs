@@ -57,7 +57,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::block_pool::{BlockId, BlockPool};
+    use crate::block_pool::{AdapterKey, BlockId, BlockPool};
 
     /// Parent, key and tokens.
     type Prefix = (Option<PrefixId>, Arc<CacheKey>, Vec<u32>);
@@ -131,7 +131,8 @@ mod tests {
     proptest! {
         #[test]
         fn events_tell_what_can_be_found(ops in ops()) {
-            let keys = [None, Some("a".to_owned())].map(|adapter| {
+            let name = "a".to_owned();
+            let keys = [None, Some(AdapterKey { id: 0, name })].map(|adapter| {
                 Arc::new(CacheKey { adapter, salt: None })
             });
             let mut pool = BlockPool::new(12);

@@ -18,10 +18,19 @@ use super::events::{CacheEvent, EventLog};
 /// Sequences share cached blocks only if their keys are equal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct CacheKey {
-    /// Name of the LoRA adapter the tokens are computed with; `None` for the base model.
-    pub adapter: Option<String>,
+    /// The LoRA adapter the tokens are computed with; `None` for the base model.
+    pub adapter: Option<AdapterKey>,
     /// Separates users who must not learn from timing what others have asked (`cache_salt` in vLLM's API).
     pub salt: Option<String>,
+}
+
+/// Names an adapter: one that is loaded again under its name has another number.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct AdapterKey {
+    /// Number of the load.
+    pub id: u64,
+    /// Name that requests give.
+    pub name: String,
 }
 
 /// Names one cached prefix (all tokens up to the end of one full block). Never used twice in a pool's life, so that a
@@ -194,9 +203,10 @@ mod tests {
         fn write(&mut self, _bytes: &[u8]) {}
     }
 
-    fn key(adapter: &str) -> Arc<CacheKey> {
+    fn key(id: u64) -> Arc<CacheKey> {
+        let name = "a".to_owned();
         Arc::new(CacheKey {
-            adapter: Some(adapter.to_owned()),
+            adapter: Some(AdapterKey { id, name }),
             salt: None,
         })
     }
@@ -205,7 +215,7 @@ mod tests {
     fn a_hash_collision_never_gives_another_block() {
         let hasher = std::hash::BuildHasherDefault::<Constant>::default();
         let mut cache = PrefixCache::with_hasher(8, hasher);
-        let (a, b) = (key("a"), key("b"));
+        let (a, b) = (key(0), key(1));
         let root_a = cache.insert(0, None, &a, &[1, 2]);
         let root_b = cache.insert(1, None, &b, &[1, 2]);
         let other = cache.insert(2, None, &a, &[2, 1]);
@@ -224,7 +234,7 @@ mod tests {
     #[test]
     fn a_parent_computed_again_does_not_revive_old_children() {
         let mut cache = PrefixCache::new(4);
-        let key = key("a");
+        let key = key(0);
         let root = cache.insert(0, None, &key, &[1]);
         cache.insert(1, Some(root), &key, &[2]);
         cache.remove(0);
@@ -243,7 +253,7 @@ mod tests {
         });
         cache.insert(0, None, &base, &[1]);
         assert_eq!(cache.get(None, &salted, &[1]), None);
-        assert_eq!(cache.get(None, &key("a"), &[1]), None);
+        assert_eq!(cache.get(None, &key(0), &[1]), None);
         let equal = Arc::new(CacheKey::default());
         assert!(cache.get(None, &equal, &[1]).is_some());
     }

@@ -93,7 +93,7 @@ impl PagedOps for Flex {
         let [_, kv_heads, head_dim] = dims(&cache);
         let new = new.to_contiguous(); // [tokens, kv_heads, head_dim]
         let row = kv_heads * head_dim;
-        let slots = layout.slots.iter().map(|&slot| slot as usize * row);
+        let slots = layout.slot_mapping.iter().map(|&slot| slot as usize * row);
         match (cache.dtype(), new.dtype()) {
             (DType::F32, DType::F32) => {
                 let (cache, new) = (cache.storage_mut::<f32>(), new.storage::<f32>());

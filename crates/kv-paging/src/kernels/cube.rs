@@ -57,7 +57,7 @@ impl Tiles {
     /// The tiles that [`indices`] appends.
     pub(super) fn of(layout: &BatchLayout) -> Self {
         Self {
-            at: 3 * layout.slots.len() + layout.block_tables.len(),
+            at: 3 * layout.slot_mapping.len() + layout.block_tables.len(),
             num: tiles(layout).count(),
         }
     }
@@ -103,9 +103,9 @@ fn tiles(layout: &BatchLayout) -> impl Iterator<Item = [usize; 2]> {
 /// What the kernels read of a step, as 32-bit integers: for each token its cache row, the number of keys it sees and where
 /// its block table starts, then all block tables, then the [`Tiles`].
 pub(super) fn indices(layout: &BatchLayout, device: &Device) -> Tensor<1, Int> {
-    let num_tokens = layout.slots.len();
+    let num_tokens = layout.slot_mapping.len();
     let mut values = Vec::with_capacity(3 * num_tokens + layout.block_tables.len());
-    values.extend(layout.slots.iter().map(|&slot| slot as i32));
+    values.extend(layout.slot_mapping.iter().map(|&slot| slot as i32));
     for sequence in &layout.sequences {
         let first = sequence.context_len - sequence.query_len + 1;
         values.extend((first..=sequence.context_len).map(|keys| keys as i32));
@@ -142,8 +142,8 @@ impl DeviceOps for Cube {
         let row = kv_heads * head_dim;
         let len = tokens * row;
         if len > 0 {
-            // SAFETY: the wrapper has compared the shapes; slots of a batch exist in the cache. The caches are the only
-            // handles, or later writers' views of the same memory.
+            // SAFETY: the wrapper has compared the shapes; slots of a batch exist in the cache. Other handles of the caches
+            // see the new rows, as `RecordedAttention` expects.
             unsafe {
                 write_rows::launch_unchecked(
                     &new_keys.client.clone(),

@@ -8,7 +8,7 @@ use crate::batch_layout::{BatchLayout, SequenceSpan};
 #[derive(Debug)]
 pub(super) struct Gather {
     /// Cache row of every packed token, `[tokens]`.
-    pub(super) slots: Tensor<1, Int>,
+    pub(super) slot_mapping: Tensor<1, Int>,
     pub(super) groups: Vec<QueryGroup>,
     /// Packed token → row in the concatenated groups, `[tokens]`; `None` if the groups are in order.
     pub(super) order: Option<Tensor<1, Int>>,
@@ -39,7 +39,7 @@ impl Gather {
         let mut lengths: Vec<usize> = layout.sequences.iter().map(|s| s.query_len).collect();
         lengths.sort_unstable();
         lengths.dedup();
-        let mut order = vec![0; layout.slots.len()];
+        let mut order = vec![0; layout.slot_mapping.len()];
         let mut next = 0;
         let mut groups = Vec::with_capacity(lengths.len());
         for query_len in lengths {
@@ -57,9 +57,9 @@ impl Gather {
             groups.push(QueryGroup::new(layout, &members, rows, device));
         }
         let in_order = groups.iter().all(|group| group.rows.is_none());
-        let slots = layout.slots.iter().map(|&slot| slot as i32).collect();
+        let slots = layout.slot_mapping.iter().map(|&slot| slot as i32);
         Self {
-            slots: indices(slots, device),
+            slot_mapping: indices(slots.collect(), device),
             groups,
             order: (!in_order).then(|| indices(order, device)),
         }
@@ -88,7 +88,7 @@ impl QueryGroup {
                 hidden.extend((0..context_len).map(|key| key > position));
             }
         }
-        let all_in_order = rows.len() == layout.slots.len() && rows.is_sorted();
+        let all_in_order = rows.len() == layout.slot_mapping.len() && rows.is_sorted();
         let shape = [members.len(), 1, query_len, context_len];
         Self {
             num_sequences: members.len(),

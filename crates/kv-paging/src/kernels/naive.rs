@@ -37,9 +37,9 @@ pub fn apply_rope(x: Tensor<3>, rotary: &Rotary) -> Tensor<3> {
 ///
 /// - `cache`: `[slots, kv_heads, head_dim]`, returned with `new` `[tokens, kv_heads, head_dim]` written
 pub fn kv_write(cache: Tensor<3>, new: Tensor<3>, plan: &BatchPlan) -> Tensor<3> {
-    let slots = plan.gather(&cache.device()).slots.clone(); // [tokens]
+    let slot_mapping = plan.gather(&cache.device()).slot_mapping.clone(); // [tokens]
     let new = new.cast(cache.dtype()); // [tokens, kv_heads, head_dim]
-    cache.select_assign(0, slots, new, IndexingUpdateOp::Assign) // [slots, kv_heads, head_dim]
+    cache.select_assign(0, slot_mapping, new, IndexingUpdateOp::Assign) // [slots, kv_heads, head_dim]
 }
 
 /// Attention of packed queries over the sequences' rows of the cache.

@@ -1,4 +1,4 @@
-//! The operations of a recorded step: one token per sequence, described by a tensor that stays where it is.
+//! The operations of a recorded step: one token per row, described by a tensor that stays where it is.
 //!
 //! They write to memory that other tensors hold, which only the kernels of a GPU do: they have no twin.
 
@@ -26,7 +26,7 @@ pub(crate) fn records_steps(device: &Device, head_dim: usize) -> bool {
     Gpu::of(device).is_some_and(|gpu| gpu.attends(head_dim))
 }
 
-/// Rotates queries and keys, writes keys and values to the caches and attends to these, one token per sequence.
+/// Rotates queries and keys, writes keys and values to the caches and attends to these, one token per row.
 ///
 /// # Shapes
 ///

@@ -23,7 +23,7 @@ pub struct NewSequence {
     pub max_tokens: usize,
     /// The engine wants the logits of every prompt position: no prefix is taken from the cache, all of it is
     /// computed. After a preemption the chunks start at position 0 again.
-    pub needs_prompt_logits: bool,
+    pub skip_reading_prefix_cache: bool,
 }
 
 /// What looking up a sequence's prefix gave, in tokens.
@@ -46,7 +46,7 @@ pub(crate) struct Sequence {
     key: Arc<CacheKey>,
     /// False if its blocks must be neither found by others nor, on readmission, taken from the cache.
     shares_prefixes: bool,
-    needs_prompt_logits: bool,
+    skip_reading_prefix_cache: bool,
 
     block_table: BlockTable,
     /// Tokens whose keys and values are in the cache.
@@ -76,7 +76,7 @@ impl Sequence {
             block_size,
             key: Arc::new(new.cache_key),
             shares_prefixes,
-            needs_prompt_logits: new.needs_prompt_logits,
+            skip_reading_prefix_cache: new.skip_reading_prefix_cache,
             block_table: BlockTable::default(),
             num_computed: 0,
             num_scheduled: 0,
@@ -98,7 +98,7 @@ impl Sequence {
     /// Room is asked for all tokens, though blocks are allocated chunk by chunk: a prompt that starts without it
     /// would soon preempt itself.
     pub(crate) fn admit(&mut self, pool: &mut BlockPool) -> Option<PrefixLookup> {
-        let takes_prefixes = self.shares_prefixes && !self.needs_prompt_logits;
+        let takes_prefixes = self.shares_prefixes && !self.skip_reading_prefix_cache;
         // The last token is always computed: its logits are what the next token is sampled from.
         let num_findable = if takes_prefixes {
             self.tokens.len() - 1

@@ -50,7 +50,7 @@ impl Chunk {
         self.tokens.len() + self.draft.len()
     }
 
-    /// Whether it computes one token that is known, and gives the next: everything but a prompt.
+    /// Whether it computes one token and samples the next: a decode, or a prompt of which one token is left.
     pub fn decodes(&self) -> bool {
         self.samples && self.tokens.len() == 1
     }

@@ -17,6 +17,13 @@ fn scheduler(config: SchedulerConfig) -> Scheduler {
     Scheduler::new(config).unwrap()
 }
 
+fn adapter() -> AdapterKey {
+    AdapterKey {
+        id: 0,
+        name: "a".to_owned(),
+    }
+}
+
 /// A sequence whose prompt is `from..from + len`.
 fn sequence(id: SequenceId, from: u32, len: usize) -> NewSequence {
     NewSequence {
@@ -24,7 +31,7 @@ fn sequence(id: SequenceId, from: u32, len: usize) -> NewSequence {
         prompt: (from..).take(len).collect(),
         cache_key: CacheKey::default(),
         max_tokens: 100,
-        needs_prompt_logits: false,
+        skip_reading_prefix_cache: false,
     }
 }
 
@@ -170,7 +177,7 @@ fn keys_and_prompt_logits_prevent_hits() {
     scheduler.add(sequence(1, 0, 9)).unwrap();
     step(&mut scheduler);
     let adapter = CacheKey {
-        adapter: Some("a".to_owned()),
+        adapter: Some(adapter()),
         salt: None,
     };
     let salt = CacheKey {
@@ -191,7 +198,7 @@ fn keys_and_prompt_logits_prevent_hits() {
         .unwrap();
     scheduler
         .add(NewSequence {
-            needs_prompt_logits: true,
+            skip_reading_prefix_cache: true,
             ..sequence(4, 0, 9)
         })
         .unwrap();
@@ -282,7 +289,7 @@ fn forgotten_keys_never_hit_again_even_from_sequences_in_flight() {
         ..config()
     });
     let key = CacheKey {
-        adapter: Some("a".to_owned()),
+        adapter: Some(adapter()),
         salt: Some("s".to_owned()),
     };
     let with_key = |id| NewSequence {
@@ -294,7 +301,7 @@ fn forgotten_keys_never_hit_again_even_from_sequences_in_flight() {
     scheduler.add(with_key(2)).unwrap();
     let in_flight = scheduler.schedule();
     assert_eq!(shape(&in_flight), [(1, 9, 1), (2, 8, 1)]);
-    scheduler.forget_adapter("a");
+    scheduler.forget_adapter(&adapter());
     commit(&mut scheduler, &in_flight);
     for _ in 0..8 {
         step(&mut scheduler);

@@ -13,7 +13,7 @@ mod traffic;
 use std::collections::{BTreeMap, VecDeque};
 
 use kv_paging::{
-    CacheKey, Chunk, NewSequence, Sampled, Scheduler, SchedulerConfig, SequenceId, Step,
+    AdapterKey, CacheKey, Chunk, NewSequence, Sampled, Scheduler, SchedulerConfig, SequenceId, Step,
 };
 use proptest::prelude::*;
 
@@ -22,15 +22,22 @@ const NUM_KEYS: usize = 3;
 const VOCAB: u64 = 3;
 const EOS: u32 = 0;
 
+fn adapter() -> AdapterKey {
+    AdapterKey {
+        id: 0,
+        name: "a".to_owned(),
+    }
+}
+
 fn key(index: usize) -> CacheKey {
     match index {
         0 => CacheKey::default(),
         1 => CacheKey {
-            adapter: Some("a".to_owned()),
+            adapter: Some(adapter()),
             salt: None,
         },
         _ => CacheKey {
-            adapter: Some("a".to_owned()),
+            adapter: Some(adapter()),
             salt: Some("s".to_owned()),
         },
     }
@@ -68,7 +75,7 @@ struct Live {
     output: Vec<u32>,
     max_len: usize,
     num_cached: Option<usize>,
-    needs_prompt_logits: bool,
+    skip_reading_prefix_cache: bool,
 }
 
 impl Live {
@@ -127,7 +134,7 @@ impl Engine {
         prompt: Vec<u32>,
         key_index: usize,
         max_tokens: usize,
-        needs_prompt_logits: bool,
+        skip_reading_prefix_cache: bool,
     ) {
         let id = self.next_id;
         self.next_id += 1;
@@ -137,7 +144,7 @@ impl Engine {
             prompt: prompt.clone(),
             cache_key: key(key_index),
             max_tokens,
-            needs_prompt_logits,
+            skip_reading_prefix_cache,
         });
         let fits = prompt_len < self.config.max_model_len && prompt_len <= self.slots.len();
         assert_eq!(added.is_ok(), fits, "{added:?}");
@@ -152,7 +159,7 @@ impl Engine {
                 output: vec![],
                 max_len,
                 num_cached: None,
-                needs_prompt_logits,
+                skip_reading_prefix_cache,
             };
             self.live.insert(id, live);
             self.arrivals.push_back(id);
@@ -179,7 +186,7 @@ impl Engine {
             self.scheduler.forget(&key(0));
             self.versions[0] += 1;
         } else {
-            self.scheduler.forget_adapter("a");
+            self.scheduler.forget_adapter(&adapter());
             self.versions[1] += 1;
             self.versions[2] += 1;
         }
@@ -269,7 +276,8 @@ impl Engine {
                 "the last prompt token must be computed"
             );
             assert!(
-                cached == 0 || (self.config.enable_prefix_caching && !live.needs_prompt_logits)
+                cached == 0
+                    || (self.config.enable_prefix_caching && !live.skip_reading_prefix_cache)
             );
             let live = &self.live[&chunk.id];
             let digests = live.digests();

@@ -45,7 +45,7 @@ use super::{ComputeDtype, LinearOps, naive};
 use crate::device::is_cpu;
 
 /// Whether a tensor is on the CPU and in no autodiff graph.
-pub(super) fn is_plain<const D: usize>(x: &Tensor<D>) -> bool {
+pub(super) fn is_untracked_cpu<const D: usize>(x: &Tensor<D>) -> bool {
     matches!(x.device().as_dispatch(), DispatchDevice::Flex(_))
 }
 
@@ -208,7 +208,7 @@ pub(super) fn swiglu_at_once(
         _ => None,
     };
     let (gate, up) = (dense(gate)?, dense(up)?);
-    let on_cpu = [x, &gate, &up].into_iter().all(is_plain);
+    let on_cpu = [x, &gate, &up].into_iter().all(is_untracked_cpu);
     if !on_cpu || x.dtype() != DType::F32 || gate.dtype() != up.dtype() || gate.dims() != up.dims()
     {
         return None;

@@ -30,7 +30,7 @@ impl Norm<'_> {
     /// # Panics
     ///
     /// If the weight hasn't a value for each column of `x`.
-    pub(super) fn is_plain(&self, x: &Tensor<2>) -> bool {
+    pub(super) fn is_on_gpu(&self, x: &Tensor<2>) -> bool {
         assert_eq!(self.weight.dims(), [x.dims()[1]], "rms_norm: weight");
         is_on_gpu(x) && is_on_gpu(self.weight)
     }

@@ -52,12 +52,12 @@ pub(crate) trait FusedOps: Backend {
 fn is_fused(x: &Tensor<2>, layers: &[&LayerOperand<Dispatch>]) -> bool {
     super::cube::has_plane_operations(&x.device())
         && (layers.iter())
-            .all(|layer| is_plain(*layer) && !matches!(layer.adapters, Adapters::One { .. }))
+            .all(|layer| is_untracked(*layer) && !matches!(layer.adapters, Adapters::One { .. }))
 }
 
 /// Whether an operand takes part in no autodiff graph.
 #[cfg(feature = "gpu")]
-fn is_plain<T: ExtensionType<Dispatch, Target = T>>(operand: &T) -> bool {
+fn is_untracked<T: ExtensionType<Dispatch, Target = T>>(operand: &T) -> bool {
     T::autodiff_context(operand) == DispatchAutodiffContext::Disabled
 }
 
@@ -93,7 +93,7 @@ pub(crate) fn linear(
         assert_eq!(residual.dtype(), DType::F32, "linear: type of the residual");
     }
     #[cfg(feature = "gpu")]
-    if is_fused(&x, &[&layer]) && is_plain(&Maybe::new(residual.as_ref())) {
+    if is_fused(&x, &[&layer]) && is_untracked(&Maybe::new(residual.as_ref())) {
         let residual = Maybe::new(residual.as_ref());
         let y = <Dispatch as FusedOps>::linear(x.into_dispatch(), layer, residual);
         return Tensor::from_dispatch(y);
@@ -144,7 +144,7 @@ pub(crate) fn norm_linears(
         layer.check("norm_linears", x.dims());
     }
     #[cfg(feature = "gpu")]
-    if is_fused(x, &layers.each_ref()) && norm.is_plain(x) {
+    if is_fused(x, &layers.each_ref()) && norm.is_on_gpu(x) {
         let [first, second, third] = layers;
         let (x, norm) = (x.clone().into_dispatch(), NormOperand::new(norm));
         let (a, b, c) = <Dispatch as FusedOps>::norm_linears(x, norm, first, second, third);
@@ -178,7 +178,7 @@ pub(crate) fn norm_swiglu(
         layer.check("norm_swiglu", x.dims());
     }
     #[cfg(feature = "gpu")]
-    if is_fused(x, &[&gate, &up]) && norm.is_plain(x) {
+    if is_fused(x, &[&gate, &up]) && norm.is_on_gpu(x) {
         let (x, norm) = (x.clone().into_dispatch(), NormOperand::new(norm));
         return Tensor::from_dispatch(<Dispatch as FusedOps>::norm_swiglu(x, norm, gate, up));
     }
@@ -219,7 +219,7 @@ pub fn both<const D: usize, A: Send, B: Send>(
     a: impl FnOnce() -> A + Send,
     b: impl FnOnce() -> B + Send,
 ) -> (A, B) {
-    match cpu::is_plain(x) {
+    match cpu::is_untracked_cpu(x) {
         true => rayon::join(a, b),
         false => (a(), b()),
     }

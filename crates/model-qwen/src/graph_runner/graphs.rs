@@ -1,4 +1,4 @@
-//! CUDA graphs of decode steps: pad, capture, replay.
+//! Recorded decode steps, on CUDA as graphs: pad, record, replay.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -23,22 +23,22 @@ use crate::model::Int8Head;
 use crate::model::QwenModel;
 use crate::sampling::{Draw, LogitChanges, RowMask};
 
-/// Captured steps. They hold handles of the weights and of the KV cache.
+/// Recorded steps. They hold handles of the weights and of the KV cache.
 #[derive(Debug)]
 pub(super) struct Graphs {
     graphs: BTreeMap<Kind, Captured>,
     /// Blocks of the longest sequence.
     max_blocks: usize,
-    kept: Kept,
+    buffers: DeviceBuffers,
     /// Whether any row of the last step had changes of its logits.
     has_changes: bool,
     /// The masks of the last steps; nothing until the first one comes.
     masks: Option<MaskTable>,
 }
 
-/// What all graphs share. It stays at its place.
+/// What all recorded steps share. It stays at its place.
 #[derive(Clone, Debug)]
-struct Kept {
+struct DeviceBuffers {
     /// The tokens that the last step chose, `[rows]`.
     chosen: Tensor<1, Int>,
     /// The tokens that it computed, `[rows]`.
@@ -50,7 +50,7 @@ struct Kept {
 /// Integers that describe the changes of a row, on average over the largest step. What is more is left to the host.
 const CHANGE_WORDS: usize = 8192;
 
-impl Kept {
+impl DeviceBuffers {
     fn new(num_rows: usize, device: &Device) -> Self {
         let zeros = |len: usize| Tensor::zeros([len], (device, DType::I32));
         Self {
@@ -66,7 +66,7 @@ impl Kept {
     }
 }
 
-/// What a graph computes.
+/// What a recorded step computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 struct Kind {
     /// Rows, with the padding.
@@ -97,7 +97,7 @@ struct Captured {
     graph: CapturedStep<Output>,
 }
 
-/// What a graph leaves on the device. The next replay overwrites it.
+/// What a recorded step leaves on the device. The next replay overwrites it.
 #[derive(Debug)]
 struct Output {
     /// The token of each row, `[rows]`.
@@ -107,14 +107,14 @@ struct Output {
 }
 
 impl Graphs {
-    /// Nothing captured yet; `None` if the device has no kernels for such steps.
+    /// Nothing recorded yet; `None` if the device has no kernels for such steps.
     pub(super) fn new(model: &QwenModel, config: &SchedulerConfig) -> Option<Self> {
         let supported = DecodeStep::is_supported(&model.device(), model.config.head_dim);
         let is_there = model.embed_tokens.device() == model.device();
         (supported && is_there).then(|| Self {
             graphs: BTreeMap::new(),
             max_blocks: config.max_model_len.div_ceil(config.block_size),
-            kept: Kept::new(
+            buffers: DeviceBuffers::new(
                 bucket(config.max_num_seqs.max(MAX_LOGIT_ROWS)),
                 &model.device(),
             ),
@@ -123,7 +123,7 @@ impl Graphs {
         })
     }
 
-    /// Forgets what was captured: tensors of the model or of the cache have been replaced.
+    /// Forgets what was recorded: tensors of the model or of the cache have been replaced.
     pub(super) fn forget(&mut self) {
         self.graphs.clear();
     }
@@ -131,12 +131,12 @@ impl Graphs {
     /// Forgets the tokens of the last step, too: the device has failed.
     pub(super) fn reset(&mut self) {
         self.forget();
-        self.kept = Kept::new(self.kept.num_rows(), &self.kept.chosen.device());
+        self.buffers = DeviceBuffers::new(self.buffers.num_rows(), &self.buffers.chosen.device());
         self.has_changes = false;
         self.masks = None;
     }
 
-    /// Whether there is a graph for such a step, which draws the tokens of all rows.
+    /// Whether such a step has been recorded, and draws the tokens of all rows.
     pub(super) fn has_captured(&self, model: &QwenModel, rows: &[DecodeRow<'_>]) -> bool {
         let rows = self.that_fit(rows);
         rows.iter().all(|row| row.draw.is_some())
@@ -145,7 +145,7 @@ impl Graphs {
 
     /// The same rows, of which the host chooses the tokens where there is no room for the changes of their logits.
     fn that_fit<'r, 'a>(&self, rows: &'r [DecodeRow<'a>]) -> Cow<'r, [DecodeRow<'a>]> {
-        let mut room = self.kept.num_rows() * CHANGE_WORDS;
+        let mut room = self.buffers.num_rows() * CHANGE_WORDS;
         let fits = |row: &DecodeRow<'_>| {
             let left = room.checked_sub(changes(row).map_or(0, LogitChanges::num_words));
             room = left.unwrap_or(room);
@@ -167,22 +167,22 @@ impl Graphs {
         let has_changes = rows.iter().any(|row| changes(row).is_some());
         // Those of the step before must not stay.
         if has_changes || self.has_changes {
-            let (all, num_rows) = (&self.kept.changes, self.kept.num_rows());
+            let (all, num_rows) = (&self.buffers.changes, self.buffers.num_rows());
             let words = changes_of(rows.iter().map(changes), num_rows, &all.device());
             overwrite(all, words);
         }
         self.has_changes = has_changes;
     }
 
-    /// Launches what the graph of a step has, and captures nothing.
+    /// Launches what a recorded step has, and records nothing.
     pub(super) fn compile(&self, model: &QwenModel, cache: &PagedKvCache, rows: &[DecodeRow<'_>]) {
         let kind = kind_of(model, &self.that_fit(rows));
         let (device, block_size) = (model.device(), cache.shape().block_size);
         let step = DecodeStep::new(kind.num_rows, self.max_blocks, block_size, &device);
-        recorded(model, &step, cache, &self.kept, kind)();
+        recorded(model, &step, cache, &self.buffers, kind)();
     }
 
-    /// Replays the graph of a step, after it was captured if there was none. Tokens that the device chooses are on their way to
+    /// Replays a step, after it was recorded if it is the first of its kind. Tokens that the device chooses are on their way to
     /// the host at once, so that a further step doesn't delay them.
     pub(super) fn launch(
         &mut self,
@@ -193,22 +193,25 @@ impl Graphs {
         let rows = &*self.that_fit(rows);
         self.upload_changes(rows);
         let kind = kind_of(model, rows);
-        let (max_blocks, kept) = (self.max_blocks, &self.kept);
+        let (max_blocks, buffers) = (self.max_blocks, &self.buffers);
         let captured = self.graphs.entry(kind).or_insert_with(|| {
             let start = Instant::now();
             let (device, block_size) = (model.device(), cache.shape().block_size);
             let step = DecodeStep::new(kind.num_rows, max_blocks, block_size, &device);
-            let run = recorded(model, &step, cache, kept, kind);
+            let run = recorded(model, &step, cache, buffers, kind);
             let graph = CapturedStep::capture(&device, run);
             let seconds = start.elapsed().as_secs_f32();
-            tracing::info!(?kind, seconds, "captured a decode step");
+            match graph.is_captured() {
+                true => tracing::info!(?kind, seconds, "captured a decode step"),
+                false => tracing::info!(?kind, seconds, "recorded a decode step, without a graph"),
+            }
             Captured { step, graph }
         });
         let uploaded: Vec<kv_paging::StepRow<'_>> = (rows.iter())
             .map(|row| kv_paging::StepRow {
                 token: row.token,
                 position: row.position,
-                slot: row.slot,
+                adapter_slot: row.adapter_slot,
                 block_table: row.block_table,
                 choice: row.draw.as_ref().map_or([0; Draw::WORDS], Draw::words),
             })
@@ -255,11 +258,11 @@ impl Graphs {
             has_changes,
             read,
         } = unmasked;
-        let Kept {
+        let DeviceBuffers {
             chosen,
             inputs,
             changes,
-        } = &self.kept;
+        } = &self.buffers;
         if has_changes {
             change_logits(&logits, changes, inputs);
         }
@@ -275,23 +278,23 @@ impl Graphs {
         if masks.is_empty() {
             return true;
         }
-        let num_rows = self.kept.num_rows();
+        let num_rows = self.buffers.num_rows();
         let table = (self.masks)
             .get_or_insert_with(|| MaskTable::new(num_rows, logits.dims()[1], &logits.device()));
         table.apply(logits, masks)
     }
 }
 
-/// A step that can be captured. It reads `step` and writes to `cache` when it runs, and leaves its tokens in `kept`, too, where the
+/// A step that can be recorded. It reads `step` and writes to `cache` when it runs, and leaves its tokens in `buffers`, too, where the
 /// next step finds them.
 fn recorded(
     model: &QwenModel,
     step: &DecodeStep,
     cache: &PagedKvCache,
-    kept: &Kept,
+    buffers: &DeviceBuffers,
     kind: Kind,
 ) -> impl FnMut() -> Output + Send + 'static {
-    let (model, step, kept) = (model.clone(), step.clone(), kept.clone());
+    let (model, step, buffers) = (model.clone(), step.clone(), buffers.clone());
     let kv = RecordedAttention::new(step.clone(), cache);
     let mut kv = match kind.has_neighbours {
         true => kv.of_neighbours(),
@@ -301,18 +304,18 @@ fn recorded(
     let inv_freq = model.frequencies.inv_freq();
     let inv_freq = Tensor::<1>::from_data(inv_freq, (&device, DType::F32)); // [head_dim / 2]
     move || {
-        let Kept {
+        let DeviceBuffers {
             chosen,
             inputs,
             changes,
-        } = &kept;
+        } = &buffers;
         let frequencies = (&inv_freq, model.frequencies.scale());
         let embed = &model.embed_tokens;
         let (x, rotary) = device_begin(embed, &step, [chosen, inputs], frequencies); // [rows, hidden]
         let adapters = match kind.has_adapters {
             true => AdapterSelection::Stacked(Arc::new(StackedRows {
                 slots: step.values().clone(),
-                at: step.slots_at(),
+                at: step.adapter_slots_at(),
             })),
             false => AdapterSelection::Base,
         };
@@ -357,7 +360,7 @@ fn int8_argmax(
     Some(copy.argmax(x.clone(), norm, weight, chosen))
 }
 
-/// Which graph computes these rows.
+/// Which recorded step computes these rows.
 fn kind_of(model: &QwenModel, rows: &[DecodeRow<'_>]) -> Kind {
     let num_rows = bucket(rows.len());
     let how = if rows.iter().any(leaves_logits) {
@@ -371,13 +374,13 @@ fn kind_of(model: &QwenModel, rows: &[DecodeRow<'_>]) -> Kind {
     };
     Kind {
         num_rows,
-        has_adapters: rows.iter().any(|row| row.slot.is_some()),
+        has_adapters: rows.iter().any(|row| row.adapter_slot.is_some()),
         has_neighbours: rows.iter().any(|row| row.follows),
         how,
     }
 }
 
-/// Whether a graph leaves the logits of a row: the host wants them, or the tokens have to be among some that are known later.
+/// Whether a recorded step leaves the logits of a row: the host wants them, or the mask of the row's token comes later.
 fn leaves_logits(row: &DecodeRow<'_>) -> bool {
     row.draw.is_none() || row.is_constrained || reads_logits(row)
 }

@@ -1,4 +1,4 @@
-//! The answers of a build without GPUs: there are no graphs. A type without values stands for them.
+//! The answers of a build without GPUs: no step is recorded. A type without values stands for them.
 
 use kv_paging::{PagedKvCache, SchedulerConfig};
 

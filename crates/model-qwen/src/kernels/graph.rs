@@ -1,4 +1,4 @@
-//! A step that is captured once as a CUDA graph and replayed: hundreds of launches become one.
+//! A step that is captured once as a CUDA graph and replayed: hundreds of launches become one. Without graphs it runs again.
 
 // For the replay.
 #![allow(unsafe_code)]
@@ -57,6 +57,11 @@ impl<T> CapturedStep<T> {
             closure,
             graph,
         }
+    }
+
+    /// Whether a replay is that of a graph.
+    pub(crate) fn is_captured(&self) -> bool {
+        self.graph.is_some()
     }
 
     /// Runs the step on what its inputs hold now. The result is overwritten by the next replay.

@@ -460,10 +460,7 @@ fn tokens_of_reasoning_are_counted() {
     assert_eq!(count(ReasoningStart::Tag, &all), 2);
     assert_eq!(count(ReasoningStart::Tag, tail), 0);
     // A stop has cut the tag off.
-    assert_eq!(
-        count(ReasoningStart::Prompt, &[("a", &[7]), ("", &[2])]),
-        1
-    );
+    assert_eq!(count(ReasoningStart::Prompt, &[("a", &[7]), ("", &[2])]), 1);
     assert_eq!(count(ReasoningStart::None, &all), 0);
     assert_eq!(
         count(ReasoningStart::Prompt, &[("ab</think>c", &[7, 8, 2, 9])]),

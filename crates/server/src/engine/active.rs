@@ -70,8 +70,8 @@ impl ActiveSequence {
         }
     }
 
-    /// The rows of a chunk that [`ActiveSequence::add_rows`] adds are among these; `None` if others are read, too.
-    pub(super) fn read_rows(&self, chunk: &Chunk) -> Option<Range<usize>> {
+    /// The rows of a chunk whose hidden states are needed, those of [`ActiveSequence::add_rows`] among them; `None` for all rows.
+    pub(super) fn rows_to_compute(&self, chunk: &Chunk) -> Option<Range<usize>> {
         if self.pooler.is_some() {
             return None;
         }
@@ -95,7 +95,7 @@ impl ActiveSequence {
     }
 
     /// The slot of its adapter.
-    pub(super) fn slot(&self) -> Option<usize> {
+    pub(super) fn adapter_slot(&self) -> Option<usize> {
         self.adapter.map(|adapter| adapter.slot)
     }
 

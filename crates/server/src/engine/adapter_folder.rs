@@ -1,4 +1,5 @@
-//! The files of an adapter, which are read on a thread that may wait.
+//! The files of an adapter. A load reads them on a thread of its own. An adapter that has lost its slot, and whose matrices the
+//! host has not kept (`--max-cpu-loras`), is read by the engine thread: all requests wait.
 
 use std::fs;
 use std::path::Path;

@@ -4,12 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 
+use lora_4bit::peft::LoraAdapter;
 use tokio::sync::oneshot;
 
 use super::adapter_folder::read_adapter;
 use super::error::AdapterError;
 use super::handle::EngineHandle;
 use super::receiver::EngineCommand;
+use super::worker::Worker;
 
 impl EngineHandle {
     /// Loads the PEFT folder at `path` under `name`.
@@ -93,6 +95,39 @@ impl EngineHandle {
             .send(command)
             .map_err(|_| AdapterError::Stopped)?;
         answer.await.unwrap_or(Err(AdapterError::Stopped))
+    }
+}
+
+impl Worker {
+    /// Puts an adapter on the model.
+    ///
+    /// # Errors
+    /// [`AdapterError`], with nothing changed.
+    pub(super) fn load_adapter(
+        &mut self,
+        name: &str,
+        path: &Path,
+        files: Result<LoraAdapter, AdapterError>,
+        replaces: bool,
+    ) -> Result<(), AdapterError> {
+        let loaded = (self.adapters).load(&mut self.model, (name, path), files, replaces);
+        // What fails has stacked the adapters anew, too.
+        self.forget_graphs();
+        loaded?;
+        self.release_idle_adapters();
+        self.receiver.set_adapters(self.adapters.infos());
+        Ok(())
+    }
+
+    /// Lets no further request name an adapter. It is taken off the model when the last sequence that uses it has ended.
+    ///
+    /// # Errors
+    /// [`AdapterError::Unknown`].
+    pub(super) fn unload_adapter(&mut self, name: &str) -> Result<(), AdapterError> {
+        self.adapters.unload(name)?;
+        self.receiver.set_adapters(self.adapters.infos());
+        self.release_idle_adapters();
+        Ok(())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use kv_paging::AdapterKey;
 use lora_4bit::peft::LoraAdapter;
 use model_qwen::QwenModel;
 
@@ -74,9 +75,10 @@ impl Adapters {
     }
 
     /// What separates its blocks in the prefix cache from those of another adapter, also of one with its name.
-    pub(super) fn cache_key(&self, id: AdapterId) -> Option<String> {
+    pub(super) fn cache_key(&self, id: AdapterId) -> Option<AdapterKey> {
         let adapter = self.all.iter().find(|adapter| adapter.id == id)?;
-        Some(format!("{id}:{}", adapter.info.name))
+        let name = adapter.info.name.clone();
+        Some(AdapterKey { id, name })
     }
 
     /// Puts what the PEFT folder at `path` holds on `model` if a slot is free. With `replaces`, an adapter of the same name makes
@@ -245,7 +247,7 @@ impl Adapters {
         &mut self,
         model: &mut QwenModel,
         in_use: impl Fn(AdapterId) -> bool,
-    ) -> Vec<String> {
+    ) -> Vec<AdapterKey> {
         let is_done = |adapter: &Adapter| adapter.retired && !in_use(adapter.id);
         let done: Vec<AdapterId> = self
             .all

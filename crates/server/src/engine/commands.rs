@@ -19,7 +19,7 @@ impl Worker {
             match self.sleep() {
                 Some(command) => {
                     is_new = true;
-                    self.obey(command);
+                    self.handle(command);
                 }
                 None => return false,
             }
@@ -28,7 +28,7 @@ impl Worker {
             match self.receiver.try_recv() {
                 Ok(command) => {
                     is_new = true;
-                    self.obey(command);
+                    self.handle(command);
                 }
                 Err(TryRecvError::Empty) => break true,
                 // Nobody is left to read an answer.
@@ -51,7 +51,8 @@ impl Worker {
         }
     }
 
-    fn obey(&mut self, command: EngineCommand) {
+    /// Does what a command says.
+    fn handle(&mut self, command: EngineCommand) {
         match command {
             EngineCommand::Submit(submission) => self.submit(*submission),
             EngineCommand::Abort(id) => self.abort(id, Ended::Abort),

@@ -43,7 +43,7 @@ impl Worker {
                     follows: i > 0,
                     token: DecodeToken::Id(token),
                     position: chunk.start + i,
-                    slot: sequence.as_ref().and_then(|sequence| sequence.slot()),
+                    adapter_slot: (sequence.as_ref()).and_then(|sequence| sequence.adapter_slot()),
                     block_table: &chunk.block_table,
                     draw: (sequence.as_mut().filter(|_| draws))
                         .and_then(|sequence| sequence.draw(Ahead::Tokens(&chunk.draft[..i]))),
@@ -71,7 +71,10 @@ impl Worker {
             tokens.extend(chunk.tokens.iter().chain(&chunk.draft));
             positions.extend((chunk.start as u32..).take(chunk.num_tokens()));
             let sequence = self.sequences.get(&chunk.id);
-            slots.resize(tokens.len(), sequence.and_then(ActiveSequence::slot));
+            slots.resize(
+                tokens.len(),
+                sequence.and_then(ActiveSequence::adapter_slot),
+            );
             let query_lens =
                 std::iter::once(chunk.tokens.len()).chain(chunk.draft.iter().map(|_| 1));
             packed.extend(
@@ -87,7 +90,7 @@ impl Worker {
         let batch = AttentionBatch::new(&packed, self.cache.shape().block_size);
         let adapters = AdapterSelection::per_row(&slots, &self.device);
         let chunks: Vec<(&Chunk, usize)> = chunks.into_iter().zip(starts).collect();
-        let rows = self.read_rows(&chunks);
+        let rows = self.rows_to_compute(&chunks);
         let mut kv = PagedAttention::new(&mut self.cache, &batch);
         let model = &self.model;
         let pending = match rows {
@@ -100,12 +103,12 @@ impl Worker {
         Launched { chunks, pending }
     }
 
-    /// The rows of a step that something is read of, in ascending order; `None` where that is most of them.
-    fn read_rows(&self, chunks: &[(&Chunk, usize)]) -> Option<Vec<usize>> {
+    /// The rows whose hidden states are needed, ascending. `None` if they are more than half of the step, or if a text is pooled.
+    fn rows_to_compute(&self, chunks: &[(&Chunk, usize)]) -> Option<Vec<usize>> {
         let mut rows = Vec::new();
         for (chunk, first) in chunks {
             if let Some(sequence) = self.sequences.get(&chunk.id) {
-                rows.extend(sequence.read_rows(chunk)?.map(|row| first + row));
+                rows.extend(sequence.rows_to_compute(chunk)?.map(|row| first + row));
             }
         }
         let tokens: usize = chunks.iter().map(|(chunk, _)| chunk.num_tokens()).sum();
@@ -116,7 +119,7 @@ impl Worker {
     }
 
     /// Lets the device draw the tokens of constrained sequences, too: while it computed the step, threads have computed which ones
-    /// may come. What waits for the tokens of drafts is chosen when these are known.
+    /// may come. A step with drafts is not masked here: the mask of a draft's row depends on the tokens before it.
     pub(super) fn draw_masked<'a>(&mut self, mut launched: Launched<'a>) -> Launched<'a> {
         let has_draft = |(chunk, _): &(&Chunk, usize)| !chunk.draft.is_empty();
         if !launched.pending.awaits_masks() || launched.chunks.iter().any(has_draft) {

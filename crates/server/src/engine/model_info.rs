@@ -7,7 +7,7 @@ use lora_4bit::Weight;
 use model_qwen::{ChatTemplate, GenerationConfig, QwenConfig, QwenModel, Tokenizer, is_gpu};
 
 use super::memory::MemoryTable;
-use super::runner::PoolingInfo;
+use super::pooling_model::PoolingInfo;
 
 /// What the loaded model brings for those who make requests.
 #[derive(Clone)]

@@ -7,11 +7,10 @@
 //! Which tokens a grammar lets through is known when the tokens before are. So the device computes the logits of a constrained
 //! sequence ahead, but draws its token when the mask has come: threads compute it while the device computes the logits.
 //!
-//! For log-probabilities the logits of a row go to the host, too, as they are before a token is drawn from them. What the host
-//! chooses itself it has to know before the next step: then no step is launched ahead.
+//! For log-probabilities the logits of a row go to the host, too, as they are before a token is drawn from them.
 //!
-//! While a sequence's guesses are right (speculative decoding), no step is launched ahead: a draft follows a token that would not
-//! be known yet.
+//! If the host chooses a token, the next step waits for it. If the next step may have a draft (speculative decoding), that step
+//! waits, too: the draft begins after a token that is not known yet.
 
 use std::collections::HashMap;
 
@@ -67,13 +66,13 @@ struct Next<'a> {
     /// The row of that.
     row: usize,
     draw: Draw,
-    slot: Option<usize>,
+    adapter_slot: Option<usize>,
     is_constrained: bool,
 }
 
 impl Worker {
     /// Launches the step after one that the device is working on. `None` if the device can't draw its tokens, if there are too few
-    /// blocks for it, or if no graph of it has been captured.
+    /// blocks for it, or if no such step has been recorded.
     pub(super) fn launch_ahead(&mut self, before: &Launched<'_>) -> Option<StepAhead> {
         // Otherwise blocks would be reserved for nothing.
         if !before.pending.is_drawn() {
@@ -97,7 +96,7 @@ impl Worker {
                     chunk,
                     row: *row,
                     draw,
-                    slot: sequence.slot(),
+                    adapter_slot: sequence.adapter_slot(),
                     is_constrained: sequence.sampler.may_be_constrained(1),
                 });
             }
@@ -112,7 +111,7 @@ impl Worker {
                 follows: false,
                 token: DecodeToken::ChosenIn(next.row),
                 position: next.chunk.start + 1,
-                slot: next.slot,
+                adapter_slot: next.adapter_slot,
                 block_table: table,
                 draw: Some(next.draw),
                 is_constrained: next.is_constrained,

@@ -1,15 +1,11 @@
-//! Sequences that wait for a slot for their adapter, and adapters that come and go.
+//! Sequences that wait for a slot for their adapter.
 
 use std::collections::VecDeque;
 use std::mem;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
-use lora_4bit::peft::LoraAdapter;
-
 use super::adapters::{AdapterId, AdapterUse};
-use super::error::{AdapterError, SequenceError};
-use super::receiver::{RequestId, Submission};
+use super::receiver::Submission;
 use super::request::EngineOutput;
 use super::request_metrics::Ended;
 use super::worker::Worker;
@@ -25,35 +21,22 @@ pub(super) struct Parked {
     since: Instant,
 }
 
+impl Parked {
+    /// It waits from now on.
+    pub(super) fn new(submission: Submission, adapter: AdapterId) -> Self {
+        Self {
+            submission,
+            adapter,
+            since: Instant::now(),
+        }
+    }
+}
+
 /// They wait in the order of their arrival.
 pub(super) type ParkedQueue = VecDeque<Parked>;
 
 impl Worker {
-    /// Takes a sequence in as soon as its adapter is in a slot.
-    pub(super) fn submit(&mut self, submission: Submission) {
-        let Some(name) = &submission.request.adapter else {
-            self.start(submission, None);
-            return;
-        };
-        match self.adapters.find(name) {
-            Some(adapter) => {
-                self.parked.push_back(Parked {
-                    submission,
-                    adapter,
-                    since: Instant::now(),
-                });
-                self.place_parked();
-            }
-            // It was unloaded between the check of the request and now.
-            None => {
-                self.receiver.request_metrics().count(Ended::Error);
-                let sink = &submission.sink;
-                sink.send(EngineOutput::Failed(SequenceError::Aborted));
-            }
-        }
-    }
-
-    /// Starts the sequences whose adapters are in slots or can be put there.
+    /// Hands the sequences to the scheduler whose adapters are in slots or can be put there.
     pub(super) fn place_parked(&mut self) {
         let mut first_waits_long = false;
         for parked in mem::take(&mut self.parked) {
@@ -72,7 +55,7 @@ impl Worker {
                     if is_new {
                         self.forget_graphs();
                     }
-                    self.start(parked.submission, Some(AdapterUse { id, slot }));
+                    self.add_sequence(parked.submission, Some(AdapterUse { id, slot }));
                 }
                 Ok(None) => {
                     first_waits_long = parked.since.elapsed() > FAIR_AFTER;
@@ -88,53 +71,8 @@ impl Worker {
         }
     }
 
-    /// Forgets a sequence, wherever it is.
-    pub(super) fn abort(&mut self, id: RequestId, how: Ended) {
-        self.scheduler.abort(id);
-        if let Some(sequence) = self.sequences.remove(&id) {
-            self.receiver.request_metrics().record(&sequence, how);
-        }
-        let num = self.parked.len();
-        self.parked.retain(|parked| parked.submission.id != id);
-        if self.parked.len() < num {
-            self.receiver.request_metrics().count(how);
-        }
-        self.settle();
-    }
-
-    /// Puts an adapter on the model.
-    ///
-    /// # Errors
-    /// [`AdapterError`], with nothing changed.
-    pub(super) fn load_adapter(
-        &mut self,
-        name: &str,
-        path: &Path,
-        files: Result<LoraAdapter, AdapterError>,
-        replaces: bool,
-    ) -> Result<(), AdapterError> {
-        let loaded = (self.adapters).load(&mut self.model, (name, path), files, replaces);
-        // What fails has stacked the adapters anew, too.
-        self.forget_graphs();
-        loaded?;
-        self.settle();
-        self.receiver.set_adapters(self.adapters.infos());
-        Ok(())
-    }
-
-    /// Lets no further request name an adapter. It is taken off the model when the last sequence that uses it has ended.
-    ///
-    /// # Errors
-    /// [`AdapterError::Unknown`].
-    pub(super) fn unload_adapter(&mut self, name: &str) -> Result<(), AdapterError> {
-        self.adapters.unload(name)?;
-        self.receiver.set_adapters(self.adapters.infos());
-        self.settle();
-        Ok(())
-    }
-
-    /// After sequences have ended: takes off what nobody uses any more, and starts what waited for it.
-    pub(super) fn settle(&mut self) {
+    /// Takes the unloaded adapters off the model that no sequence uses any more. Then places parked sequences: a slot may be free.
+    pub(super) fn release_idle_adapters(&mut self) {
         let (sequences, parked) = (&self.sequences, &self.parked);
         let in_use = |id| {
             let mut running = sequences.values().filter_map(|sequence| sequence.adapter);

@@ -84,7 +84,7 @@ impl Worker {
         });
         let wanted: Vec<(&Chunk, Range<usize>)> = wanted.collect();
         let rows: Vec<usize> = wanted.iter().flat_map(|(_, rows)| rows.clone()).collect();
-        let values = read_rows(hidden, &rows)?;
+        let values = rows_to_host(hidden, &rows)?;
         let mut rows = values.chunks_exact(hidden.dims()[1]);
         let mut ended = Vec::new();
         let now = Instant::now();
@@ -116,7 +116,7 @@ impl Worker {
 }
 
 /// Rows of `hidden [tokens, hidden]` on the host, one after the other.
-fn read_rows(hidden: &Tensor<2>, rows: &[usize]) -> Result<Vec<f32>, String> {
+fn rows_to_host(hidden: &Tensor<2>, rows: &[usize]) -> Result<Vec<f32>, String> {
     if rows.is_empty() {
         return Ok(Vec::new());
     }

@@ -66,7 +66,7 @@ impl Worker {
             }
             Ok(())
         });
-        self.settle();
+        self.release_idle_adapters();
         if let Err(reason) = replaced {
             tracing::error!(reason, "the device has no room for a new KV cache");
             self.num_failures = MAX_FAILURES;

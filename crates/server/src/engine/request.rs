@@ -105,13 +105,13 @@ impl FinishReason {
     }
 }
 
-/// Log-probabilities at one position, taken from the raw logits (before temperature and penalties).
+/// Numbers at one position, as `SamplingParams::logprobs_mode` says: log-probabilities (natural logarithm) or logits.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenLogprobs {
     /// The chosen (or given, for a prompt) token.
     pub id: u32,
-    /// Natural logarithm of its probability.
+    /// Its number.
     pub logprob: f32,
-    /// The most probable tokens, best first, with their log-probabilities.
+    /// The most probable tokens, best first, with their numbers.
     pub top: Vec<(u32, f32)>,
 }

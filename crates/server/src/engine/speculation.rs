@@ -1,8 +1,10 @@
 //! Speculative decoding by prompt lookup: which sequences compute a draft in a step, and how long it is.
 //!
-//! A draft never changes what comes: each token is sampled from the logits of its own row, as without a draft, and the tokens of
-//! the draft only decide how many rows of a step count. So a draft may be left out at any time, and is where it doesn't pay: if
-//! the guesses of a sequence are often wrong, if further rows cost much, or if many sequences run.
+//! Each token is sampled from the logits of its own row, as without a draft; the tokens of the draft only decide how many rows of a
+//! step count. On a CPU these logits have the bits that they have without a draft, so that no token changes. On a GPU the last bits
+//! depend on the number of rows, so that a token may change where two logits are close. The engine may leave a draft out at any
+//! time. It does so where a draft doesn't pay: if the guesses of a sequence are often wrong, if further rows cost much, or if many
+//! sequences run.
 
 mod cost;
 mod drafter;
@@ -87,7 +89,7 @@ impl Drafts {
         lengths
     }
 
-    /// Rows that can be added without another result for any row.
+    /// Rows that can be added. On a CPU no row gets other bits; for a GPU no boundary is known.
     fn room(&self, rows: usize) -> usize {
         let next = self.boundaries.iter().find(|&&next| next > rows);
         let end = next.map_or(MAX_ROWS, |next| (next - 1).min(MAX_ROWS));

@@ -18,8 +18,8 @@ use super::error::AdapterError;
 use super::handle::{EngineHandle, channel};
 use super::memory::{self, MemoryError};
 use super::model_info::{ModelDetails, ModelInfo};
+use super::pooling_model::pooling_info;
 use super::progress::StartProgress;
-use super::runner;
 use super::stats::EngineLimits;
 use super::worker::Worker;
 use crate::config::{Config, ConfigError, Speculation};
@@ -143,7 +143,7 @@ impl Engine {
             let own_template = chat_template
                 .as_ref()
                 .filter(|_| config.chat_template.is_some());
-            runner::resolve(&config.pooling, &dir, &tokenizer, own_template)?
+            pooling_info(&config.pooling, &dir, &tokenizer, own_template)?
         };
         let pools = pooling.is_some();
         if pools && matches!(config.speculation, Speculation::Ngram(_)) {

@@ -47,7 +47,7 @@ pub struct EngineStats {
     pub prefix_queries: u64,
     /// Prompt tokens found there.
     pub prefix_hits: u64,
-    /// Sequences that lost their blocks and were recomputed.
+    /// Preemptions. One sequence may be preempted many times.
     pub num_preemptions: u64,
     /// Steps that were launched before the tokens of the step before were known.
     pub num_steps_ahead: u64,

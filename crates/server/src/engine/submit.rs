@@ -1,4 +1,4 @@
-//! How a sequence comes to the scheduler.
+//! How a sequence comes to the scheduler, and how it is forgotten.
 
 use kv_paging::{CacheKey, NewSequence};
 use model_qwen::Sampler;
@@ -6,15 +6,36 @@ use model_qwen::Sampler;
 use super::active::ActiveSequence;
 use super::adapters::AdapterUse;
 use super::error::SequenceError;
+use super::parked::Parked;
 use super::pooling::Pooler;
-use super::receiver::Submission;
+use super::receiver::{RequestId, Submission};
 use super::request::EngineOutput;
 use super::request_metrics::{Ended, SequenceTimes};
 use super::worker::Worker;
 
 impl Worker {
+    /// Takes a sequence in as soon as its adapter is in a slot.
+    pub(super) fn submit(&mut self, submission: Submission) {
+        let Some(name) = &submission.request.adapter else {
+            self.add_sequence(submission, None);
+            return;
+        };
+        match self.adapters.find(name) {
+            Some(adapter) => {
+                self.parked.push_back(Parked::new(submission, adapter));
+                self.place_parked();
+            }
+            // It was unloaded between the check of the request and now.
+            None => {
+                self.receiver.request_metrics().count(Ended::Error);
+                let sink = &submission.sink;
+                sink.send(EngineOutput::Failed(SequenceError::Aborted));
+            }
+        }
+    }
+
     /// Hands a sequence to the scheduler, or says why not.
-    pub(super) fn start(
+    pub(super) fn add_sequence(
         &mut self,
         Submission {
             id,
@@ -35,7 +56,7 @@ impl Worker {
                 salt: request.cache_salt.clone(),
             },
             max_tokens: request.max_tokens,
-            needs_prompt_logits: request.prompt_logprobs.is_some()
+            skip_reading_prefix_cache: request.prompt_logprobs.is_some()
                 || pooling.is_some_and(Pooler::needs_all),
         });
         if let Err(error) = added {
@@ -66,5 +87,19 @@ impl Worker {
             holds_back: false,
         };
         self.sequences.insert(id, sequence);
+    }
+
+    /// Forgets a sequence, wherever it is.
+    pub(super) fn abort(&mut self, id: RequestId, how: Ended) {
+        self.scheduler.abort(id);
+        if let Some(sequence) = self.sequences.remove(&id) {
+            self.receiver.request_metrics().record(&sequence, how);
+        }
+        let num = self.parked.len();
+        self.parked.retain(|parked| parked.submission.id != id);
+        if self.parked.len() < num {
+            self.receiver.request_metrics().count(how);
+        }
+        self.release_idle_adapters();
     }
 }

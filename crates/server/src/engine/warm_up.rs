@@ -315,7 +315,7 @@ fn decode_rows<'a>(
         follows: row % each > 0,
         token: DecodeToken::Id(0),
         position: row % each,
-        slot,
+        adapter_slot: slot,
         block_table,
         draw: sampler.draw(Ahead::NONE, &[]),
         is_constrained: how == Sampling::Masked,

@@ -105,7 +105,7 @@ impl Worker {
             return;
         }
         let start = Instant::now();
-        self.admit(&step, start);
+        self.record_step(&step, start);
         self.add_drafts(&mut step);
         let sampled = catch(|| match self.runner.overlaps() {
             true => self.overlap_step(&step),
@@ -148,14 +148,14 @@ impl Worker {
         Ok(sampled)
     }
 
-    /// Computes chunks operation by operation, whose tokens must not disturb a step that was launched ahead.
+    /// Computes chunks without a graph. A graph would overwrite the logits and tokens that the step ahead leaves on the device.
     pub(super) fn compute(&mut self, chunks: Vec<&Chunk>) -> Result<Vec<Sampled>, String> {
         let launched = self.forward(chunks);
         self.collect(launched)
     }
 
     /// Takes note of a step: frees the queue places of the sequences that are scheduled for the first time, and counts.
-    fn admit(&mut self, step: &Step, now: Instant) {
+    fn record_step(&mut self, step: &Step, now: Instant) {
         for chunk in &step.chunks {
             if let Some(sequence) = self.sequences.get_mut(&chunk.id) {
                 sequence.permit = None;
@@ -201,11 +201,11 @@ impl Worker {
             }
         }
         if ended {
-            self.settle();
+            self.release_idle_adapters();
         }
     }
 
-    /// The model's tensors have changed.
+    /// Drops recorded steps and the step ahead. Call it when tensors of the model were replaced.
     pub(super) fn forget_graphs(&mut self) {
         self.ahead = None;
         self.runner.forget_graphs();

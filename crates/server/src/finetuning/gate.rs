@@ -8,22 +8,22 @@ use std::time::{Duration, Instant};
 use burn::tensor::Device;
 use model_qwen::is_gpu;
 use model_qwen::sys::{Background, stand_back};
-use trainer_sft::Piece;
+use trainer_sft::WorkUnit;
 
 use crate::config::JobPriority;
 use crate::engine::EngineHandle;
 
 /// How often a waiting job looks.
 const LOOK: Duration = Duration::from_millis(10);
-/// The longest that a job on a GPU waits for requests that go on and on, between two pieces of its work.
+/// The longest that a job on a GPU waits for requests that go on and on, between two units of its work.
 const MOST: Duration = Duration::from_secs(2);
 /// The shortest wait. Two layers of a small model take less time than one of its tokens, which would hardly get ahead.
 const LEAST: Duration = Duration::from_millis(2);
 /// Layers that a device may be behind before a job waits for it: to wait after each one would leave it without work in between.
 const LAYERS_AHEAD: usize = 2;
 
-/// Before which pieces of its work a job waits.
-pub(super) struct Pieces {
+/// Before which units of its work a job waits.
+pub(super) struct WorkUnits {
     priority: JobPriority,
     /// Whether requests need the GPU that it computes on.
     shares_gpu: bool,
@@ -31,7 +31,7 @@ pub(super) struct Pieces {
     layers: AtomicUsize,
 }
 
-impl Pieces {
+impl WorkUnits {
     pub(super) fn new(priority: JobPriority, shares_gpu: bool) -> Self {
         Self {
             priority,
@@ -40,18 +40,18 @@ impl Pieces {
         }
     }
 
-    /// Whether a job waits before this piece, which comes now. A micro-batch may take many seconds: a job that takes what is left
+    /// Whether a job waits before this unit, which comes now. A micro-batch may take many seconds: a job that takes what is left
     /// stops before each layer, and one of normal priority where a GPU would compute all of it before the next token.
-    pub(super) fn waits_before(&self, piece: Piece) -> bool {
-        match (piece, self.priority) {
-            (Piece::Batch, _) | (Piece::Layer, JobPriority::Low) => true,
-            (Piece::Layer, JobPriority::Normal) => self.shares_gpu && self.is_far(),
+    pub(super) fn waits_before(&self, unit: WorkUnit) -> bool {
+        match (unit, self.priority) {
+            (WorkUnit::Batch, _) | (WorkUnit::Layer, JobPriority::Low) => true,
+            (WorkUnit::Layer, JobPriority::Normal) => self.shares_gpu && self.is_far(),
         }
     }
 
-    /// Counts a piece that is launched now.
-    pub(super) fn launch(&self, piece: Piece) {
-        if piece == Piece::Layer {
+    /// Counts a unit that is launched now.
+    pub(super) fn launch(&self, unit: WorkUnit) {
+        if unit == WorkUnit::Layer {
             self.layers.fetch_add(1, Ordering::Relaxed);
         }
     }
@@ -67,10 +67,10 @@ impl Pieces {
     }
 }
 
-/// What a job passes before each piece of its work.
+/// What a job passes before each unit of its work.
 pub(super) struct Gate {
     engine: EngineHandle,
-    pieces: Pieces,
+    units: WorkUnits,
     /// The GPU that requests need, too.
     gpu: Option<Device>,
     /// Whether the job is to end.
@@ -90,7 +90,7 @@ impl Gate {
         let gpu = Some(device).filter(is_gpu);
         Self {
             engine,
-            pieces: Pieces::new(priority, gpu.is_some()),
+            units: WorkUnits::new(priority, gpu.is_some()),
             gpu,
             stop,
             passed: Mutex::new(Instant::now()),
@@ -98,24 +98,24 @@ impl Gate {
     }
 
     /// Returns when a job of this process may go on.
-    pub(super) fn pass(&self, piece: Piece) {
+    pub(super) fn pass(&self, unit: WorkUnit) {
         // Between layers a GPU is waited for only where somebody else wants it.
-        let is_idle = piece == Piece::Layer && !self.engine.is_busy();
-        if !is_idle && self.pieces.waits_before(piece) {
+        let is_idle = unit == WorkUnit::Layer && !self.engine.is_busy();
+        if !is_idle && self.units.waits_before(unit) {
             if let Some(gpu) = &self.gpu {
                 // What was launched would otherwise be counted as none.
                 let _ = gpu.sync();
-                self.pieces.restart();
+                self.units.restart();
             }
             self.wait_for_turn();
         }
         // Also while the engine is idle: the next request waits for all of them.
-        self.pieces.launch(piece);
+        self.units.launch(unit);
     }
 
     /// Returns when a job may go on whose work is done so far; whether requests run then, too.
     pub(super) fn wait_for_turn(&self) -> bool {
-        match self.pieces.priority {
+        match self.units.priority {
             JobPriority::Low => self.wait(Duration::MAX),
             // A processor gives a thread that stands back what is left. A GPU computes what came first: requests get as much time
             // as the job has just had.
@@ -165,19 +165,19 @@ mod tests {
     #[test]
     fn a_job_waits_before_each_batch_and_every_few_layers_on_the_gpu_of_requests() {
         let waits = |priority, shares_gpu| {
-            let pieces = Pieces::new(priority, shares_gpu);
-            let passes = |piece| {
-                let waits = pieces.waits_before(piece);
+            let units = WorkUnits::new(priority, shares_gpu);
+            let passes = |unit| {
+                let waits = units.waits_before(unit);
                 if waits {
-                    pieces.restart();
+                    units.restart();
                 }
-                pieces.launch(piece);
+                units.launch(unit);
                 waits
             };
             let batch = || -> Vec<usize> {
-                assert!(passes(Piece::Batch));
+                assert!(passes(WorkUnit::Batch));
                 let layers = 0..2 * LAYERS_AHEAD + 2;
-                layers.filter(|_| passes(Piece::Layer)).collect()
+                layers.filter(|_| passes(WorkUnit::Layer)).collect()
             };
             // The second batch is as the first.
             let layers = batch();
@@ -195,14 +195,14 @@ mod tests {
 
     #[test]
     fn a_job_waits_before_the_first_layer_after_those_launched_while_the_engine_was_idle() {
-        let pieces = Pieces::new(JobPriority::Normal, true);
-        pieces.launch(Piece::Batch);
-        assert!(!pieces.waits_before(Piece::Layer));
+        let units = WorkUnits::new(JobPriority::Normal, true);
+        units.launch(WorkUnit::Batch);
+        assert!(!units.waits_before(WorkUnit::Layer));
         for _ in 0..LAYERS_AHEAD + 3 {
-            pieces.launch(Piece::Layer);
+            units.launch(WorkUnit::Layer);
         }
-        assert!(pieces.waits_before(Piece::Layer));
-        pieces.restart();
-        assert!(!pieces.waits_before(Piece::Layer));
+        assert!(units.waits_before(WorkUnit::Layer));
+        units.restart();
+        assert!(!units.waits_before(WorkUnit::Layer));
     }
 }

@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use model_qwen::{is_gpu, parse_device};
-use trainer_sft::Piece;
+use trainer_sft::WorkUnit;
 
-use super::gate::Pieces;
+use super::gate::WorkUnits;
 use super::process::COMMAND;
 use super::told::{Asked, Told};
 use super::work::{Means, Tell, Work};
@@ -77,27 +77,27 @@ fn listen(input: StdinLock<'_>, turns: &Sender<bool>) {
 }
 
 /// Waits for the server's word, when the device has done nearly all that came before.
-fn gate(work: &Work, turns: Receiver<bool>) -> Box<dyn Fn(Piece) + Send + Sync> {
+fn gate(work: &Work, turns: Receiver<bool>) -> Box<dyn Fn(WorkUnit) + Send + Sync> {
     let device = parse_device(&work.source.device).ok().filter(is_gpu);
     // One of normal priority is told to wait only on the server's own GPU.
-    let pieces = Pieces::new(work.priority, device.is_some());
+    let units = WorkUnits::new(work.priority, device.is_some());
     let priority = work.priority;
     let (turns, is_busy) = (Mutex::new(turns), AtomicBool::new(true));
-    Box::new(move |piece| {
-        if !pieces.waits_before(piece) {
-            pieces.launch(piece);
+    Box::new(move |unit| {
+        if !units.waits_before(unit) {
+            units.launch(unit);
             return;
         }
-        let is_due = match (piece, priority) {
-            (Piece::Batch, _) => true,
-            (Piece::Layer, JobPriority::Low) => pieces.is_far(),
+        let is_due = match (unit, priority) {
+            (WorkUnit::Batch, _) => true,
+            (WorkUnit::Layer, JobPriority::Low) => units.is_far(),
             // A device that nobody else needs is not waited for.
-            (Piece::Layer, JobPriority::Normal) => is_busy.load(Ordering::Relaxed),
+            (WorkUnit::Layer, JobPriority::Normal) => is_busy.load(Ordering::Relaxed),
         };
         if let Some(device) = device.as_ref().filter(|_| is_due) {
             // What was launched would otherwise be counted as none. A device that fails says so at its next work.
             let _ = device.sync();
-            pieces.restart();
+            units.restart();
         }
         tell(Told::Waits);
         let turns = turns.lock().unwrap_or_else(PoisonError::into_inner);
@@ -106,9 +106,9 @@ fn gate(work: &Work, turns: Receiver<bool>) -> Box<dyn Fn(Piece) + Send + Sync> 
         is_busy.store(others_wait, Ordering::Relaxed);
         if priority == JobPriority::Normal && !others_wait {
             // Nobody waits for what was launched: the server is asked again after as many layers.
-            pieces.restart();
+            units.restart();
         }
-        pieces.launch(piece);
+        units.launch(unit);
     })
 }
 

@@ -170,7 +170,7 @@ impl FineTuning {
         )))
     }
 
-    /// What the job passes before each piece of its work, where it may be in the way of requests.
+    /// What the job passes before each unit of its work, where it may be in the way of requests.
     pub(super) fn gate(&self, turn: &Turn) -> Option<Gate> {
         let (engine, stop) = (self.0.engine.clone(), turn.stop.clone());
         let device = self.0.base.device()?;

@@ -100,7 +100,7 @@ impl FineTuning {
             stop: Some(&turn.stop),
             device: base.device(),
             base: base.weights.as_ref(),
-            gate: gate.map(|gate| Box::new(move |piece| gate.pass(piece)) as Box<_>),
+            gate: gate.map(|gate| Box::new(move |unit| gate.pass(unit)) as Box<_>),
         };
         let (own, id) = (self.clone(), turn.job.id.clone());
         work.train(means, &(Arc::new(move |told| own.hear(&id, told)) as Tell))

@@ -8,7 +8,7 @@ use model_qwen::QwenModel;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use trainer_sft::config::Config;
-use trainer_sft::{Piece, Training};
+use trainer_sft::{Training, WorkUnit};
 
 use super::events::{Event, Level};
 use super::gate::pool;
@@ -32,7 +32,7 @@ pub(super) struct Work {
     pub(super) seed: u64,
     pub(super) paths: Paths,
     pub(super) priority: JobPriority,
-    /// Whether the server says when a piece of work may begin.
+    /// Whether the server says when a unit of work may begin.
     pub(super) waits: bool,
 }
 
@@ -45,8 +45,8 @@ pub(super) struct Means<'a> {
     pub(super) device: Option<Device>,
     /// Weights that are loaded already.
     pub(super) base: Option<&'a QwenModel>,
-    /// Passed before each piece of work.
-    pub(super) gate: Option<Box<dyn Fn(Piece) + Send + Sync>>,
+    /// Passed before each unit of work.
+    pub(super) gate: Option<Box<dyn Fn(WorkUnit) + Send + Sync>>,
 }
 
 impl Work {

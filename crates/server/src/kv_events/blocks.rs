@@ -84,24 +84,16 @@ impl Blocks {
     }
 
     fn stored(&self, hash: u64, parent: Option<u64>, key: &CacheKey, tokens: Vec<u32>) -> Stored {
-        let adapter = key.adapter.as_deref().map(number_and_name);
+        let adapter = key.adapter.as_ref();
         Stored {
             hashes: vec![hash],
             parent,
             tokens,
             block_size: self.block_size,
-            lora_id: adapter.and_then(|(number, _)| number),
-            lora_name: adapter.map(|(_, name)| name.to_owned()),
+            lora_id: adapter.map(|adapter| adapter.id),
+            lora_name: adapter.map(|adapter| adapter.name.clone()),
             salt: key.salt.clone(),
         }
-    }
-}
-
-/// The engine's key of an adapter is `NUMBER:NAME`.
-fn number_and_name(adapter: &str) -> (Option<u64>, &str) {
-    match adapter.split_once(':') {
-        Some((number, name)) => (number.parse().ok(), name),
-        None => (None, adapter),
     }
 }
 
@@ -109,9 +101,7 @@ fn number_and_name(adapter: &str) -> (Option<u64>, &str) {
 fn hash(parent: Option<u64>, key: &CacheKey, tokens: &[u32]) -> u64 {
     let mut hasher = Sha256::new();
     let texts = [
-        key.adapter
-            .as_deref()
-            .map(|adapter| number_and_name(adapter).1),
+        key.adapter.as_ref().map(|adapter| adapter.name.as_str()),
         key.salt.as_deref(),
     ];
     hasher.update([u8::from(parent.is_some())]);

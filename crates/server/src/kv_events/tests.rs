@@ -6,7 +6,7 @@ use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
-use kv_paging::{BlockPool, CacheKey};
+use kv_paging::{AdapterKey, BlockPool, CacheKey};
 use serde_json::{Value, json};
 
 use super::*;
@@ -194,7 +194,10 @@ fn a_subscriber_reads_vllms_events() {
     assert_eq!(hashes.len(), 2);
 
     pool.key = Arc::new(CacheKey {
-        adapter: Some("3:sql:v2".to_owned()),
+        adapter: Some(AdapterKey {
+            id: 3,
+            name: "sql:v2".to_owned(),
+        }),
         salt: Some("s".to_owned()),
     });
     let changes = pool.compute(&[1, 2]);

@@ -82,7 +82,7 @@ impl Budget {
         let is_asked =
             settings.device_memory.is_some() || settings.gpu_memory_utilization.is_some();
         let total = settings.device_memory.or(machine.total)?;
-        let default = match machine.gpu {
+        let default = match machine.gpu_dtype {
             Some(_) => GPU_MEMORY_UTILIZATION,
             None => 1.0,
         };
@@ -99,7 +99,7 @@ impl Budget {
             None if fraction < 1.0 => format!("{fraction} of {of_what}"),
             _ => of_what,
         };
-        match (machine.gpu, is_asked, machine.free) {
+        match (machine.gpu_dtype, is_asked, machine.free) {
             // An estimate that nobody asked for stops no run on a CPU.
             (None, false, _) => None,
             (Some(_), _, Some(free)) if free < bytes => Some(Self {
@@ -165,7 +165,7 @@ pub(crate) fn plan(
         config = largest_batch(&config, usize::MAX, &fits);
     }
     if given == GradientCheckpointing::Auto {
-        config.optimizer.gradient_checkpointing = match (machine.gpu, &budget) {
+        config.optimizer.gradient_checkpointing = match (machine.gpu_dtype, &budget) {
             // `auto` looks at the memory that is free, and not at what it was told.
             (None, Some(_)) => fewest([0], &config, &fits),
             (None, None) => given,
@@ -191,7 +191,7 @@ pub(crate) fn plan(
         needed: plan.total(),
         budget: budget.bytes,
         by: budget.by.clone(),
-        instead: instead(&config, machine.gpu.is_some(), &fits),
+        instead: instead(&config, machine.gpu_dtype.is_some(), &fits),
     });
     Ok(PlannedRun {
         config,

@@ -145,7 +145,7 @@ fn half_a_billion() -> QwenConfig {
 
 fn plan(change: impl FnOnce(&mut Config)) -> MemoryPlan {
     let card = Machine {
-        gpu: Some(DType::BF16),
+        gpu_dtype: Some(DType::BF16),
         total: Some(80 << 30),
         free: Some(80 << 30),
     };

@@ -7,7 +7,7 @@ use burn::tensor::{DType, Device, Tensor};
 use lora_4bit::training::{adamw_in_place, add_in_place};
 
 use super::{AdamW, Moments, StepRate};
-use crate::flat::{Flat, Places};
+use crate::flat::{Flat, FlatLayout};
 
 /// Running means of what lies in buffers.
 #[derive(Debug)]
@@ -29,12 +29,12 @@ impl Clone for FlatMoments {
 impl FlatMoments {
     /// Those that `moments` has, which go, and zeros.
     fn gather(
-        places: &Arc<Places>,
+        layout: &Arc<FlatLayout>,
         moments: &mut BTreeMap<String, Moments>,
         device: &Device,
     ) -> Self {
-        let [mean, variance] = [(); 2].map(|()| Flat::zeros(places, device));
-        for name in places.names() {
+        let [mean, variance] = [(); 2].map(|()| Flat::zeros(layout, device));
+        for name in layout.names() {
             let Some(known) = moments.remove(name) else {
                 continue;
             };
@@ -49,7 +49,7 @@ impl FlatMoments {
 
     /// Views of those of each tensor.
     pub(super) fn by_name(&self) -> impl Iterator<Item = (String, Moments)> {
-        self.mean.places().names().filter_map(|name| {
+        self.mean.layout().names().filter_map(|name| {
             let [mean, variance] = [&self.mean, &self.variance].map(|flat| flat.view(name));
             let (mean, variance) = (mean?, variance?);
             Some((name.to_owned(), Moments { mean, variance }))
@@ -67,23 +67,27 @@ impl AdamW {
         clip: Option<&Tensor<1>>,
         rate: impl Fn(bool) -> StepRate,
     ) {
-        let Some(first) = values.pieces().first() else {
+        let Some(first) = values.buckets().first() else {
             return;
         };
         let device = first.device();
         let clip = clip.map_or_else(|| Tensor::ones([1], (&device, DType::F32)), Clone::clone); // [1]
-        let places = values.places();
-        if let Some(other) = self.flat.take_if(|flat| flat.mean.places() != places) {
+        let layout = values.layout();
+        if let Some(other) = self.flat.take_if(|flat| flat.mean.layout() != layout) {
             // Of another run, whose tensors lay elsewhere.
             self.moments.extend(other.by_name());
         }
         let moments = self.flat.take();
         let moments =
-            moments.unwrap_or_else(|| FlatMoments::gather(places, &mut self.moments, &device));
-        let both = moments.mean.pieces().iter().zip(moments.variance.pieces());
-        let tensors = values.pieces().iter().zip(both).zip(gradients.pieces());
+            moments.unwrap_or_else(|| FlatMoments::gather(layout, &mut self.moments, &device));
+        let both = moments
+            .mean
+            .buckets()
+            .iter()
+            .zip(moments.variance.buckets());
+        let tensors = values.buckets().iter().zip(both).zip(gradients.buckets());
         for ((_, is_faster), ((value, (mean, variance)), gradient)) in
-            values.places().pieces().zip(tensors)
+            values.layout().buckets().zip(tensors)
         {
             let factors = self.factors(rate(is_faster));
             adamw_in_place([value, mean, variance], gradient, &clip, factors);
@@ -93,7 +97,7 @@ impl AdamW {
 
     /// Gives tensors moments of their own again, if that of `name` has them in a buffer.
     pub(super) fn take_apart(&mut self, name: &str) {
-        if let Some(flat) = self.flat.take_if(|flat| flat.mean.places().has(name)) {
+        if let Some(flat) = self.flat.take_if(|flat| flat.mean.layout().has(name)) {
             self.moments.extend(flat.by_name());
         }
     }

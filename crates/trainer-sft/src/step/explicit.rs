@@ -4,9 +4,10 @@
 //! So each tensor has the type that its reader multiplies (bf16 on tensor cores, unless the layers compute in f32), is freed
 //! after its last reader, and is overwritten where nobody reads it again. Only the input of each layer is kept, and the backward
 //! pass computes the layer again; [`Checkpointing::Off`] keeps all activations instead, [`Checkpointing::Layers`] those of the last
-//! layers, and [`Checkpointing::Offload`] keeps the inputs on the host. Weights that are trained are f32, and rounded to the type of products each time they are read.
+//! layers, and [`Checkpointing::Offload`] keeps the inputs on the host. Weights that are trained are f32, and rounded to the type of
+//! products each time they are read.
 
-mod found;
+mod gradient_sink;
 
 use burn::tensor::{DType, Tensor, TensorData};
 use kv_paging::{HeadNorms, Rotary, TrainingAttention};
@@ -17,10 +18,10 @@ use lora_4bit::{AdapterSelection, ComputeDtype, Dropout, Norm};
 use model_qwen::kernels::cross_entropy_of_rows;
 use model_qwen::{DecoderLayer, LINEARS, QwenModel};
 
-use self::found::Found;
+use self::gradient_sink::GradientSink;
 use crate::batch::Batch;
 use crate::full::embedding_gradient;
-use crate::gate::{self, Piece};
+use crate::gate::{self, WorkUnit};
 use crate::loss::{Head, Targets, indices, spread};
 use crate::parameters::{EMBEDDINGS, GradientStore};
 use crate::step::offload::{Offload, bring_back};
@@ -123,8 +124,8 @@ pub fn pull<L>(
     let num_tokens = batch.num_tokens();
     walk(model, batch, how, store, |x, trained, shared| {
         let own = x.clone().narrow(0, 0, num_tokens).cast(DType::F32); // [num_tokens, hidden]
-        let (found, dx) = loss(&head(model), own, trained);
-        (found, full_rows(dx.cast(shared.dtype))) // [rows, hidden]
+        let (loss_value, dx) = loss(&head(model), own, trained);
+        (loss_value, full_rows(dx.cast(shared.dtype))) // [rows, hidden]
     })
 }
 
@@ -159,7 +160,7 @@ fn walk<L>(
     x = x.cast(shared.dtype);
     let first_kept = checkpointing.first_kept(model.layers.len());
     for (index, layer) in model.layers.iter().enumerate() {
-        gate::pass(Piece::Layer);
+        gate::pass(WorkUnit::Layer);
         let layer = Layer::new(layer, &shared);
         if index >= first_kept {
             let activations = layer.activations(x, &shared);
@@ -176,25 +177,25 @@ fn walk<L>(
     }
     let names = head_names(model, trainable);
     let trained = trainable.has_head().then_some((names, &mut *store));
-    let (found, mut dx) = loss(&x, trained, &shared);
+    let (loss_value, mut dx) = loss(&x, trained, &shared);
     drop(x);
     if let Some(offload) = offload {
         kept.extend(offload.finish().into_iter().map(Kept::OnHost));
     }
     for (index, (layer, kept)) in model.layers.iter().zip(kept).enumerate().rev() {
-        gate::pass(Piece::Layer);
+        gate::pass(WorkUnit::Layer);
         let layer = Layer::new(layer, &shared);
         let activations = match kept {
             Kept::Activations(activations) => activations,
             Kept::Input(x) => layer.activations(x, &shared),
             Kept::OnHost(x) => layer.activations(bring_back(x, &model.device()), &shared),
         };
-        let mut found = Found {
+        let mut sink = GradientSink {
             index,
             trainable,
             store,
         };
-        dx = layer.backward(activations, dx, &shared, &mut found); // [tokens, hidden]
+        dx = layer.backward(activations, dx, &shared, &mut sink); // [tokens, hidden]
     }
     if trainable.has_embeddings() {
         let vocab = model.embed_tokens.dims()[0];
@@ -202,7 +203,7 @@ fn walk<L>(
         let tokens = &batch.tokens[..num_tokens];
         store.add(EMBEDDINGS, Some(embedding_gradient(tokens, dx, vocab)));
     }
-    found
+    loss_value
 }
 
 /// Sums over a batch's targets, without gradients, `[3]`: see [`super::forward`].
@@ -218,7 +219,7 @@ pub fn forward(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) ->
 fn through(batch: &Batch, shared: &Shared<'_>) -> Tensor<2> {
     let mut x = shared.model.embed(&batch.tokens).cast(shared.dtype); // [rows, hidden]
     for layer in &shared.model.layers {
-        gate::pass(Piece::Layer);
+        gate::pass(WorkUnit::Layer);
         x = Layer::new(layer, shared).forward(x, shared); // [rows, hidden]
     }
     x
@@ -356,7 +357,7 @@ impl<'a> Layer<'a> {
         activations: Activations,
         dy: Tensor<2>,
         shared: &Shared<'_>,
-        found: &mut Found<'_>,
+        sink: &mut GradientSink<'_>,
     ) -> Tensor<2> {
         let Activations {
             attended: a,
@@ -369,49 +370,49 @@ impl<'a> Layer<'a> {
         let dh = self.down.adapter_input(&dz);
         let d = self.down.input_gradient([&dy, &dz], dh.clone()); // [tokens, intermediate]
         let (d, activated) = swiglu_backward(gate_up, d);
-        found.weights(&self.down, &[(down, &mlp.down_proj)], &activated, &dy);
+        sink.weights(&self.down, &[(down, &mlp.down_proj)], &activated, &dy);
         let down_h = self.down.shrink(&activated);
-        found.lengths(&[down], self.down.lengths(&activated, down_h.as_ref(), &dy));
-        let sums = found.sums(&[down]);
+        sink.lengths(&[down], self.down.lengths(&activated, down_h.as_ref(), &dy));
+        let sums = sink.sums(&[down]);
         let dh = dh.as_ref();
         let gradients = (self.down).adapter_gradients(activated, down_h, &dz, dh, &sums);
-        found.adapters(&[down], gradients);
+        sink.adapters(&[down], gradients);
 
         let layers = [(gate, &mlp.gate_proj), (up, &mlp.up_proj)];
-        found.weights(&self.gate_up, &layers, &a.middle_normed, &d);
+        sink.weights(&self.gate_up, &layers, &a.middle_normed, &d);
         let lengths = (self.gate_up).lengths(&a.middle_normed, gate_up_h.as_ref(), &d);
-        found.lengths(&[gate, up], lengths);
-        let sums = found.sums(&[gate, up]);
+        sink.lengths(&[gate, up], lengths);
+        let sums = sink.sums(&[gate, up]);
         let (d, gradients) = self.gate_up.backward(a.middle_normed, gate_up_h, &d, &sums);
-        found.adapters(&[gate, up], gradients);
+        sink.adapters(&[gate, up], gradients);
         let norm = self.norm(&self.layer.post_attention_layernorm);
-        found.norm("post_attention_layernorm", &a.middle, norm, &d);
+        sink.norm("post_attention_layernorm", &a.middle, norm, &d);
         let dy = rms_norm_backward(a.middle, norm, d, Some(dy)); // [tokens, hidden]
 
-        found.weights(&self.o, &[(o, &attn.o_proj)], &a.attended, &dy);
-        found.lengths(&[o], self.o.lengths(&a.attended, a.o_h.as_ref(), &dy));
-        let sums = found.sums(&[o]);
+        sink.weights(&self.o, &[(o, &attn.o_proj)], &a.attended, &dy);
+        sink.lengths(&[o], self.o.lengths(&a.attended, a.o_h.as_ref(), &dy));
+        let sums = sink.sums(&[o]);
         let (d, gradients) = self.o.backward(a.attended.clone(), a.o_h, &dy, &sums);
-        found.adapters(&[o], gradients);
+        sink.adapters(&[o], gradients);
         let d = shared.attention.backward(a.qkv, a.attended, a.lse, d);
         let norms = self.head_norms();
         if let (Some(norms), Some(x)) = (norms, &a.unrotated) {
-            found.head_norms(norms, x, &d, shared);
+            sink.head_norms(norms, x, &d, shared);
         }
         let d = shared
             .attention
             .rotate_backward(d, a.unrotated, norms, &shared.rotary);
         let layers = [(q, &attn.q_proj), (k, &attn.k_proj), (v, &attn.v_proj)];
-        found.weights(&self.qkv, &layers, &a.normed, &d);
-        found.lengths(
+        sink.weights(&self.qkv, &layers, &a.normed, &d);
+        sink.lengths(
             &[q, k, v],
             self.qkv.lengths(&a.normed, a.qkv_h.as_ref(), &d),
         );
-        let sums = found.sums(&[q, k, v]);
+        let sums = sink.sums(&[q, k, v]);
         let (d, gradients) = self.qkv.backward(a.normed, a.qkv_h, &d, &sums);
-        found.adapters(&[q, k, v], gradients);
+        sink.adapters(&[q, k, v], gradients);
         let norm = self.norm(&self.layer.input_layernorm);
-        found.norm("input_layernorm", &a.x, norm, &d);
+        sink.norm("input_layernorm", &a.x, norm, &d);
         rms_norm_backward(a.x, norm, d, Some(dy))
     }
 }
@@ -439,7 +440,7 @@ fn loss(
     };
     let (mut sums, mut gradients) = (Vec::new(), Vec::new());
     for (rows, tokens) in targets.chunks(chunk) {
-        gate::pass(Piece::Layer);
+        gate::pass(WorkUnit::Layer);
         let x = hidden.clone().select(0, indices(rows, &device)); // [rows, hidden]
         let normed = rms_norm(x.clone(), norm()); // [rows, hidden]
         let (logits, _) = head.forward(&normed, None); // [rows, vocab]

@@ -8,16 +8,16 @@ use lora_4bit::dry_run::real_launches;
 
 use super::{StepOutput, Trainer};
 use crate::batch::{Batch, Share};
-use crate::gate::{self, Piece};
+use crate::gate::{self, WorkUnit};
 use crate::preference::{Baseline, Tally};
-use crate::replicas::{Addend, GradientSum, Layout, at_once, await_all, witness};
+use crate::replicas::{Addend, GradientBuckets, GradientSum, at_once, await_all, witness};
 
 impl Trainer {
     /// Where gradients lie in sums.
-    fn layout(&mut self) -> Layout {
-        let places = self.flat.as_ref().map(|laid| laid.gradients.places());
-        let places = places.cloned();
-        Layout::of(&mut self.model, self.options.trainable, places)
+    fn new_gradient_buckets(&mut self) -> GradientBuckets {
+        let layout = self.flat.as_ref().map(|flat| flat.gradients.layout());
+        let layout = layout.cloned();
+        GradientBuckets::of(&mut self.model, self.options.trainable, layout)
     }
 
     /// Takes each step together with `copies`, trainers on further devices, which have to be at the same step with the same
@@ -65,16 +65,17 @@ impl Trainer {
         }
         let _real = real_launches();
         at_once(&devices, &mut all, |_, copy| copy.prepare());
-        let layout = all[0].layout.take().unwrap_or_else(|| all[0].layout());
+        let buckets = all[0].gradient_buckets.take();
+        let buckets = buckets.unwrap_or_else(|| all[0].new_gradient_buckets());
         let baselines = match all[0].has_baseline() {
             true => at_once(&devices, &mut all, |rank, copy| copy.baseline(share(rank))),
             false => Vec::new(),
         };
         let baseline = Baseline::of_all(baselines).mean();
         let computed = at_once(&devices, &mut all, |rank, copy| {
-            gate::pass(Piece::Batch);
+            gate::pass(WorkUnit::Batch);
             let (means, gradients, tally) = copy.gradients_of(share(rank), baseline);
-            let (packed, names) = layout.pack(gradients, means);
+            let (packed, names) = buckets.pack(gradients, means);
             let is_left = how == GradientSum::Nccl && !waits;
             let witness = is_left.then(|| witness(&devices[rank], &packed)).flatten();
             (Addend::new(packed, how, waits), names, tally, witness)
@@ -93,12 +94,12 @@ impl Trainer {
         let outputs = at_once(&devices, &mut all, |rank, copy| {
             let sum = sums[rank].lock().ok().and_then(|mut sum| sum.take())?;
             let sum = sum.on_device(&devices[rank], &devices);
-            let (gradients, means) = layout.unpack(sum, &names);
+            let (gradients, means) = buckets.unpack(sum, &names);
             let (means, more) = copy.counted(means, &tally);
             Some(copy.finish(means, more, gradients))
         });
         self.copies = copies;
-        self.layout = Some(layout);
+        self.gradient_buckets = Some(buckets);
         self.witnesses.clone_from(&witnesses);
         let output = outputs.into_iter().flatten().next();
         let output = output.unwrap_or_else(|| unreachable!("each device takes its sum once"));

@@ -94,7 +94,7 @@ pub(super) fn tiles_of_step(
     shape: HeadShape,
     device: &Device,
 ) -> Tensor<1, Int> {
-    let tables = 3 * layout.slots.len();
+    let tables = 3 * layout.slot_mapping.len();
     let sequences = layout.sequences.iter().map(|sequence| {
         let context = sequence.context_len - sequence.query_len + 1;
         let table = tables + sequence.blocks.start;

@@ -81,7 +81,7 @@ fn steps_equal_attention_over_what_they_wrote() {
                 .zip(&tables)
                 .map(|(&context, table)| StepRow {
                     token: DecodeToken::Id(0),
-                    slot: None,
+                    adapter_slot: None,
                     position: context + i,
                     block_table: table,
                     choice: [-1; CHOICE_WORDS],
@@ -155,7 +155,7 @@ fn rows_of_one_sequence_see_each_other() {
         let uploaded: Vec<StepRow<'_>> = (rows.iter())
             .map(|&(position, block_table)| StepRow {
                 token: DecodeToken::Id(0),
-                slot: None,
+                adapter_slot: None,
                 position,
                 block_table,
                 choice: [-1; CHOICE_WORDS],

@@ -9,13 +9,13 @@ use super::Shared;
 use crate::parameters::{GradientStore, LORA_A, LORA_B, LORA_MAGNITUDE, Trainable};
 
 /// Where the gradients of a layer go.
-pub(super) struct Found<'a> {
+pub(super) struct GradientSink<'a> {
     pub(super) index: usize,
     pub(super) trainable: Trainable,
     pub(super) store: &'a mut GradientStore,
 }
 
-impl Found<'_> {
+impl GradientSink<'_> {
     /// Where kernels add the gradients of the adapters of a group's layers; nothing where they are tensors of their own.
     pub(super) fn sums(&mut self, modules: &[&str]) -> Vec<Option<AdapterGradients>> {
         let sums = modules.iter().map(|module| {

@@ -46,11 +46,11 @@ pub enum ScoreTemplate {
     Jinja(ChatTemplate),
 }
 
-/// `None` for a model that generates text.
+/// How the model of a folder pools; `None` if it generates text.
 ///
 /// # Errors
 /// When the folder cannot be read, or is not what the flags say.
-pub(super) fn resolve(
+pub(super) fn pooling_info(
     config: &PoolingConfig,
     dir: &Path,
     tokenizer: &Tokenizer,

@@ -5,31 +5,31 @@ use std::sync::Arc;
 use lora_4bit::training::{add_in_place, writes_in_place};
 
 use super::Trainer;
-use crate::flat::{Flat, Places};
+use crate::flat::{Flat, FlatLayout};
 use crate::parameters::{GradientStore, LORA_B, LORA_MAGNITUDE, Trainable, visit_model};
 
 /// An adapter in buffers.
 #[derive(Debug)]
-pub(super) struct Laid {
+pub(super) struct FlatParameters {
     /// What the tensors of the model are views of.
     pub(super) values: Flat,
     pub(super) gradients: Flat,
 }
 
-impl Laid {
+impl FlatParameters {
     /// Itself, and the gradients of the adapter, taken out of `gradients`, if there are any.
     pub(super) fn summed(&self, gradients: &mut GradientStore) -> Option<(&Self, Flat)> {
         let spare = || {
             self.gradients.clear();
             self.gradients.share()
         };
-        let summed = gradients.take_flat(self.values.places(), spare)?;
+        let summed = gradients.take_flat(self.values.layout(), spare)?;
         Some((self, summed))
     }
 }
 
 impl Trainer {
-    /// Puts the tensors of an adapter one after the other, where a GPU trains them so and has not done it before.
+    /// Moves the adapter into flat buffers, once, on a GPU that trains it so.
     pub(crate) fn prepare(&mut self) {
         if self.lay_flat() {
             // What they were before goes back to the driver.
@@ -53,17 +53,17 @@ impl Trainer {
             tensors.push((name.to_owned(), parameter.dims()));
         });
         let has_two_rates = options.loraplus_lr_ratio != 1.0;
-        let places = Arc::new(Places::of(&tensors, |name| {
+        let layout = Arc::new(FlatLayout::of(&tensors, |name| {
             has_two_rates && is_faster(name)
         }));
-        let [values, gradients] = [(); 2].map(|()| Flat::zeros(&places, &device));
+        let [values, gradients] = [(); 2].map(|()| Flat::zeros(&layout, &device));
         visit_model(&mut self.model, adapter, &mut |name, parameter| {
             if let Some(view) = values.view(name) {
                 add_in_place(&view, parameter.value());
                 parameter.replace(|_| view);
             }
         });
-        self.flat = Some(Laid { values, gradients });
+        self.flat = Some(FlatParameters { values, gradients });
         true
     }
 
