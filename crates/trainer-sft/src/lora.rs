@@ -102,7 +102,7 @@ fn init_adapter(
     }
 }
 
-/// The weights of the model that the adapter has saved whole.
+/// The weights of the model that the adapter has saved whole: those of each module that `modules_to_save` names.
 fn saved_modules(model: &QwenModel, config: &LoraConfig) -> BTreeMap<String, SavedModule> {
     let modules = SAVABLE.into_iter().filter(|(short, module)| {
         let mut names = config.modules_to_save.iter();

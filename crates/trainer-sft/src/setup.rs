@@ -1,6 +1,8 @@
 //! What a run needs before its first step: the model, its adapter, and the optimizer where it left off.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod further;
+
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::Device;
@@ -9,6 +11,7 @@ use lora_4bit::{ComputeDtype, Weight};
 use model_qwen::{Dtype, LoadOptions, QwenModel, device_name, is_gpu};
 use tracing::{info, warn};
 
+pub(crate) use self::further::with_adapter;
 use crate::batch::DataLoader;
 use crate::checkpoint;
 use crate::config::{Config, ConfigError, GradientCheckpointing, LoraOptions, Method, Optim};
@@ -84,16 +87,6 @@ pub(crate) fn check_copies(
         ),
         _ => Ok(()),
     }
-}
-
-/// The settings of a run that trains an adapter further: those of the adapter are the adapter's.
-pub(crate) fn with_adapter(config: &Config) -> Result<Config, TrainError> {
-    let mut config = config.clone();
-    if let Some(folder) = &config.run.adapter {
-        config.lora = options_of_adapter(folder, &config.lora)?;
-        config.check_reference()?;
-    }
-    Ok(config)
 }
 
 /// Loads the weights that the run starts from, or draws them (`--init-config`).
@@ -187,6 +180,8 @@ pub(crate) fn add_adapter(
     let mut config = lora::put_adapter(model, lora::SLOT, adapter)?;
     // An adapter that is trained further may have had another one.
     config.lora_dropout = dropout;
+    // Embedding and head are trained and written as two weights.
+    config.ensure_weight_tying = false;
     Ok(AdapterForm { config, start })
 }
 
@@ -337,74 +332,6 @@ fn warn_of_large_ranks(adapter: &LoraAdapter) {
             width(matrices)
         );
     }
-}
-
-/// The options of the adapter that `--adapter` names. What was left at its default is taken from it; anything else has to
-/// agree.
-pub(crate) fn options_of_adapter(
-    folder: &Path,
-    given: &LoraOptions,
-) -> Result<LoraOptions, TrainError> {
-    let LoraAdapter {
-        config, modules, ..
-    } = LoraAdapter::load(folder)?;
-    let names = modules.keys().filter_map(|name| name.rsplit('.').next());
-    let names: BTreeSet<String> = names.map(ToOwned::to_owned).collect();
-    let default = LoraOptions::default();
-    let own = LoraOptions {
-        r: config.r,
-        alpha: config.lora_alpha,
-        dropout: given.dropout,
-        target_modules: names.into_iter().collect(),
-        use_rslora: config.use_rslora,
-        use_dora: config.use_dora,
-        modules_to_save: config.modules_to_save,
-        init: default.init,
-    };
-    let differs = |flag, expected: String, found: String| {
-        Err(TrainError::AdapterForm {
-            flag,
-            expected,
-            found,
-            folder: folder.to_path_buf(),
-        })
-    };
-    let mut named = lora::target_modules(given);
-    named.sort();
-    if given.r != default.r && given.r != own.r {
-        return differs("lora-r", own.r.to_string(), given.r.to_string());
-    }
-    if given.alpha != default.alpha && given.alpha != own.alpha {
-        return differs("lora-alpha", own.alpha.to_string(), given.alpha.to_string());
-    }
-    if given.target_modules != default.target_modules && named != own.target_modules {
-        return differs(
-            "target-modules",
-            own.target_modules.join(","),
-            named.join(","),
-        );
-    }
-    if given.use_rslora && !own.use_rslora {
-        return differs("use-rslora", "false".into(), "true".into());
-    }
-    if given.use_dora && !own.use_dora {
-        return differs("use-dora", "false".into(), "true".into());
-    }
-    if given.init != default.init {
-        return differs(
-            "init-lora-weights",
-            default.init.to_string(),
-            given.init.to_string(),
-        );
-    }
-    if !given.modules_to_save.is_empty() && given.modules_to_save != own.modules_to_save {
-        return differs(
-            "modules-to-save",
-            own.modules_to_save.join(","),
-            given.modules_to_save.join(","),
-        );
-    }
-    Ok(own)
 }
 
 /// The trainer at its first step, or where the checkpoint of `--resume` left it.
