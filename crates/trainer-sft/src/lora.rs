@@ -53,7 +53,7 @@ pub(crate) fn lora_config(options: &LoraOptions, base: Option<String>) -> LoraCo
     LoraConfig {
         r: options.r,
         lora_alpha: options.alpha,
-        lora_dropout: options.dropout,
+        lora_dropout: options.dropout(),
         target_modules: TargetModules::List(target_modules(options)),
         use_rslora: options.use_rslora,
         use_dora: options.use_dora,

@@ -175,8 +175,8 @@ pub(crate) fn add_adapter(
         );
         lora::take_out(model, start, &adapter.config).map_err(TrainError::NotDense)?;
     }
-    warn_of_large_ranks(&adapter);
-    let dropout = config.lora.dropout;
+    warn_of_large_ranks(config, &adapter);
+    let dropout = config.lora.dropout();
     let mut config = lora::put_adapter(model, lora::SLOT, adapter)?;
     // An adapter that is trained further may have had another one.
     config.lora_dropout = dropout;
@@ -317,7 +317,7 @@ pub(crate) fn read_weights(
 }
 
 /// A rank above a layer's width makes the adapter larger than the layer, and no better.
-fn warn_of_large_ranks(adapter: &LoraAdapter) {
+fn warn_of_large_ranks(config: &Config, adapter: &LoraAdapter) {
     let width = |matrices: &LoraMatrices| matrices.in_features.min(matrices.out_features);
     let mut wide = adapter
         .modules
@@ -325,8 +325,12 @@ fn warn_of_large_ranks(adapter: &LoraAdapter) {
         .filter(|(_, matrices)| matrices.r > width(matrices));
     if let Some((name, matrices)) = wide.next() {
         let count = 1 + wide.count();
+        let what = match &config.run.adapter {
+            Some(folder) => format!("the rank of the adapter in {},", folder.display()),
+            None => "--lora-r".to_owned(),
+        };
         warn!(
-            "--lora-r {} is above the width of {count} layers, the first is `{name}` with {}: there the adapter is larger \
+            "{what} {} is above the width of {count} layers, the first is `{name}` with {}: there the adapter is larger \
              than the layer",
             matrices.r,
             width(matrices)
@@ -370,7 +374,7 @@ pub(crate) fn start(
             GradientCheckpointing::False => Checkpointing::Off,
             GradientCheckpointing::Layers(layers) => Checkpointing::Layers(layers),
         },
-        dropout: config.lora.dropout,
+        dropout: config.lora.dropout(),
         loraplus_lr_ratio: config.optimizer.loraplus_lr_ratio.unwrap_or(1.0),
         neftune_noise_alpha: config.optimizer.neftune_noise_alpha,
         seed: config.run.seed,

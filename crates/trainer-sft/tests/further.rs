@@ -118,3 +118,22 @@ fn full_names_of_saved_modules_are_settings_that_a_run_reads_again() {
     let (_, settings) = trained(dir.path(), &adapter, |_| {});
     assert_eq!(settings.lora.modules_to_save, ["embed_tokens"]);
 }
+
+#[test]
+fn an_adapter_keeps_its_dropout_unless_another_one_is_given() {
+    let dir = tempfile::tempdir().unwrap();
+    let adapter = start(dir.path(), &[], |adapter| adapter.config.lora_dropout = 0.1);
+    for (given, expected) in [(None, 0.1), (Some(0.0), 0.0), (Some(0.3), 0.3)] {
+        let output = dir.path().join(format!("{expected}"));
+        let own = config(&output, |config| {
+            further(config, &adapter);
+            config.lora.dropout = given;
+            config.run.max_steps = Some(1);
+        });
+        run(&own, &Device::flex()).unwrap();
+        let after = LoraAdapter::load(&output).unwrap();
+        assert_eq!(after.config.lora_dropout, expected, "{given:?}");
+        let settings = settings_to_resume(&output);
+        assert_eq!(settings.lora.dropout, Some(expected), "{given:?}");
+    }
+}

@@ -369,7 +369,7 @@ impl Config {
                 self.optimizer.neftune_noise_alpha.is_some(),
                 noise,
             ),
-            ("lora-dropout", self.lora.dropout > 0.0, noise),
+            ("lora-dropout", self.lora.dropout() > 0.0, noise),
         ] {
             if is_given {
                 return conflict(format!(

@@ -91,7 +91,7 @@ impl Config {
         Columns::parse(&data.columns)?;
         whole_in_range("lora-r", lora.r, 1, MAX_RANK)?;
         positive("lora-alpha", lora.alpha)?;
-        in_range("lora-dropout", lora.dropout, 0.0, 0.99)?;
+        in_range("lora-dropout", lora.dropout(), 0.0, 0.99)?;
         check_target_modules(&lora.target_modules)?;
         let savable = SAVABLE.map(|(name, _)| name);
         let unknown = |name: &&String| !savable.contains(&name.as_str());

@@ -29,6 +29,12 @@ fn options_of_adapter(folder: &Path, given: &LoraOptions) -> Result<LoraOptions,
         saved,
     } = LoraAdapter::load(folder)?;
     let shown = folder.display();
+    if given.dropout.is_none() && config.lora_dropout > 0.0 {
+        info!(
+            "the adapter in {shown} keeps its dropout {}: --lora-dropout gives it another one",
+            config.lora_dropout
+        );
+    }
     if config.ensure_weight_tying && saved.len() > 1 {
         info!(
             "the adapter in {shown} has embedding and head as one weight (`ensure_weight_tying`): they are trained as two from here on"
@@ -40,7 +46,7 @@ fn options_of_adapter(folder: &Path, given: &LoraOptions) -> Result<LoraOptions,
     let own = LoraOptions {
         r: config.r,
         alpha: config.lora_alpha,
-        dropout: given.dropout,
+        dropout: Some(given.dropout.unwrap_or(config.lora_dropout)),
         target_modules: names.into_iter().collect(),
         use_rslora: config.use_rslora,
         use_dora: config.use_dora,
