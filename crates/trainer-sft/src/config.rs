@@ -4,6 +4,7 @@
 //! takes `&Config`. Serialized, a `Config` is a flat table whose keys are the flag names with underscores, so that the
 //! `run.toml` kept next to an adapter can be given back through `--config`.
 
+mod adapter;
 pub mod args;
 mod cause;
 mod columns;

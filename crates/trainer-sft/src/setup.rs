@@ -295,7 +295,12 @@ pub(crate) fn add_reference(
     let Some(folder) = &config.method.ref_adapter else {
         return Ok(None);
     };
-    model.add_adapter(lora::REFERENCE_SLOT, &LoraAdapter::load(folder)?)?;
+    let adapter = LoraAdapter::load(folder)?;
+    let put = model.add_adapter(lora::REFERENCE_SLOT, &adapter);
+    put.map_err(|error| ConfigError::File {
+        path: folder.display().to_string(),
+        reason: format!("cannot be the reference: {error}"),
+    })?;
     info!("the reference is the model with {}", folder.display());
     Ok(Some(lora::REFERENCE_SLOT))
 }

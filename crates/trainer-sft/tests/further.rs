@@ -13,9 +13,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use lora_4bit::peft::{LoraAdapter, LoraConfig};
+use trainer_sft::Training;
 use trainer_sft::args::Args;
 use trainer_sft::burn::tensor::Device;
-use trainer_sft::config::Config;
+use trainer_sft::config::{Config, Method};
 
 use self::support::{config, run};
 
@@ -136,4 +137,75 @@ fn an_adapter_keeps_its_dropout_unless_another_one_is_given() {
         let settings = settings_to_resume(&output);
         assert_eq!(settings.lora.dropout, Some(expected), "{given:?}");
     }
+}
+
+#[test]
+fn what_an_adapter_has_and_a_run_cannot_have_is_said_of_the_adapter() {
+    let dir = tempfile::tempdir().unwrap();
+    let adapter = start(dir.path(), &[], |_| {});
+    type Change = fn(&mut LoraAdapter);
+    for (method, change, parts) in [
+        (
+            Method::Dpo,
+            (|adapter| adapter.config.lora_dropout = 0.1) as Change,
+            &["`lora_dropout` is 0.1", "--method dpo", "--lora-dropout 0"][..],
+        ),
+        (
+            Method::Orpo,
+            |adapter| adapter.config.lora_dropout = 0.1,
+            &["`lora_dropout` is 0.1", "--method orpo"],
+        ),
+        (
+            Method::Sft,
+            |adapter| adapter.config.lora_dropout = 0.995,
+            &["`lora_dropout`: expected", "0.995", "--lora-dropout"],
+        ),
+        (
+            Method::Sft,
+            |adapter| adapter.config.lora_alpha = -1.0,
+            &["`lora_alpha`: expected", "-1", "merge"],
+        ),
+    ] {
+        let mut changed = LoraAdapter::load(&adapter).unwrap();
+        change(&mut changed);
+        let folder = dir.path().join("changed");
+        changed.save(&folder).unwrap();
+        refused(&folder, method, parts);
+    }
+    // With embeddings, of which a method has no reference.
+    let dir = tempfile::tempdir().unwrap();
+    let tied = start(dir.path(), &["embed_tokens"], tie);
+    for (method, flag, instead) in [
+        (Method::Dpo, "--method dpo", "--method orpo"),
+        (Method::Kto, "--method kto", "merge"),
+    ] {
+        let parts = [
+            "`modules_to_save` is embed_tokens, lm_head",
+            flag,
+            instead,
+            "merge the adapter",
+        ];
+        let said = refused(&tied, method, &parts);
+        assert!(!said.contains("--modules-to-save"), "{said}");
+    }
+}
+
+/// What is said of a run of `method` that the adapter in `folder` makes impossible.
+fn refused(folder: &Path, method: Method, parts: &[&str]) -> String {
+    let own = config(&folder.with_file_name("o"), |config| {
+        further(config, folder);
+        config.method.method = method;
+        config.run.batch_size = 2;
+    });
+    let training = Training::new(&own).device(&Device::flex());
+    let said = match training.records(support::records()).plan() {
+        Err(error) => error.to_string(),
+        Ok(_) => panic!("{method:?} takes the adapter"),
+    };
+    let file = folder.join("adapter_config.json").display().to_string();
+    assert!(said.starts_with(&file), "{said}");
+    for part in parts {
+        assert!(said.contains(part), "{said}\nwithout {part}");
+    }
+    said
 }

@@ -51,7 +51,7 @@ pub enum ConfigError {
     /// Two settings exclude each other.
     #[error("{0}")]
     Conflict(String),
-    /// The `--config` file cannot be read.
+    /// The `--config` file, or that of an adapter, cannot be read or has a setting that cannot be honoured.
     #[error("{path}: {reason}")]
     File {
         /// The file.

@@ -15,7 +15,7 @@ pub(crate) fn with_adapter(config: &Config) -> Result<Config, TrainError> {
     let mut config = config.clone();
     if let Some(folder) = config.run.adapter.clone() {
         config.lora = options_of_adapter(&folder, &config.lora)?;
-        config.check_reference()?;
+        config.check_adapter(&folder)?;
     }
     Ok(config)
 }
