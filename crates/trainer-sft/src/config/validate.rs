@@ -88,7 +88,8 @@ impl Config {
             });
         }
         at_least("max-length", data.max_length, 2)?;
-        Columns::parse(&data.columns)?;
+        Columns::parse(&data.columns)?
+            .check_parts(self.method.method, |part| self.grpo.is_about(part))?;
         whole_in_range("lora-r", lora.r, 1, MAX_RANK)?;
         positive("lora-alpha", lora.alpha)?;
         in_range("lora-dropout", lora.dropout(), 0.0, 0.99)?;

@@ -185,6 +185,7 @@ impl Record {
             Some(format) => format,
             None => return Err(reader.unknown_format()),
         };
+        reader.refuse_unread(format)?;
         reader.check_marks()?;
         let content = match format {
             Format::Messages => Content::Chat(reader.messages("messages")?),
@@ -230,10 +231,6 @@ fn fields_of(
     });
     let own: Map<String, Value> = own.collect();
     if own.is_empty() {
-        let pairs = columns
-            .iter()
-            .map(|(part, field)| format!("{part}={field}"));
-        let pairs: Vec<String> = pairs.collect();
         let there = match fields.is_empty() {
             true => "no keys at all".to_owned(),
             false => named(&fields),
@@ -241,7 +238,7 @@ fn fields_of(
         return Err(DataError::Format {
             found: format!(
                 "{there}; --columns {} names a field that is not there",
-                pairs.join(",")
+                columns.to_text()
             ),
             source_place: source.clone(),
         });

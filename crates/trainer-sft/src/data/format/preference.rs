@@ -77,10 +77,13 @@ impl Answers {
         };
         let filled = |key: &str| is_filled(named.get(key));
         let known = |key: &str| named.contains_key(key);
-        let (format, answers) = match kind(&filled).or_else(|| kind(&known)) {
-            Some(Format::Verdict) => (Format::Verdict, vec![reader.verdict(&own)?]),
-            Some(format) => (format, reader.pair(&own)?),
-            None => return Err(reader.other_method(method, &own)),
+        let Some(format) = kind(&filled).or_else(|| kind(&known)) else {
+            return Err(reader.other_method(method, &own));
+        };
+        own.refuse_unread(format)?;
+        let answers = match format {
+            Format::Verdict => vec![reader.verdict(&own)?],
+            _ => reader.pair(&own)?,
         };
         Ok(Self {
             format,
