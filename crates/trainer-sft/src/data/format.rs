@@ -174,6 +174,11 @@ impl Record {
     /// Keys of no known format; fields that are missing or have the wrong content; data of another training method; and
     /// records that teach nothing.
     pub fn parse(source: Source, value: Value, columns: &Columns) -> Result<Self, DataError> {
+        let keys = keys_of(&value, columns);
+        Self::read(source, value, columns).map_err(|error| error.with_missing_part(columns, &keys))
+    }
+
+    fn read(source: Source, value: Value, columns: &Columns) -> Result<Self, DataError> {
         let fields = fields_of(&source, value, columns)?;
         let reader = Reader {
             source: &source,
@@ -207,6 +212,14 @@ impl Record {
             format,
             content,
         })
+    }
+}
+
+/// The record's own names of its fields where `--columns` gives them others, for messages.
+fn keys_of(value: &Value, columns: &Columns) -> Vec<String> {
+    match value {
+        Value::Object(fields) if !columns.is_empty() => fields.keys().cloned().collect(),
+        _ => Vec::new(),
     }
 }
 

@@ -261,6 +261,58 @@ fn a_hint_names_fields_that_are_there() {
 }
 
 #[test]
+fn a_part_that_no_column_names_is_said_with_the_column_that_would() {
+    let judged = json!({"q": "Capital?", "a": PARIS, "label": true});
+    let pair = json!({"prompt": "Capital?", "chosen": PARIS, "bad": ROME});
+    for (record, method, columns, expected) in [
+        (
+            &judged,
+            "kto",
+            Some("prompt=q,completion=a"),
+            "field `label`: expected true or false, found nothing with --columns prompt=q,completion=a, though the record has \
+             `label`: add label=label to --columns",
+        ),
+        (
+            &judged,
+            "kto",
+            Some("prompt=q,label=label"),
+            "found nothing with --columns prompt=q,label=label: add completion=FIELD to --columns, with one of `q`, `a`, `label`",
+        ),
+        (
+            &judged,
+            "kto",
+            None,
+            "field `completion`: expected text or messages, found nothing among `q`, `a`, `label`; if the fields have other names, \
+             give --columns prompt=FIELD,completion=FIELD,label=label",
+        ),
+        (
+            &pair,
+            "dpo",
+            Some("prompt=prompt,chosen=chosen"),
+            "add rejected=FIELD to --columns, with one of `prompt`, `chosen`, `bad`",
+        ),
+        (
+            &pair,
+            "dpo",
+            None,
+            "give --columns prompt=prompt,chosen=chosen,rejected=FIELD",
+        ),
+        (
+            &json!({"q": "Capital?", "completion": PARIS}),
+            "sft",
+            Some("prompt=q"),
+            "though the record has `completion`: add completion=completion to --columns",
+        ),
+    ] {
+        let mut flags = vec!["--method", method];
+        flags.extend(columns.iter().flat_map(|columns| ["--columns", columns]));
+        let said = preview(std::slice::from_ref(record), &flags);
+        assert!(!said.is_success(), "{flags:?}");
+        assert!(said.err.contains(expected), "{flags:?}: {}", said.err);
+    }
+}
+
+#[test]
 fn a_column_that_a_record_has_no_use_for_is_refused() {
     for (record, method, columns, expected) in [
         (

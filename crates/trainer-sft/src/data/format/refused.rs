@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::super::error::DataError;
-use super::super::names::shown_key;
+use super::super::names::shown_keys;
 use super::Format;
 use super::hints::{ANSWERS, REJECTED, WANTED, flag};
 use super::marks::is_mark_of_record;
@@ -202,9 +202,7 @@ impl Reader<'_> {
 
 /// The first names of fields, for messages.
 pub(crate) fn named(fields: &Map<String, Value>) -> String {
-    let names = fields.keys().take(8);
-    let names = names.map(|key| format!("`{}`", shown_key(key)));
-    names.collect::<Vec<_>>().join(", ")
+    shown_keys(fields.keys())
 }
 
 /// What a label says: true, false, 0 and 1, also as tables have them.
