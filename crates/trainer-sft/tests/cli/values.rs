@@ -107,6 +107,10 @@ fn values_out_of_range_name_the_flag() {
             "--min-lr and --min-lr-rate say the same",
         ),
         (
+            "--data d --warmup-ratio 0.5 --warmup-steps 0",
+            "--warmup-ratio and --warmup-steps say the same: leave one of them out",
+        ),
+        (
             "--data d --full --loraplus-lr-ratio 16",
             "--loraplus-lr-ratio would have no effect",
         ),
