@@ -116,11 +116,11 @@ impl LoraAdapter {
     ///
     /// As [`load`](Self::load).
     pub fn from_bytes(config: &[u8], weights: &[u8]) -> Result<Self, PeftError> {
-        let config = LoraConfig::from_json(config)?;
+        let mut config = LoraConfig::from_json(config)?;
         let tensors = SafeTensors::deserialize(weights).map_err(PeftError::Safetensors)?;
+        let saved = read_saved(&mut config, &tensors)?;
         let matcher = config.matcher()?;
         let mut modules = BTreeMap::new();
-        let saved = read_saved(&config, &tensors)?;
         let mut names = tensors.names();
         names.retain(|name| !saved.keys().any(|module| **name == saved_name(module)));
         names.sort_unstable();

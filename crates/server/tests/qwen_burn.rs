@@ -301,9 +301,42 @@ fn commands_of_both_programs_have_their_names_here() {
             "{words:?}: {out}"
         );
     }
-    let wrong = run(&["serve", "--prot", "1"], home.path(), "http://127.0.0.1:9");
-    assert_eq!(wrong.status.code(), Some(2));
-    assert!(text(&wrong.stderr).contains("Usage: qwen-burn serve"));
+    for (words, usage) in [
+        (&["serve", "--prot", "1"][..], "Usage: qwen-burn serve"),
+        (&["serve", "a", "b"], "Usage: qwen-burn serve"),
+        (&["train", "d.jsonl"], "Usage: qwen-burn train [OPTIONS]\n"),
+        (&["train", "check2"], "Usage: qwen-burn train [OPTIONS]\n"),
+        (&["train", "--dat", "d.jsonl"], "Usage: qwen-burn train "),
+        (&["check", "--dat", "a"], "Usage: qwen-burn check "),
+        (&["merge", "--adaptr", "a"], "Usage: qwen-burn merge "),
+        (&["export", "a", "b"], "Usage: qwen-burn export "),
+        (&["eval", "--adaptr", "a"], "Usage: qwen-burn eval "),
+        (&["inspect"], "Usage: qwen-burn inspect "),
+        (&["init", "a", "b"], "Usage: qwen-burn init "),
+        (&["chat", "a", "b"], "Usage: qwen-burn chat "),
+        (&["run-batch"], "Usage: qwen-burn run-batch "),
+        (
+            &["bench", "serve", "--prot", "1"],
+            "Usage: qwen-burn bench serve ",
+        ),
+        (
+            &["bench", "latency", "--prot", "1"],
+            "Usage: qwen-burn bench latency ",
+        ),
+        (
+            &["bench", "throughput", "--prot", "1"],
+            "Usage: qwen-burn bench throughput ",
+        ),
+        (&["pull"], "Usage: qwen-burn pull "),
+        (&["doctor", "a"], "Usage: qwen-burn doctor "),
+        (&["srve"], "Usage: qwen-burn <COMMAND>"),
+    ] {
+        let wrong = run(words, home.path(), "http://127.0.0.1:9");
+        let err = text(&wrong.stderr);
+        assert_eq!(wrong.status.code(), Some(2), "{words:?}: {err}");
+        assert!(err.contains(usage), "{words:?}: {err}");
+        assert!(!err.contains("trainer-sft"), "{words:?}: {err}");
+    }
     assert_eq!(run(&[], home.path(), "").status.code(), Some(2));
     let init = ["init", "run.toml", "--yes", "--data", "d.jsonl"];
     std::fs::write(home.path().join("d.jsonl"), "{\"text\": \"a\"}\n").unwrap();

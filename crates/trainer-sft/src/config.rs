@@ -4,6 +4,7 @@
 //! takes `&Config`. Serialized, a `Config` is a flat table whose keys are the flag names with underscores, so that the
 //! `run.toml` kept next to an adapter can be given back through `--config`.
 
+mod adapter;
 pub mod args;
 mod cause;
 mod columns;
@@ -137,9 +138,9 @@ pub struct LoraOptions {
     /// Scale: the update is multiplied by `alpha / r` (`alpha / sqrt(r)` with rsLoRA).
     #[serde(rename = "lora_alpha")]
     pub alpha: f64,
-    /// Probability that an input of A is zeroed during training.
+    /// Probability that an input of A is zeroed during training; `None` is 0, or that of [`RunConfig::adapter`].
     #[serde(rename = "lora_dropout")]
-    pub dropout: f64,
+    pub dropout: Option<f64>,
     /// `["all-linear"]`, or module names such as `q_proj`.
     pub target_modules: Vec<String>,
     /// Rank-stabilized scale.
@@ -154,6 +155,11 @@ pub struct LoraOptions {
 }
 
 impl LoraOptions {
+    /// [`dropout`](Self::dropout) or its default.
+    pub fn dropout(&self) -> f64 {
+        self.dropout.unwrap_or(0.0)
+    }
+
     /// Whether every linear layer but the output head gets an adapter.
     pub fn is_all_linear(&self) -> bool {
         self.target_modules.iter().any(|name| name == ALL_LINEAR)

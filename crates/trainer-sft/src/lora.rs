@@ -53,7 +53,7 @@ pub(crate) fn lora_config(options: &LoraOptions, base: Option<String>) -> LoraCo
     LoraConfig {
         r: options.r,
         lora_alpha: options.alpha,
-        lora_dropout: options.dropout,
+        lora_dropout: options.dropout(),
         target_modules: TargetModules::List(target_modules(options)),
         use_rslora: options.use_rslora,
         use_dora: options.use_dora,
@@ -102,7 +102,7 @@ fn init_adapter(
     }
 }
 
-/// The weights of the model that the adapter has saved whole.
+/// The weights of the model that the adapter has saved whole: those of each module that `modules_to_save` names.
 fn saved_modules(model: &QwenModel, config: &LoraConfig) -> BTreeMap<String, SavedModule> {
     let modules = SAVABLE.into_iter().filter(|(short, module)| {
         let mut names = config.modules_to_save.iter();

@@ -292,7 +292,7 @@ fn step_shape<'m>(
             GradientCheckpointing::Layers(layers) => layers,
         },
         offloads: config.optimizer.offload_activations,
-        dropout: config.lora.dropout > 0.0,
+        dropout: config.lora.dropout() > 0.0,
         noise: config.optimizer.neftune_noise_alpha.is_some(),
         dora: config.lora.use_dora,
         full: config.run.full,
@@ -391,7 +391,7 @@ fn is_auto(config: &Config) -> bool {
 
 /// Bytes of a layer's masks of dropout, and of the inputs without what they drop.
 fn masks(config: &Config, model: &QwenConfig, tokens: usize) -> usize {
-    if config.lora.dropout <= 0.0 || config.run.full {
+    if config.lora.dropout() <= 0.0 || config.run.full {
         return 0;
     }
     let layers = linear_features(model).into_iter().zip(ranks(config, model));
@@ -568,7 +568,7 @@ mod tests {
             [card(64), cpu].map(|machine| MemoryPlan::new(config, &model, &machine, 4096))
         };
         let plain = plans(&config);
-        config.lora.dropout = 0.1;
+        config.lora.dropout = Some(0.1);
         let dropped = plans(&config);
         // The widest input is that of down, 8960 values in bf16.
         let mask = 2 * 4096 * 8960;

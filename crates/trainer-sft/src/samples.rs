@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use crate::chat_format::ChatFormat;
 use crate::config::{Config, ConfigError};
 use crate::data::format::{ASKED, PROMPTS, has_other_history};
-use crate::data::{Place, Source, WIDE_EXPECTED, speaker, written_wide_integer};
+use crate::data::{Place, Source, WIDE_EXPECTED, no_number, speaker, written_wide_integer};
 use crate::error::{TrainError, output_error};
 use crate::gate::{self, WorkUnit};
 use crate::generation::{Completion, GenerationError, Generator, Request};
@@ -258,7 +258,10 @@ fn of_line(line: &str) -> Result<Map<String, Value>, String> {
         );
         return Ok(fields);
     }
-    fields = serde_json::from_str(line).map_err(|error| format!("invalid JSON: {error}"))?;
+    fields = serde_json::from_str(line).map_err(|error| {
+        let reason = no_number(line, &error).unwrap_or_else(|| error.to_string());
+        format!("invalid JSON: {reason}")
+    })?;
     let is_unknown = |key: &&String| !ASKED.contains(&key.as_str()) && !fields[*key].is_null();
     let has_prompt = PROMPTS.iter().any(|key| fields.contains_key(*key));
     match fields.keys().find(is_unknown).filter(|_| has_prompt) {

@@ -1,6 +1,8 @@
 //! What a run needs before its first step: the model, its adapter, and the optimizer where it left off.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod further;
+
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::Device;
@@ -9,6 +11,7 @@ use lora_4bit::{ComputeDtype, Weight};
 use model_qwen::{Dtype, LoadOptions, QwenModel, device_name, is_gpu};
 use tracing::{info, warn};
 
+pub(crate) use self::further::with_adapter;
 use crate::batch::DataLoader;
 use crate::checkpoint;
 use crate::config::{Config, ConfigError, GradientCheckpointing, LoraOptions, Method, Optim};
@@ -84,16 +87,6 @@ pub(crate) fn check_copies(
         ),
         _ => Ok(()),
     }
-}
-
-/// The settings of a run that trains an adapter further: those of the adapter are the adapter's.
-pub(crate) fn with_adapter(config: &Config) -> Result<Config, TrainError> {
-    let mut config = config.clone();
-    if let Some(folder) = &config.run.adapter {
-        config.lora = options_of_adapter(folder, &config.lora)?;
-        config.check_reference()?;
-    }
-    Ok(config)
 }
 
 /// Loads the weights that the run starts from, or draws them (`--init-config`).
@@ -182,11 +175,13 @@ pub(crate) fn add_adapter(
         );
         lora::take_out(model, start, &adapter.config).map_err(TrainError::NotDense)?;
     }
-    warn_of_large_ranks(&adapter);
-    let dropout = config.lora.dropout;
+    warn_of_large_ranks(config, &adapter);
+    let dropout = config.lora.dropout();
     let mut config = lora::put_adapter(model, lora::SLOT, adapter)?;
     // An adapter that is trained further may have had another one.
     config.lora_dropout = dropout;
+    // Embedding and head are trained and written as two weights.
+    config.ensure_weight_tying = false;
     Ok(AdapterForm { config, start })
 }
 
@@ -300,7 +295,12 @@ pub(crate) fn add_reference(
     let Some(folder) = &config.method.ref_adapter else {
         return Ok(None);
     };
-    model.add_adapter(lora::REFERENCE_SLOT, &LoraAdapter::load(folder)?)?;
+    let adapter = LoraAdapter::load(folder)?;
+    let put = model.add_adapter(lora::REFERENCE_SLOT, &adapter);
+    put.map_err(|error| ConfigError::File {
+        path: folder.display().to_string(),
+        reason: format!("cannot be the reference: {error}"),
+    })?;
     info!("the reference is the model with {}", folder.display());
     Ok(Some(lora::REFERENCE_SLOT))
 }
@@ -322,7 +322,7 @@ pub(crate) fn read_weights(
 }
 
 /// A rank above a layer's width makes the adapter larger than the layer, and no better.
-fn warn_of_large_ranks(adapter: &LoraAdapter) {
+fn warn_of_large_ranks(config: &Config, adapter: &LoraAdapter) {
     let width = |matrices: &LoraMatrices| matrices.in_features.min(matrices.out_features);
     let mut wide = adapter
         .modules
@@ -330,81 +330,17 @@ fn warn_of_large_ranks(adapter: &LoraAdapter) {
         .filter(|(_, matrices)| matrices.r > width(matrices));
     if let Some((name, matrices)) = wide.next() {
         let count = 1 + wide.count();
+        let what = match &config.run.adapter {
+            Some(folder) => format!("the rank of the adapter in {},", folder.display()),
+            None => "--lora-r".to_owned(),
+        };
         warn!(
-            "--lora-r {} is above the width of {count} layers, the first is `{name}` with {}: there the adapter is larger \
+            "{what} {} is above the width of {count} layers, the first is `{name}` with {}: there the adapter is larger \
              than the layer",
             matrices.r,
             width(matrices)
         );
     }
-}
-
-/// The options of the adapter that `--adapter` names. What was left at its default is taken from it; anything else has to
-/// agree.
-pub(crate) fn options_of_adapter(
-    folder: &Path,
-    given: &LoraOptions,
-) -> Result<LoraOptions, TrainError> {
-    let LoraAdapter {
-        config, modules, ..
-    } = LoraAdapter::load(folder)?;
-    let names = modules.keys().filter_map(|name| name.rsplit('.').next());
-    let names: BTreeSet<String> = names.map(ToOwned::to_owned).collect();
-    let default = LoraOptions::default();
-    let own = LoraOptions {
-        r: config.r,
-        alpha: config.lora_alpha,
-        dropout: given.dropout,
-        target_modules: names.into_iter().collect(),
-        use_rslora: config.use_rslora,
-        use_dora: config.use_dora,
-        modules_to_save: config.modules_to_save,
-        init: default.init,
-    };
-    let differs = |flag, expected: String, found: String| {
-        Err(TrainError::AdapterForm {
-            flag,
-            expected,
-            found,
-            folder: folder.to_path_buf(),
-        })
-    };
-    let mut named = lora::target_modules(given);
-    named.sort();
-    if given.r != default.r && given.r != own.r {
-        return differs("lora-r", own.r.to_string(), given.r.to_string());
-    }
-    if given.alpha != default.alpha && given.alpha != own.alpha {
-        return differs("lora-alpha", own.alpha.to_string(), given.alpha.to_string());
-    }
-    if given.target_modules != default.target_modules && named != own.target_modules {
-        return differs(
-            "target-modules",
-            own.target_modules.join(","),
-            named.join(","),
-        );
-    }
-    if given.use_rslora && !own.use_rslora {
-        return differs("use-rslora", "false".into(), "true".into());
-    }
-    if given.use_dora && !own.use_dora {
-        return differs("use-dora", "false".into(), "true".into());
-    }
-    if given.init != default.init {
-        return differs(
-            "init-lora-weights",
-            default.init.to_string(),
-            given.init.to_string(),
-        );
-    }
-    if !given.modules_to_save.is_empty() && given.modules_to_save != own.modules_to_save {
-        return differs(
-            "modules-to-save",
-            own.modules_to_save.join(","),
-            given.modules_to_save.join(","),
-        );
-    }
-    Ok(own)
 }
 
 /// The trainer at its first step, or where the checkpoint of `--resume` left it.
@@ -443,7 +379,7 @@ pub(crate) fn start(
             GradientCheckpointing::False => Checkpointing::Off,
             GradientCheckpointing::Layers(layers) => Checkpointing::Layers(layers),
         },
-        dropout: config.lora.dropout,
+        dropout: config.lora.dropout(),
         loraplus_lr_ratio: config.optimizer.loraplus_lr_ratio.unwrap_or(1.0),
         neftune_noise_alpha: config.optimizer.neftune_noise_alpha,
         seed: config.run.seed,

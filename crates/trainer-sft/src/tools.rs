@@ -17,7 +17,7 @@ mod progress;
 mod reading;
 mod staging;
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal as _;
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
@@ -26,7 +26,9 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, FromArgMatches as _, Parser};
 
 use crate::commands::Commands;
-use crate::config::args::{nearest, with_hyphens, with_nearest_flag, with_negative_numbers};
+use crate::config::args::{
+    Args as RunArgs, nearest, with_hyphens, with_nearest_flag, with_negative_numbers,
+};
 
 pub use arguments::{EvalArgs, ExportArgs, ExportFormat, InspectArgs, MergeArgs};
 pub use chat::{ChatArgs, is_answering};
@@ -102,7 +104,7 @@ impl Tool {
         let is_known = first == "help" || CommandLine::command().find_subcommand(first).is_some();
         Some(match is_known {
             true => parse(words),
-            false => Err(unknown_command(first)),
+            false => Err(unknown_command(first, &words[0])),
         })
     }
 
@@ -168,19 +170,30 @@ fn is_coloured() -> bool {
     std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()
 }
 
-/// The error of a first word that is neither a flag of a run nor a command.
-fn unknown_command(word: &str) -> clap::Error {
-    let command = CommandLine::command();
-    let names: Vec<&str> = command
-        .get_subcommands()
-        .map(|own| own.get_name())
-        .collect();
-    let hint = match nearest(word, names.iter().copied()) {
+/// The error of a first word after `program` that is neither a flag of a run nor a command.
+fn unknown_command(word: &str, program: &OsStr) -> clap::Error {
+    let own = CommandLine::command();
+    let names: Vec<&str> = own.get_subcommands().map(|tool| tool.get_name()).collect();
+    let near = nearest(word, names.iter().copied());
+    let Commands { train, tool, .. } = Commands::OF_QWEN_BURN;
+    if program == train {
+        // Its commands stand beside this one.
+        let hint = match near {
+            Some(near) => format!("a similar command exists: `{tool} {near}`"),
+            None => format!("to learn from a file, write `--data {word}`"),
+        };
+        let text = format!("expected a flag of a run, such as --data; found `{word}`: {hint}");
+        let mut run = RunArgs::command().bin_name(train);
+        return run.error(ErrorKind::InvalidSubcommand, text);
+    }
+    let hint = match near {
         Some(near) => format!("a similar command exists: `{near}`"),
         None if Path::new(word).exists() => format!("to learn from it, write `--data {word}`"),
         None => format!("the commands are {}", names.join(", ")),
     };
     let text =
         format!("expected a flag of a run, such as --data, or a command; found `{word}`: {hint}");
-    CommandLine::command().error(ErrorKind::InvalidSubcommand, text)
+    let usage = format!("{0} [OPTIONS]\n       {0} <COMMAND>", own.get_name());
+    let mut both = own.override_usage(usage);
+    both.error(ErrorKind::InvalidSubcommand, text)
 }

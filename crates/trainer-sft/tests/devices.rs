@@ -16,7 +16,7 @@ use trainer_sft::{Summary, TrainError, Training};
 fn config(output: &Path, gradient_accumulation: usize) -> Config {
     let mut config = Config::new(output);
     config.lora.r = 2;
-    config.lora.dropout = 0.1;
+    config.lora.dropout = Some(0.1);
     // Rounded factors would make more of the order of sums.
     config.model.compute_dtype = ComputeDtype::F32;
     config.run.max_steps = Some(4);
@@ -156,7 +156,7 @@ fn what_several_devices_cannot_do_is_refused() {
     };
     let grpo = |config: &mut Config| {
         config.method.method = Method::Grpo;
-        config.lora.dropout = 0.0;
+        config.lora.dropout = Some(0.0);
         config.grpo.rewards = vec!["json".to_owned()];
         config.grpo.num_generations = Some(2);
         config.run.batch_size = 2;

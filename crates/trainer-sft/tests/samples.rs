@@ -341,6 +341,10 @@ fn prompts_that_cannot_be_answered_are_named() {
         ),
         ("{nonsense}\n", ":1: invalid JSON"),
         (
+            "{\"prompt\": \"hi\", \"x\": NaN}\n",
+            ":1: invalid JSON: found NaN in field `x`",
+        ),
+        (
             "{\"prompt\": \"hi\", \"history\": \"long ago\"}\n",
             ":1: field `history`: expected pairs of texts, beside `prompt`",
         ),

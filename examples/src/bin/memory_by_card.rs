@@ -87,7 +87,9 @@ const SETTINGS: [(&str, Change); 10] = [
     ("none", |_| ()),
     ("lora_r = 64", |config| config.lora.r = 64),
     ("use_dora", |config| config.lora.use_dora = true),
-    ("lora_dropout = 0.05", |config| config.lora.dropout = 0.05),
+    ("lora_dropout = 0.05", |config| {
+        config.lora.dropout = Some(0.05)
+    }),
     ("optim = adamw_8bit", |config| {
         config.optimizer.optim = Optim::Adamw8bit;
     }),

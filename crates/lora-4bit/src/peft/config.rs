@@ -6,6 +6,7 @@ use serde_json::{Map, Value, json};
 use super::PeftError;
 use super::matcher::LoraMatcher;
 use super::pattern::{Pattern, PatternMap};
+use super::saved::short_names;
 use super::unsupported::refuse_unsupported;
 
 /// The word that stands for every linear layer except the output head.
@@ -123,7 +124,8 @@ pub struct LoraConfig {
     pub use_rslora: bool,
     /// DoRA: each row of `W + s B A` is given a length that is trained (<https://arxiv.org/abs/2402.09353>).
     pub use_dora: bool,
-    /// Modules whose whole weight the adapter brings: `embed_tokens`, `lm_head`.
+    /// Modules whose whole weight the adapter brings: `embed_tokens`, `lm_head`. A file may call them otherwise and more than once;
+    /// what is read has each of them once, by these names.
     pub modules_to_save: Vec<String>,
     /// Whether an embedding that is also the head stays both, where one of them is saved.
     pub ensure_weight_tying: bool,
@@ -184,8 +186,9 @@ impl LoraConfig {
                 return Err(PeftError::value(field, value, expected));
             }
         }
-        let config: Self =
+        let mut config: Self =
             serde_json::from_value(Value::Object(fields)).map_err(PeftError::ConfigJson)?;
+        config.modules_to_save = short_names(&config.modules_to_save);
         config.validate()?;
         Ok(config)
     }

@@ -28,6 +28,16 @@ pub(super) fn is_savable(name: &str) -> bool {
     names.any(|(short, module)| name == *short || name == *module)
 }
 
+/// The names of [`SAVABLE`] that a list has, in any of their forms: each of them once, in the order of [`SAVABLE`].
+pub(super) fn short_names(names: &[String]) -> Vec<String> {
+    let is_listed = |(short, module): &(&str, &str)| {
+        let mut names = names.iter();
+        names.any(|name| name == short || name == module)
+    };
+    let listed = SAVABLE.into_iter().filter(is_listed);
+    listed.map(|(short, _)| short.to_owned()).collect()
+}
+
 /// Whether a configuration has a module saved.
 fn is_listed(config: &LoraConfig, (short, module): (&str, &str)) -> bool {
     let mut names = config.modules_to_save.iter();
@@ -39,9 +49,9 @@ pub(super) fn saved_name(module: &str) -> String {
     format!("{PREFIX}{module}.weight")
 }
 
-/// The saved modules of a file, by their names in the model.
+/// The saved modules of a file, by their names in the model. The names of all of them are `modules_to_save` then.
 pub(super) fn read_saved(
-    config: &LoraConfig,
+    config: &mut LoraConfig,
     tensors: &SafeTensors<'_>,
 ) -> Result<BTreeMap<String, SavedModule>, PeftError> {
     let mut saved = BTreeMap::new();
@@ -66,5 +76,7 @@ pub(super) fn read_saved(
         };
         saved.insert(names.1.to_owned(), module);
     }
+    let found: Vec<String> = saved.keys().cloned().collect();
+    config.modules_to_save = short_names(&found);
     Ok(saved)
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use lora_4bit::peft::{
     CONFIG_FILE, LoraAdapter, LoraConfig, LoraMatrices, OneOrMany, PatternMap, PeftError,
-    TargetModules, WEIGHTS_FILE,
+    SavedModule, TargetModules, WEIGHTS_FILE,
 };
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
@@ -200,7 +200,7 @@ fn all_fields_are_read_back() {
         alpha_pattern: PatternMap(vec![("b".to_owned(), 1.5)]),
         use_rslora: true,
         use_dora: true,
-        modules_to_save: vec!["embed_tokens".to_owned(), "model.embed_tokens".to_owned()],
+        modules_to_save: vec!["embed_tokens".to_owned(), "lm_head".to_owned()],
         ensure_weight_tying: true,
         base_model_name_or_path: None,
         revision: Some("main".to_owned()),
@@ -208,6 +208,55 @@ fn all_fields_are_read_back() {
     };
     let text = config.to_json().to_string();
     assert_eq!(LoraConfig::from_json(text.as_bytes()).unwrap(), config);
+}
+
+/// PEFT writes the full name beside the short one where weights are tied, and the tied weight without a name.
+#[test]
+fn saved_modules_have_the_names_of_the_weights_that_are_read() {
+    let table = SavedModule {
+        weight: vec![0.5; 6],
+        shape: [3, 2],
+    };
+    let (embedding, head) = ("model.embed_tokens", "lm_head");
+    for (listed, tied, saved, expected) in [
+        (
+            &["embed_tokens", embedding][..],
+            true,
+            &[embedding, head][..],
+            &["embed_tokens", "lm_head"][..],
+        ),
+        (&[head], true, &[embedding, head], &["embed_tokens", head]),
+        (
+            &["embed_tokens", embedding],
+            false,
+            &[embedding],
+            &["embed_tokens"],
+        ),
+        (
+            &[head, embedding, head],
+            false,
+            &[embedding, head],
+            &["embed_tokens", head],
+        ),
+        // A model whose head is a weight of its own.
+        (&[embedding], true, &[embedding], &["embed_tokens"]),
+    ] {
+        let mut adapter = adapter();
+        adapter.config.modules_to_save = listed.iter().map(|&name| name.to_owned()).collect();
+        adapter.config.ensure_weight_tying = tied;
+        let tables = saved.iter().map(|&name| (name.to_owned(), table.clone()));
+        adapter.saved = tables.collect();
+        let (config, weights) = adapter.to_bytes().unwrap();
+        let read = LoraAdapter::from_bytes(&config, &weights).unwrap();
+        assert_eq!(read.config.modules_to_save, expected, "{listed:?}");
+        assert_eq!(read.saved, adapter.saved, "{listed:?}");
+        // Without the weights, a name that stands twice is one name, too.
+        let alone = LoraConfig::from_json(&config).unwrap();
+        let mut names = alone.modules_to_save.clone();
+        names.dedup();
+        assert_eq!(alone.modules_to_save, names);
+        assert!(names.iter().all(|name| !name.contains('.')), "{names:?}");
+    }
 }
 
 #[test]

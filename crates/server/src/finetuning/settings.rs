@@ -308,6 +308,11 @@ mod tests {
                 Some("learning_rate_multiplier"),
                 "give one of them",
             ),
+            (
+                json!({ "warmup_ratio": 0.5, "warmup_steps": 0 }),
+                Some("warmup_ratio"),
+                "`warmup_ratio` and `warmup_steps` say the same: leave one of them out",
+            ),
             (json!({ "beta": 0.1 }), None, "`beta`"),
         ] {
             let refusal = read(settings.clone()).unwrap_err();

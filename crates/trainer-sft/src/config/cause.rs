@@ -32,6 +32,15 @@ impl Config {
             let Suspect {
                 flag, value, usual, ..
             } = worst;
+            if let ("lora-alpha", Some(folder)) = (flag, &self.run.adapter) {
+                return format!(
+                    "the likely cause is `lora_alpha` {} of the adapter in {}, where {} is usual: try a smaller --learning-rate, \
+                     or start from another adapter",
+                    short(value),
+                    folder.display(),
+                    short(usual)
+                );
+            }
             return format!(
                 "the likely cause is --{flag} {}, where {} is usual: try a value nearer to that",
                 short(value),
@@ -165,6 +174,13 @@ mod tests {
             (
                 (|config| config.lora.alpha = 1e30) as fn(&mut Config),
                 "--lora-alpha 1e30, where 32 ",
+            ),
+            (
+                |config| {
+                    config.lora.alpha = 1e30;
+                    config.run.adapter = Some("a/b".into());
+                },
+                "`lora_alpha` 1e30 of the adapter in a/b, where 32 ",
             ),
             (
                 |config| config.optimizer.loraplus_lr_ratio = Some(1e300),

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::ConfigError;
+use super::{ConfigError, Method};
 
 /// The parts that a field can play.
 const PARTS: [&str; 16] = [
@@ -23,6 +23,43 @@ const PARTS: [&str; 16] = [
     "system",
     "tools",
 ];
+
+/// Parts that answers are compared by, with or without a label.
+const COMPARED: [&str; 11] = [
+    "messages",
+    "conversations",
+    "instruction",
+    "input",
+    "prompt",
+    "chosen",
+    "rejected",
+    "query",
+    "history",
+    "system",
+    "tools",
+];
+/// Parts of a labelled answer, besides.
+const JUDGED: [&str; 4] = ["completion", "output", "response", "label"];
+
+/// Parts of a prompt.
+const ASKED: [&str; 6] = [
+    "messages",
+    "conversations",
+    "prompt",
+    "history",
+    "system",
+    "tools",
+];
+
+/// Whether records of `method` have this part. Rewards may be about any other one.
+fn is_read(part: &str, method: Method) -> bool {
+    match method {
+        Method::Sft => !["chosen", "rejected", "label"].contains(&part),
+        Method::Dpo | Method::Orpo => COMPARED.contains(&part),
+        Method::Kto => COMPARED.contains(&part) || JUDGED.contains(&part),
+        Method::Grpo => ASKED.contains(&part),
+    }
+}
 
 /// Parts and the fields that play them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -59,6 +96,67 @@ impl Columns {
             columns.push((ours.to_owned(), theirs.to_owned()));
         }
         Ok(Self(columns))
+    }
+
+    /// Refuses a part that `method` does not read, and that no reward is about.
+    ///
+    /// # Errors
+    /// The first one, and the methods that read it.
+    pub(crate) fn check_parts(
+        &self,
+        method: Method,
+        is_of_reward: impl Fn(&str) -> bool,
+    ) -> Result<(), ConfigError> {
+        let is_rewarded = |part: &str| method == Method::Grpo && is_of_reward(part);
+        let unread = |(part, _): &(&str, &str)| !is_read(part, method) && !is_rewarded(part);
+        let Some((part, field)) = self.iter().find(unread) else {
+            return Ok(());
+        };
+        let all = [
+            Method::Sft,
+            Method::Dpo,
+            Method::Orpo,
+            Method::Kto,
+            Method::Grpo,
+        ];
+        let others = all.into_iter().filter(|other| is_read(part, *other));
+        let others: Vec<&str> = others.map(Method::name).collect();
+        let read = PARTS.into_iter().filter(|part| is_read(part, method));
+        let read: Vec<&str> = read.collect();
+        let name = method.name();
+        Err(ConfigError::Value {
+            flag: "columns",
+            expected: format!("parts that --method {name} reads ({})", read.join(", ")),
+            found: format!(
+                "`{part}={field}`, which would have no effect: leave it out, or give a --method that reads it ({})",
+                others.join(", ")
+            ),
+        })
+    }
+
+    /// Without the parts that `method` does not read.
+    pub(crate) fn read_by(pairs: Vec<String>, method: Method) -> Vec<String> {
+        let is_read = |pair: &String| {
+            let part = pair.split('=').next().unwrap_or_default();
+            is_read(part.trim(), method)
+        };
+        pairs.into_iter().filter(is_read).collect()
+    }
+
+    /// Whether a part is named.
+    pub(crate) fn has(&self, part: &str) -> bool {
+        self.iter().any(|(ours, _)| ours == part)
+    }
+
+    /// Whether a field can play this part.
+    pub(crate) fn is_part(name: &str) -> bool {
+        PARTS.contains(&name)
+    }
+
+    /// As the flag has them.
+    pub(crate) fn to_text(&self) -> String {
+        let pairs = self.iter().map(|(part, field)| format!("{part}={field}"));
+        pairs.collect::<Vec<_>>().join(",")
     }
 
     /// Whether records keep their own names.

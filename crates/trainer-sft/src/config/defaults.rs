@@ -79,7 +79,7 @@ impl Default for LoraOptions {
         Self {
             r: 16,
             alpha: 32.0,
-            dropout: 0.0,
+            dropout: None,
             target_modules: vec![ALL_LINEAR.into()],
             use_rslora: false,
             use_dora: false,

@@ -79,6 +79,12 @@ impl GrpoOptions {
         (low, self.epsilon_high.unwrap_or(low))
     }
 
+    /// Whether a reward is about this field of a record. A program gets all of them.
+    pub(super) fn is_about(&self, field: &str) -> bool {
+        let is_field = |reward: &String| reward.strip_prefix("exact_match:") == Some(field);
+        !self.reward_urls.is_empty() || self.rewards.iter().any(is_field)
+    }
+
     /// Seconds that a program of rewards may take.
     pub fn reward_timeout(&self) -> f64 {
         self.reward_timeout.unwrap_or(TIMEOUT)

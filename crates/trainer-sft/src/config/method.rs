@@ -305,25 +305,29 @@ impl Config {
         self.check_reference()
     }
 
-    /// A reference that is the model with its adapter switched off has to be what the run started from.
-    pub(crate) fn check_reference(&self) -> Result<(), ConfigError> {
-        let (method, lora) = (self.method.method, &self.lora);
-        let has_reference =
-            method.has_reference() || method == Method::Grpo && self.method.beta() > 0.0;
-        if self.run.full || !has_reference {
-            return Ok(());
-        }
-        let (what, otherwise) = match method {
-            Method::Grpo => ("--method grpo with --beta", "take --beta 0"),
-            Method::Kto => (
-                "--method kto",
-                "merge such a run first and start from the result",
-            ),
-            _ => (
+    /// What has a reference that is the model with its adapter switched off, and what to take instead of it.
+    pub(super) fn reference(&self) -> Option<(&'static str, Option<&'static str>)> {
+        match self.method.method {
+            _ if self.run.full => None,
+            Method::Grpo if self.method.beta() > 0.0 => {
+                Some(("--method grpo with --beta", Some("take --beta 0")))
+            }
+            Method::Kto => Some(("--method kto", None)),
+            Method::Dpo => Some((
                 "--method dpo",
-                "take --method orpo, which needs no reference",
-            ),
+                Some("take --method orpo, which needs no reference"),
+            )),
+            Method::Sft | Method::Orpo | Method::Grpo => None,
+        }
+    }
+
+    /// A reference that is the model with its adapter switched off has to be what the run started from.
+    fn check_reference(&self) -> Result<(), ConfigError> {
+        let lora = &self.lora;
+        let Some((what, otherwise)) = self.reference() else {
+            return Ok(());
         };
+        let otherwise = otherwise.unwrap_or("merge such a run first and start from the result");
         let given = if lora.init.changes_base() {
             let flag = format!("--init-lora-weights {}", lora.init);
             Some((flag, "without what the adapter starts as"))
@@ -369,7 +373,7 @@ impl Config {
                 self.optimizer.neftune_noise_alpha.is_some(),
                 noise,
             ),
-            ("lora-dropout", self.lora.dropout > 0.0, noise),
+            ("lora-dropout", self.lora.dropout() > 0.0, noise),
         ] {
             if is_given {
                 return conflict(format!(

@@ -96,6 +96,10 @@ impl Config {
                 true => ComputeDtype::Auto,
             };
         }
+        // That of an adapter is known when the adapter has been read.
+        if self.run.adapter.is_none() {
+            config.lora.dropout = Some(self.lora.dropout());
+        }
         config.method = self.method.resolved(self.run.adapter.as_ref());
         config.optimizer.learning_rate = Some(self.learning_rate());
         config.run.epochs = Some(self.epochs());

@@ -51,7 +51,7 @@ pub enum ConfigError {
     /// Two settings exclude each other.
     #[error("{0}")]
     Conflict(String),
-    /// The `--config` file cannot be read.
+    /// The `--config` file, or that of an adapter, cannot be read or has a setting that cannot be honoured.
     #[error("{path}: {reason}")]
     File {
         /// The file.
@@ -88,10 +88,11 @@ impl Config {
             });
         }
         at_least("max-length", data.max_length, 2)?;
-        Columns::parse(&data.columns)?;
+        Columns::parse(&data.columns)?
+            .check_parts(self.method.method, |part| self.grpo.is_about(part))?;
         whole_in_range("lora-r", lora.r, 1, MAX_RANK)?;
         positive("lora-alpha", lora.alpha)?;
-        in_range("lora-dropout", lora.dropout, 0.0, 0.99)?;
+        in_range("lora-dropout", lora.dropout(), 0.0, 0.99)?;
         check_target_modules(&lora.target_modules)?;
         let savable = SAVABLE.map(|(name, _)| name);
         let unknown = |name: &&String| !savable.contains(&name.as_str());

@@ -5,7 +5,11 @@ use std::path::PathBuf;
 use thiserror::Error;
 
 use super::example::Source;
-use crate::config::ConfigError;
+use super::names::shown_keys;
+use crate::config::{Columns, ConfigError};
+
+/// What is found where a record has no such field.
+pub(super) const NOTHING: &str = "nothing";
 
 /// Malformed records that are named.
 pub(super) const MAX_ERRORS: usize = 10;
@@ -263,6 +267,30 @@ impl DataError {
             expected: "fields that a record has".to_owned(),
             found: format!("`{ours}={theirs}`"),
         })
+    }
+
+    /// An error of a part that `columns` do not name, with what names it. `keys` are the record's own names of its fields.
+    pub(super) fn with_missing_part(mut self, columns: &Columns, keys: &[String]) -> Self {
+        if let Self::Field { field, found, .. } = &mut self
+            && found == NOTHING
+            && !columns.is_empty()
+            && Columns::is_part(field)
+            && !columns.has(field)
+            && !columns.iter().any(|(_, theirs)| theirs == field)
+        {
+            *found = match keys.contains(field) {
+                true => format!(
+                    "nothing with --columns {}, though the record has `{field}`: add {field}={field} to --columns",
+                    columns.to_text()
+                ),
+                false => format!(
+                    "nothing with --columns {}: add {field}=FIELD to --columns, with one of {}",
+                    columns.to_text(),
+                    shown_keys(keys.iter())
+                ),
+            };
+        }
+        self
     }
 
     /// The record and the reason, where the record is well-formed and teaches nothing.

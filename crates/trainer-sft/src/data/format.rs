@@ -174,6 +174,11 @@ impl Record {
     /// Keys of no known format; fields that are missing or have the wrong content; data of another training method; and
     /// records that teach nothing.
     pub fn parse(source: Source, value: Value, columns: &Columns) -> Result<Self, DataError> {
+        let keys = keys_of(&value, columns);
+        Self::read(source, value, columns).map_err(|error| error.with_missing_part(columns, &keys))
+    }
+
+    fn read(source: Source, value: Value, columns: &Columns) -> Result<Self, DataError> {
         let fields = fields_of(&source, value, columns)?;
         let reader = Reader {
             source: &source,
@@ -185,6 +190,7 @@ impl Record {
             Some(format) => format,
             None => return Err(reader.unknown_format()),
         };
+        reader.refuse_unread(format)?;
         reader.check_marks()?;
         let content = match format {
             Format::Messages => Content::Chat(reader.messages("messages")?),
@@ -209,6 +215,14 @@ impl Record {
     }
 }
 
+/// The record's own names of its fields where `--columns` gives them others, for messages.
+fn keys_of(value: &Value, columns: &Columns) -> Vec<String> {
+    match value {
+        Value::Object(fields) if !columns.is_empty() => fields.keys().cloned().collect(),
+        _ => Vec::new(),
+    }
+}
+
 /// The fields of a record, by our names.
 fn fields_of(
     source: &Source,
@@ -230,10 +244,6 @@ fn fields_of(
     });
     let own: Map<String, Value> = own.collect();
     if own.is_empty() {
-        let pairs = columns
-            .iter()
-            .map(|(part, field)| format!("{part}={field}"));
-        let pairs: Vec<String> = pairs.collect();
         let there = match fields.is_empty() {
             true => "no keys at all".to_owned(),
             false => named(&fields),
@@ -241,7 +251,7 @@ fn fields_of(
         return Err(DataError::Format {
             found: format!(
                 "{there}; --columns {} names a field that is not there",
-                pairs.join(",")
+                columns.to_text()
             ),
             source_place: source.clone(),
         });

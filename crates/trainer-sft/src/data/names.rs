@@ -10,6 +10,12 @@ pub(crate) fn shown_key(key: &str) -> &str {
     }
 }
 
+/// The first names of fields, for messages.
+pub(super) fn shown_keys<'k>(keys: impl Iterator<Item = &'k String>) -> String {
+    let names = keys.take(8).map(|key| format!("`{}`", shown_key(key)));
+    names.collect::<Vec<_>>().join(", ")
+}
+
 /// The names of a record's fields.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Names<'a> {

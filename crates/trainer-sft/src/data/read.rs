@@ -12,6 +12,7 @@ use super::error::DataError;
 use super::example::{Place, Source};
 use super::last_break::EndsInBreak;
 use super::names::Names;
+use super::no_numbers::no_number;
 use super::open::{Layout, Progress, Room, Stream, open};
 use super::{cells, wide};
 use crate::config::Columns;
@@ -115,6 +116,12 @@ impl RawRecord {
         match serde_json::from_str(text) {
             Ok(value) => Ok((source, value)),
             Err(error) => {
+                if let Some(reason) = no_number(text, &error) {
+                    return Err(DataError::Json {
+                        place: place(error.line()),
+                        reason,
+                    });
+                }
                 let hint = if text.contains('\0') {
                     " (there are bytes of value 0: the file was not written to its end, or is no text)"
                 } else if error.is_eof() && source.place == Place::Line(1) {

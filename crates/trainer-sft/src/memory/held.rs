@@ -117,7 +117,7 @@ fn between_steps_the_plan_holds_what_a_run_holds() {
         config(|config| config.lora.use_dora = true),
         config(|config| {
             config.lora.use_dora = true;
-            config.lora.dropout = 0.1;
+            config.lora.dropout = Some(0.1);
             config.lora.r = 64;
             config.optimizer.optim = Optim::Adamw8bit;
         }),
@@ -208,7 +208,7 @@ fn dora_takes_what_it_multiplies_once_more() {
     let dora = plan(|config| config.lora.use_dora = true);
     let both = plan(|config| {
         config.lora.use_dora = true;
-        config.lora.dropout = 0.1;
+        config.lora.dropout = Some(0.1);
     });
     assert!(plain.is_exact && !dora.is_exact && !both.is_exact);
     // Of a weight the squares are taken in f32.

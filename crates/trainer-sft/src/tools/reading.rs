@@ -9,7 +9,7 @@ use tracing::info;
 use super::ToolError;
 use super::base::settings_of_run;
 use crate::config::args::whole;
-use crate::config::{Columns, Config, DataConfig, SETTINGS, Thinking, TrainOn};
+use crate::config::{Columns, Config, DataConfig, Method, SETTINGS, Thinking, TrainOn};
 use crate::data::{DataError, objects};
 
 /// The flags of it, the same as those of a run.
@@ -71,6 +71,7 @@ impl ReadingArgs {
                 found: "0".to_owned(),
             });
         }
+        Columns::parse(&self.columns)?.check_parts(Method::Sft, |_| false)?;
         let noted: Option<Noted> = match adapter {
             Some(folder) => settings_of_run(folder)?,
             None => None,
@@ -79,7 +80,8 @@ impl ReadingArgs {
         let noted = noted.unwrap_or_default();
         let data = &mut config.data;
         data.columns = match self.columns.is_empty() {
-            true => noted.columns.unwrap_or_default(),
+            // Answers that a run has compared or judged have parts that a loss is not about.
+            true => Columns::read_by(noted.columns.unwrap_or_default(), Method::Sft),
             false => self.columns.clone(),
         };
         data.max_length = (self.max_length.or(noted.max_length)).unwrap_or(data.max_length);
@@ -205,6 +207,16 @@ mod tests {
         assert_eq!(config.data.columns, ["prompt=p"]);
         let end = "--thinking empty --tokenizer /t; by flags: --max-length 7 --train-on prompt --columns prompt=p";
         assert!(told.ends_with(end), "{told}");
+        // Of answers with labels, the labels are no part of a loss.
+        let judged = "columns = [\"prompt=q\", \"completion=a\", \"label=ok\"]\n";
+        std::fs::write(path.join(SETTINGS), judged).unwrap();
+        assert_eq!(put(&none).0.data.columns, ["prompt=q", "completion=a"]);
+        let labelled = ReadingArgs {
+            columns: vec!["label=ok".to_owned()],
+            ..ReadingArgs::default()
+        };
+        let error = labelled.put_into(&mut Config::new(""), None).unwrap_err();
+        assert!(error.to_string().contains("found `label=ok`"), "{error}");
         std::fs::write(path.join(SETTINGS), "train_on = \"some\"\n").unwrap();
         let error = none.put_into(&mut Config::new(""), Some(path)).unwrap_err();
         assert!(

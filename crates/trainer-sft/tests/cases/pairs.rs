@@ -260,6 +260,95 @@ fn a_hint_names_fields_that_are_there() {
     }
 }
 
+#[test]
+fn a_part_that_no_column_names_is_said_with_the_column_that_would() {
+    let judged = json!({"q": "Capital?", "a": PARIS, "label": true});
+    let pair = json!({"prompt": "Capital?", "chosen": PARIS, "bad": ROME});
+    for (record, method, columns, expected) in [
+        (
+            &judged,
+            "kto",
+            Some("prompt=q,completion=a"),
+            "field `label`: expected true or false, found nothing with --columns prompt=q,completion=a, though the record has \
+             `label`: add label=label to --columns",
+        ),
+        (
+            &judged,
+            "kto",
+            Some("prompt=q,label=label"),
+            "found nothing with --columns prompt=q,label=label: add completion=FIELD to --columns, with one of `q`, `a`, `label`",
+        ),
+        (
+            &judged,
+            "kto",
+            None,
+            "field `completion`: expected text or messages, found nothing among `q`, `a`, `label`; if the fields have other names, \
+             give --columns prompt=FIELD,completion=FIELD,label=label",
+        ),
+        (
+            &pair,
+            "dpo",
+            Some("prompt=prompt,chosen=chosen"),
+            "add rejected=FIELD to --columns, with one of `prompt`, `chosen`, `bad`",
+        ),
+        (
+            &pair,
+            "dpo",
+            None,
+            "give --columns prompt=prompt,chosen=chosen,rejected=FIELD",
+        ),
+        (
+            &json!({"q": "Capital?", "completion": PARIS}),
+            "sft",
+            Some("prompt=q"),
+            "though the record has `completion`: add completion=completion to --columns",
+        ),
+    ] {
+        let mut flags = vec!["--method", method];
+        flags.extend(columns.iter().flat_map(|columns| ["--columns", columns]));
+        let said = preview(std::slice::from_ref(record), &flags);
+        assert!(!said.is_success(), "{flags:?}");
+        assert!(said.err.contains(expected), "{flags:?}: {}", said.err);
+    }
+}
+
+#[test]
+fn a_column_that_a_record_has_no_use_for_is_refused() {
+    for (record, method, columns, expected) in [
+        (
+            json!({"m": [user("Hi?"), says("A")], "q": "Capital?"}),
+            "sft",
+            "messages=m,prompt=q",
+            "--columns prompt=q would have no effect: the record is read as messages (OpenAI)",
+        ),
+        (
+            json!({"q": "Capital?", "c": "Of Italy.", "a": ROME}),
+            "sft",
+            "prompt=q,input=c,completion=a",
+            "--columns input=c would have no effect: the record is read as prompt/completion",
+        ),
+        (
+            json!({"q": "Capital?", "i": "Of Italy.", "g": ROME, "b": PARIS}),
+            "dpo",
+            "prompt=q,instruction=i,chosen=g,rejected=b",
+            "--columns instruction=i would have no effect: the record is read as prompt/chosen/rejected",
+        ),
+    ] {
+        let flags = ["--method", method, "--columns", columns];
+        let said = preview(std::slice::from_ref(&record), &flags);
+        assert!(!said.is_success(), "{flags:?}");
+        assert!(said.err.contains(expected), "{flags:?}: {}", said.err);
+        assert!(said.err.contains("t.jsonl:1: "), "{}", said.err);
+    }
+    // Records of several kinds name the fields of all of them.
+    let records = [
+        json!({"m": [user("Hi?"), says("A")], "q": ""}),
+        json!({"q": "Capital?", "a": "B"}),
+    ];
+    let said = preview(&records, &["--columns", "messages=m,prompt=q,completion=a"]);
+    assert_eq!(learnt(&said), ["A<|im_end|>", "B<|im_end|>"]);
+}
+
 /// As LLaMA-Factory and ms-swift have verdicts.
 #[test]
 fn a_label_is_about_the_last_answer() {

@@ -128,6 +128,27 @@ fn errors_in_the_file_name_the_line() {
 }
 
 #[test]
+fn two_lengths_of_a_warm_up_are_one_too_many() {
+    let (_folder, path) = config_file("warmup_ratio = 0.5\nwarmup_steps = 0\n");
+    let message = error(&format!("--data d --config {path}"));
+    assert!(
+        message.starts_with(&format!(
+            "{path}: --warmup-ratio and --warmup-steps say the same"
+        )),
+        "{message}"
+    );
+    // A flag wins over the file's other way of saying it.
+    let (_folder, path) = config_file("warmup_ratio = 0.5\n");
+    let optimizer = parse(&format!("--data d --config {path} --warmup-steps 4"));
+    assert_eq!(optimizer.unwrap().optimizer.warmup_steps, Some(4));
+    // A run writes the default of the one that it does not use.
+    let config = parse("--data d --warmup-steps 4 --output /tmp/none/x").unwrap();
+    let (_folder, path) = config_file(&config.to_toml());
+    let read = parse(&format!("--config {path} --output /tmp/none/x"));
+    assert_eq!(read.unwrap(), config);
+}
+
+#[test]
 fn a_written_configuration_gives_the_same_run() {
     let config = parse("--data a.jsonl --eval-data e.jsonl --lr-schedule warmup_stable_decay --lr-decay-steps 2 --min-lr-rate 0.1 --eval-steps 2 --load-best --early-stopping-patience 3 --report-to tensorboard --logging-dir l --packing --full --max-steps 5 --weight-decay 0.1 --output /tmp/none/x").unwrap();
     let (_folder, path) = config_file(&config.to_toml());

@@ -46,7 +46,7 @@ fn the_help_tells_the_true_defaults() {
         ("max-length", config.data.max_length.to_string()),
         ("lora-r", config.lora.r.to_string()),
         ("lora-alpha", config.lora.alpha.to_string()),
-        ("lora-dropout", config.lora.dropout.to_string()),
+        ("lora-dropout", config.lora.dropout().to_string()),
         ("target-modules", config.lora.target_modules.join(",")),
         ("learning-rate", "2e-4".into()),
         ("warmup-ratio", config.optimizer.warmup_ratio.to_string()),

@@ -107,6 +107,10 @@ fn values_out_of_range_name_the_flag() {
             "--min-lr and --min-lr-rate say the same",
         ),
         (
+            "--data d --warmup-ratio 0.5 --warmup-steps 0",
+            "--warmup-ratio and --warmup-steps say the same: leave one of them out",
+        ),
+        (
             "--data d --full --loraplus-lr-ratio 16",
             "--loraplus-lr-ratio would have no effect",
         ),
@@ -199,6 +203,22 @@ fn values_out_of_range_name_the_flag() {
             "--columns: expected PART=FIELD",
         ),
         (
+            "--data d --columns prompt=q,completion=a,label=ok",
+            "found `label=ok`, which would have no effect: leave it out, or give a --method that reads it (kto)",
+        ),
+        (
+            "--data d --columns prompt=q,completion=a,rejected=b",
+            "--columns: expected parts that --method sft reads (messages,",
+        ),
+        (
+            "--data d --method dpo --columns prompt=q,chosen=a,rejected=b,completion=c",
+            "found `completion=c`, which would have no effect: leave it out, or give a --method that reads it (sft, kto)",
+        ),
+        (
+            "--data d --method grpo --reward json --columns prompt=q,label=ok",
+            "--columns: expected parts that --method grpo reads",
+        ),
+        (
             "--data d --columns question=prompt",
             "--columns: expected one of messages,",
         ),
@@ -215,6 +235,16 @@ fn values_out_of_range_name_the_flag() {
     ] {
         let message = error(flags);
         assert!(message.contains(expected), "{flags}: {message}");
+    }
+    for flags in [
+        "--method kto --columns prompt=q,completion=a,label=ok,chosen=c,rejected=r",
+        "--method orpo --columns query=q,chosen=a,rejected=b,system=s",
+        // A reward may be about any field.
+        "--method grpo --reward exact_match:label --columns prompt=q,label=gold",
+        "--method grpo --reward-url http://localhost:1/ --columns prompt=q,label=gold",
+    ] {
+        let parsed = parse(&format!("--data d {flags}"));
+        assert!(parsed.is_ok(), "{flags}: {parsed:?}");
     }
     assert_eq!(
         parse("--data d --full").unwrap().model.quantization,

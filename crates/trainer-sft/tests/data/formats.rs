@@ -232,6 +232,15 @@ fn errors_name_line_field_and_what_was_found() {
             "{\"text\": \"a\"",
             "t.jsonl:2: invalid JSON: EOF while parsing an object at column 12",
         ),
+        // As Python's json.dumps writes them.
+        (
+            "{\"text\": \"a\", \"score\": NaN}",
+            "t.jsonl:2: invalid JSON: found NaN in field `score`, and JSON has no such number: write null",
+        ),
+        (
+            "{\"text\": \"NaN\", \"scores\": [1, -Infinity]}",
+            "invalid JSON: found -Infinity in field `scores[1]`, ",
+        ),
     ] {
         assert_error(&format!("{good}{line}\n"), expected);
     }
@@ -256,6 +265,14 @@ fn unusable_files_are_named() {
     );
     assert!(error("t.jsonl", b"\xFF\xFE{\0").contains("UTF-16"));
     assert!(error("t.jsonl", "{\n\"text\": \"a\"\n}").contains("has to be on one line"));
+    let message = error(
+        "t.json",
+        "[\n{\"text\": \"a\"},\n{\"text\": \"b\",\n\"x\": Infinity}]",
+    );
+    assert!(
+        message.contains("t.json:4: invalid JSON: found Infinity in field `x`"),
+        "{message}"
+    );
     let missing = read::read_file(Path::new("no/such.jsonl"))
         .unwrap_err()
         .to_string();

@@ -11,7 +11,7 @@ use super::short_runs::{config, records, run, whole_and_resumed};
 fn runs_are_resumed_bit_for_bit() {
     let kinds: [fn(&mut Config); 2] = [
         |config| {
-            config.lora.dropout = 0.1;
+            config.lora.dropout = Some(0.1);
             config.optimizer.optim = Optim::Adamw8bit;
         },
         |config| config.run.full = true,

@@ -6,6 +6,16 @@ use super::Args;
 use crate::config::{ConfigError, Method};
 
 impl Args {
+    /// Refuses two of these settings that say the same.
+    pub(super) fn check_twice(&self) -> Result<(), ConfigError> {
+        match self.training.says_twice() {
+            None => Ok(()),
+            Some([one, other]) => Err(ConfigError::Conflict(format!(
+                "--{one} and --{other} say the same: leave one of them out"
+            ))),
+        }
+    }
+
     /// Refuses these flags where another setting of the run, a flag or one of a file, makes them ineffective.
     pub(crate) fn check_effect(&self, run: &Self) -> Result<(), ConfigError> {
         let full = run.model.full == Some(true);

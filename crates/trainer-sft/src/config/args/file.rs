@@ -152,7 +152,16 @@ impl Args {
                 });
             }
         }
-        Self::from_object(settings).map_err(|error| (String::new(), error.to_string()))
+        let args =
+            Self::from_object(settings).map_err(|error| (String::new(), error.to_string()))?;
+        match args.training.says_twice() {
+            None => Ok(args),
+            Some(flags) => {
+                let [one, other] = flags.map(|flag| flag.replace('-', "_"));
+                let reason = format!("`{one}` and `{other}` say the same: leave one of them out");
+                Err((one, reason))
+            }
+        }
     }
 
     fn from_object(settings: &Map<String, Value>) -> Result<Self, serde_json::Error> {
@@ -191,7 +200,7 @@ impl Args {
             model: read(text)?,
             method: read(text)?,
             lora: read(text)?,
-            training: read(text)?,
+            training: read::<TrainingArgs>(text)?.without_idle_default(),
             memory: read(text)?,
             grpo: read(text)?,
             output: read(text)?,
@@ -306,6 +315,15 @@ mod tests {
                 found.starts_with(expected),
                 "{found}\ninstead of\n{expected}"
             );
+        }
+        // As the run writes them, and as a person does.
+        for (text, ratio) in [
+            ("warmup_ratio = 0.03\nwarmup_steps = 2", None),
+            ("warmup_ratio = 0.5\nwarmup_steps = 2", Some(0.5)),
+            ("warmup_ratio = 0.03", Some(0.03)),
+        ] {
+            let args = Args::from_toml(text).unwrap();
+            assert_eq!(args.training.warmup_ratio, ratio, "{text}");
         }
         let args = Args::from_toml("lora_alpha = 16\ndata = \"a\"\nepochs = 1").unwrap();
         assert_eq!(args.lora.lora_alpha, Some(16.0));

@@ -13,7 +13,7 @@ use crate::config::{InitLora, LoraOptions};
 #[serde(default)]
 pub struct LoraArgs {
     /// Start from this adapter (a PEFT folder) instead of a new one, for example with other data. Its rank, alpha and layers
-    /// stay
+    /// stay, and its dropout unless --lora-dropout is given
     #[arg(long, value_name = "FOLDER")]
     pub adapter: Option<PathBuf>,
 
@@ -31,7 +31,7 @@ pub struct LoraArgs {
     #[arg(long, value_name = "ALPHA", value_parser = number)]
     pub lora_alpha: Option<f64>,
 
-    /// Probability of zeroing an input of the adapter while training [default: 0]
+    /// Probability of zeroing an input of the adapter while training [default: 0; with --adapter that of the adapter]
     #[arg(long, value_name = "P", value_parser = number)]
     pub lora_dropout: Option<f64>,
 
@@ -91,7 +91,7 @@ impl LoraArgs {
         LoraOptions {
             r: self.lora_r.unwrap_or(default.r),
             alpha: self.lora_alpha.unwrap_or(default.alpha),
-            dropout: self.lora_dropout.unwrap_or(default.dropout),
+            dropout: self.lora_dropout,
             target_modules: list(self.target_modules.clone(), default.target_modules),
             use_rslora: self.use_rslora.unwrap_or(default.use_rslora),
             use_dora: self.use_dora.unwrap_or(default.use_dora),

@@ -77,10 +77,16 @@ impl Args {
         if self.model.no_double_quant {
             self.model.double_quant = Some(false);
         }
+        self.check_twice()?;
         let given = self.clone();
         let mut args = self;
         if let Some(path) = args.config.take() {
-            args = args.over(Self::from_file(&path)?);
+            let file = Self::from_file(&path)?;
+            file.check_twice().map_err(|error| ConfigError::File {
+                path: path.display().to_string(),
+                reason: error.to_string(),
+            })?;
+            args = args.over(file);
         }
         let args = args.resumed()?;
         given.check_effect(&args)?;

@@ -32,7 +32,7 @@ pub struct TrainingArgs {
     #[arg(long, value_name = "PART", value_parser = number)]
     pub warmup_ratio: Option<f64>,
 
-    /// Number of steps in which the learning rate rises; replaces --warmup-ratio
+    /// Number of steps in which the learning rate rises, in the place of --warmup-ratio
     #[arg(long, value_name = "STEPS", value_parser = warmup_steps)]
     pub warmup_steps: Option<usize>,
 
@@ -110,6 +110,21 @@ pub struct TrainingArgs {
 }
 
 impl TrainingArgs {
+    /// Whether two settings of these say the same, so that one of them would have no effect.
+    pub(super) fn says_twice(&self) -> Option<[&'static str; 2]> {
+        let both = self.warmup_ratio.is_some() && self.warmup_steps.is_some();
+        both.then_some(["warmup-ratio", "warmup-steps"])
+    }
+
+    /// These settings of a file, without the default of `warmup_ratio`, which a run writes beside `warmup_steps`, too.
+    pub(super) fn without_idle_default(mut self) -> Self {
+        let default = OptimizerConfig::default().warmup_ratio;
+        if self.warmup_steps.is_some() && self.warmup_ratio == Some(default) {
+            self.warmup_ratio = None;
+        }
+        self
+    }
+
     /// These settings where given, `file`'s otherwise.
     pub(super) fn over(self, file: Self) -> Self {
         // The file's settings of another schedule are no settings of this one.
@@ -124,7 +139,10 @@ impl TrainingArgs {
                 Some(_) => self.warmup_steps,
                 None => self.warmup_steps.or(file.warmup_steps),
             },
-            warmup_ratio: self.warmup_ratio.or(file.warmup_ratio),
+            warmup_ratio: match self.warmup_steps {
+                Some(_) => self.warmup_ratio,
+                None => self.warmup_ratio.or(file.warmup_ratio),
+            },
             min_lr: match self.min_lr_rate {
                 Some(_) => self.min_lr,
                 None => self

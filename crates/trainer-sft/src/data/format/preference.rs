@@ -9,7 +9,7 @@ use super::question::has_answers;
 use super::reader::{Reader, describe, is_filled};
 use super::refused::{named, verdict_of};
 use super::turns::{is_call, is_of_assistant, start_of_answer, text_of};
-use super::{Content, Format, Record, fields_of};
+use super::{Content, Format, Record, fields_of, keys_of};
 use crate::config::{Columns, Method};
 
 /// One answer, and whether it is wanted.
@@ -50,6 +50,17 @@ impl Answers {
                 source_place: source,
             });
         }
+        let keys = keys_of(&value, columns);
+        Self::read(source, value, columns, method)
+            .map_err(|error| error.with_missing_part(columns, &keys))
+    }
+
+    fn read(
+        source: Source,
+        value: Value,
+        columns: &Columns,
+        method: Method,
+    ) -> Result<Self, DataError> {
         let fields = fields_of(&source, value, columns)?;
         let reader = Reader {
             source: &source,
@@ -77,10 +88,13 @@ impl Answers {
         };
         let filled = |key: &str| is_filled(named.get(key));
         let known = |key: &str| named.contains_key(key);
-        let (format, answers) = match kind(&filled).or_else(|| kind(&known)) {
-            Some(Format::Verdict) => (Format::Verdict, vec![reader.verdict(&own)?]),
-            Some(format) => (format, reader.pair(&own)?),
-            None => return Err(reader.other_method(method, &own)),
+        let Some(format) = kind(&filled).or_else(|| kind(&known)) else {
+            return Err(reader.other_method(method, &own));
+        };
+        own.refuse_unread(format)?;
+        let answers = match format {
+            Format::Verdict => vec![reader.verdict(&own)?],
+            _ => reader.pair(&own)?,
         };
         Ok(Self {
             format,
@@ -115,7 +129,11 @@ impl Reader<'_> {
                     "label" => "true or false",
                     _ => "text or messages",
                 };
-                self.error(missing, expected, None)
+                match own.columns.is_empty() {
+                    true => self.error_found(missing, expected, own.found_no(missing, method)),
+                    // What `--columns` lacks is added to the message.
+                    false => self.error(missing, expected, None),
+                }
             }
             _ => DataError::Preference {
                 source_place: self.source.clone(),
@@ -124,6 +142,24 @@ impl Reader<'_> {
                 found: own.found_preference(method),
             },
         }
+    }
+
+    /// What is there in the place of a part that no field has by its own name.
+    fn found_no(&self, missing: &str, method: Method) -> String {
+        let parts: &[&str] = match (missing, method) {
+            ("completion" | "label", Method::Kto) => &["prompt", "completion", "label"],
+            _ => &["prompt", "chosen", "rejected"],
+        };
+        let pairs = parts.iter().map(|part| match self.fields.get(*part) {
+            Some(_) => format!("{part}={part}"),
+            None => format!("{part}=FIELD"),
+        });
+        let pairs: Vec<String> = pairs.collect();
+        format!(
+            "nothing among {}; if the fields have other names, give --columns {}",
+            named(self.fields),
+            pairs.join(",")
+        )
     }
 
     /// The keys of a record of another method, and what reads them.

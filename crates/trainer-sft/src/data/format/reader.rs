@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::super::error::DataError;
+use super::super::error::{DataError, NOTHING};
 use super::super::example::Source;
 use super::super::wide;
 use super::Extras;
@@ -238,7 +238,7 @@ pub(super) fn is_filled(value: Option<&Value>) -> bool {
 /// What a value is, for "found …".
 pub(crate) fn describe(value: Option<&Value>) -> String {
     match value {
-        None => "nothing".into(),
+        None => NOTHING.into(),
         Some(Value::Null) => "null".into(),
         Some(Value::Bool(value)) => format!("{value}"),
         Some(Value::Number(value)) => format!("the number {value}"),

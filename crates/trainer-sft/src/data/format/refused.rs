@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::super::error::DataError;
-use super::super::names::shown_key;
+use super::super::names::shown_keys;
 use super::Format;
 use super::hints::{ANSWERS, REJECTED, WANTED, flag};
 use super::marks::is_mark_of_record;
@@ -122,6 +122,23 @@ impl Reader<'_> {
         (value.is_string() && is_filled(Some(value))).then_some((key.as_str(), value))
     }
 
+    /// Refuses a part of `--columns` that has a value and no use in a record of this format.
+    pub(super) fn refuse_unread(&self, format: Format) -> Result<(), DataError> {
+        if self.columns.is_empty() {
+            return Ok(());
+        }
+        match unused_keys(self.fields, format).first() {
+            None => Ok(()),
+            Some(part) => Err(DataError::Render {
+                source_place: self.source.clone(),
+                reason: format!(
+                    "--columns {part}={} would have no effect: the record is read as {format}; leave it out of --columns",
+                    self.own_name(part)
+                ),
+            }),
+        }
+    }
+
     /// Refuses what is no text.
     pub(super) fn refuse_media(&self) -> Result<(), DataError> {
         let filled = |key: &str| self.columns.is_empty() && is_filled(self.fields.get(key));
@@ -153,12 +170,7 @@ impl Reader<'_> {
     pub(super) fn found_keys(&self) -> String {
         let fields = self.fields;
         if !self.columns.is_empty() {
-            let names = self
-                .columns
-                .iter()
-                .map(|(part, field)| format!("{part}={field}"));
-            let names: Vec<String> = names.collect();
-            return format!("none with --columns {}", names.join(","));
+            return format!("none with --columns {}", self.columns.to_text());
         }
         if fields.is_empty() {
             return "no keys at all".into();
@@ -190,9 +202,7 @@ impl Reader<'_> {
 
 /// The first names of fields, for messages.
 pub(crate) fn named(fields: &Map<String, Value>) -> String {
-    let names = fields.keys().take(8);
-    let names = names.map(|key| format!("`{}`", shown_key(key)));
-    names.collect::<Vec<_>>().join(", ")
+    shown_keys(fields.keys())
 }
 
 /// What a label says: true, false, 0 and 1, also as tables have them.
