@@ -84,9 +84,9 @@ pub(crate) fn is_known(key: Key) -> bool {
     queue().kernels().contains_key(&key)
 }
 
-/// Whether a kernel of this name waits or is being compiled. The name is known sooner than the key; few kernels share one, and one that does
-/// is asked for again. While other kernels wait for a thread, this one is waited for: to ask again would only take their time.
-pub(crate) fn is_name_under_way(name: &str) -> bool {
+/// Waits for a kernel of this name while other kernels wait for a thread: to ask again would only take their time. Then says whether it is
+/// still under way. The name is known sooner than the key; few kernels share one, and one that does is asked for again.
+pub(crate) fn wait_while_busy(name: &str) -> bool {
     let mut queue = queue();
     let is_named = |queue: &Queue| queue.names.iter().any(|other| other == name);
     while is_named(&queue) && !queue.waiting.is_empty() {
@@ -167,7 +167,7 @@ mod tests {
             assert!(!is_known(key));
             assert!(cache.load(&key).is_none());
         }
-        assert!(!is_name_under_way("kernel"));
+        assert!(!wait_while_busy("kernel"));
         assert!(wait_for(Key::of(&"nobody compiles this one")).is_none());
         let _ = std::fs::remove_dir_all(folder);
     }

@@ -85,7 +85,7 @@ impl PlironCompiler {
         let target = nvrtc::Target::of(arch.version())?;
         let entrypoint = kernel.settings.kernel_name.clone();
         // A dry run asks for the same kernel many times.
-        if dry_run() && later::is_name_under_way(&entrypoint) {
+        if dry_run() && later::wait_while_busy(&entrypoint) {
             return Err(not_yet());
         }
         let cache = Cache::of_user();

@@ -86,5 +86,6 @@ pub use sampling::{
     ThinkingBudget, TopLogits, logprobs_of,
 };
 pub use save::SaveError;
+pub use seldom::Seldom;
 pub use special_tokens::special_tokens;
 pub use tokenizer::{Tokenizer, TokenizerError};

@@ -2,8 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-/// Says when something is to be told again.
-pub(crate) struct Seldom {
+/// Says when something is to be told again, such as how far a long work is.
+#[derive(Debug)]
+pub struct Seldom {
     every: Duration,
     /// When it was told, or begun.
     last: Instant,
@@ -11,13 +12,13 @@ pub(crate) struct Seldom {
 
 impl Seldom {
     /// Due first when this time has passed.
-    pub(crate) fn new(every: Duration) -> Self {
+    pub fn new(every: Duration) -> Self {
         let last = Instant::now();
         Self { every, last }
     }
 
     /// Whether the time has passed. It begins again then.
-    pub(crate) fn is_due(&mut self) -> bool {
+    pub fn is_due(&mut self) -> bool {
         let is_due = self.last.elapsed() >= self.every;
         if is_due {
             self.last = Instant::now();

@@ -31,7 +31,7 @@ impl AnswerParser {
                     name,
                     is_first: false,
                     ..
-                } if self.is_strict(&name) => self.go(State::Whole { lead, from: 0 }),
+                } if self.strict_tool(&name).is_some() => self.go(State::Whole { lead, from: 0 }),
                 Head::Arguments { name, at, .. } => {
                     self.take(space + at);
                     self.emit_call(name);
@@ -64,8 +64,8 @@ impl AnswerParser {
             _ => String::new(),
         };
         let calls = calls_of(&body, |call| {
-            let is_strict = self.is_strict(&call.name);
-            self.allows(&call.name) && !(is_strict && call.field == Some(ARGUMENTS[1]))
+            let tool = self.strict_tool(&call.name);
+            self.allows(&call.name) && tool.is_none_or(|tool| call.keeps_to_grammar(tool))
         });
         let Some(calls) = calls else {
             self.emit_content(lead + &body + &close);
@@ -83,9 +83,9 @@ impl AnswerParser {
         self.emit_end();
     }
 
-    fn is_strict(&self, name: &str) -> bool {
+    fn strict_tool(&self, name: &str) -> Option<&Tool> {
         let mut tools = self.options.calls.iter().flat_map(|calls| &*calls.tools);
-        tools.any(|tool| tool.strict && tool.name == name)
+        tools.find(|tool| tool.strict && tool.name == name)
     }
 
     pub(super) fn json(&mut self, mut brackets: Brackets, ends: bool) -> bool {
@@ -263,6 +263,8 @@ pub(super) struct Call {
     pub(super) arguments: String,
     /// The field that has them, if there is one.
     field: Option<&'static str>,
+    /// Whether that one is right behind the name.
+    is_next: bool,
     /// Other fields.
     besides: Vec<String>,
 }
@@ -284,13 +286,15 @@ impl Call {
             }
             Some(_) => return None,
         };
-        let others = value.as_object()?.keys();
-        let others = others.filter(|key| Some(key.as_str()) != field);
+        let keys = value.as_object()?.keys().map(String::as_str);
+        let others = keys.clone().filter(|key| Some(*key) != field);
+        let behind_name = keys.clone().skip_while(|key| *key != "name").nth(1);
         Some(Self {
             name,
             arguments,
             field,
-            besides: others.cloned().collect(),
+            is_next: field.is_some() && behind_name == field,
+            besides: others.map(str::to_owned).collect(),
         })
     }
 
@@ -301,9 +305,18 @@ impl Call {
         let has_arguments = match self.field {
             None => !tool.has_parameters(),
             Some(field) if field == ARGUMENTS[0] => true,
-            Some(_) => !tool.strict && !is_schema(&self.arguments, tool),
+            Some(_) => !is_schema(&self.arguments, tool),
         };
-        self.name == tool.name && is_plain && has_arguments
+        let is_valid = !tool.strict || self.keeps_to_grammar(tool);
+        self.name == tool.name && is_plain && has_arguments && is_valid
+    }
+
+    /// Whether the grammar of a strict tool has seen the arguments: it begins with the name, and `arguments` right behind it.
+    fn keeps_to_grammar(&self, tool: &Tool) -> bool {
+        match self.field {
+            None => !tool.has_parameters(),
+            Some(field) => field == ARGUMENTS[0] && self.is_next,
+        }
     }
 }
 

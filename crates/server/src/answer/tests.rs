@@ -316,12 +316,20 @@ fn strict_tools_have_arguments_by_one_name() {
     calls.tools = calls.tools.iter().map(strict).collect();
     let call = "{\"name\": \"find\", \"arguments\": {\"num\": 1}}";
     let other = call.replace("arguments", "parameters");
+    let first = "{\"arguments\": {\"num\": 1}, \"name\": \"find\"}";
+    let between = "{\"name\": \"find\", \"id\": 1, \"arguments\": {\"num\": 1}}";
+    let without = "{\"name\": \"find\"}";
     let tagged = |call: &str| format!("<tool_call>\n{call}\n</tool_call>");
     for (text, expected) in [
         (call.to_owned(), "find{\"num\":1}.".to_owned()),
         (tagged(call), "find{\"num\": 1}.".to_owned()),
         (other.clone(), format!("'{other}'")),
         (tagged(&other), format!("'{}'", tagged(&other))),
+        // What the grammar has not seen.
+        (tagged(first), format!("'{}'", tagged(first))),
+        (tagged(between), format!("'{}'", tagged(between))),
+        (tagged(without), format!("'{}'", tagged(without))),
+        (tagged("{\"name\": \"now\"}"), "now{}.".to_owned()),
     ] {
         check_with(&options, &text, &expected);
     }

@@ -10,7 +10,7 @@ use lora_4bit::AdapterSelection;
 use lora_4bit::dry_run::{compile_only, real_launches};
 use model_qwen::{
     Ahead, ChoiceRow, DecodeRow, GraphRunner, MAX_LOGIT_ROWS, Pending, QwenModel, RowMask, Sampler,
-    SamplingParams, TokenMask, Want,
+    SamplingParams, Seldom, TokenMask, Want,
 };
 
 use super::progress::StartProgress;
@@ -23,18 +23,21 @@ const REPORT: Duration = Duration::from_secs(2);
 /// A step that is run once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum WarmUpStep {
-    /// One token of each of some sequences; with drafts, some tokens of each.
-    Decode {
-        num_rows: usize,
-        has_drafts: bool,
-        how: Sampling,
-        slot: Option<usize>,
-    },
+    Decode(DecodeWarmUp),
     /// Prompts of these lengths together.
     Prompts {
         lens: Vec<usize>,
         slot: Option<usize>,
     },
+}
+
+/// One token of each of some sequences; with drafts, some tokens of each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct DecodeWarmUp {
+    num_rows: usize,
+    has_drafts: bool,
+    how: Sampling,
+    slot: Option<usize>,
 }
 
 /// How tokens are chosen.
@@ -85,31 +88,6 @@ impl Sampling {
     }
 }
 
-/// Logs how far it is, now and then.
-struct Report {
-    what: &'static str,
-    num_steps: usize,
-    last: Instant,
-}
-
-impl Report {
-    fn new(what: &'static str, num_steps: usize) -> Self {
-        let last = Instant::now();
-        Self {
-            what,
-            num_steps,
-            last,
-        }
-    }
-
-    fn reached(&mut self, step: usize) {
-        if self.last.elapsed() >= REPORT {
-            self.last = Instant::now();
-            tracing::info!("{}: step {step} of {}", self.what, self.num_steps);
-        }
-    }
-}
-
 impl Worker {
     /// Runs every kind of step once.
     ///
@@ -125,11 +103,13 @@ impl Worker {
         })?;
         let _real = real_launches();
         let steps = self.warm_up_steps();
-        let mut report = Report::new("warming up", steps.len());
+        let mut seldom = Seldom::new(REPORT);
         for (i, step) in steps.iter().enumerate() {
             progress.warms_up(i + 1, steps.len());
             catch(|| self.run_warm_up(step))?;
-            report.reached(i + 1);
+            if seldom.is_due() {
+                tracing::info!("warming up: step {} of {}", i + 1, steps.len());
+            }
         }
         let seconds = start.elapsed().as_secs_f32();
         tracing::info!(steps = steps.len(), seconds, "warmed up");
@@ -142,26 +122,22 @@ impl Worker {
         let mut model = self.model.clone();
         // Other layers need the same kernels as the first one, but for the last, which may compute fewer rows.
         model.layers.truncate(2);
-        let mut report = Report::new("compiling kernels", steps.len());
+        let mut seldom = Seldom::new(REPORT);
         for (i, step) in steps.iter().enumerate() {
             progress.compiles(i + 1, steps.len());
             self.compile_step(&model, step);
-            report.reached(i + 1);
+            if seldom.is_due() {
+                tracing::info!("compiling kernels: step {} of {}", i + 1, steps.len());
+            }
         }
     }
 
     fn compile_step(&mut self, model: &QwenModel, step: &WarmUpStep) {
         match step {
-            &WarmUpStep::Decode {
-                num_rows,
-                has_drafts,
-                how,
-                slot,
-            } => {
-                let mut samplers = self.samplers(num_rows, how);
-                let each = self.tokens_of_each(has_drafts);
-                let table = self.first_blocks(each);
-                let rows = decode_rows(&mut samplers, how, slot, each, &table);
+            WarmUpStep::Decode(decode) => {
+                let mut samplers = self.samplers(decode.num_rows, decode.how);
+                let table = self.first_blocks();
+                let rows = self.decode_rows(*decode, &mut samplers, &table);
                 self.runner.compile(model, &mut self.cache, &rows);
             }
             WarmUpStep::Prompts { lens, slot } => {
@@ -212,11 +188,13 @@ impl Worker {
             let kinds = [(&counts, false), (&with_drafts, true)];
             let decodes = kinds.into_iter().flat_map(|(counts, has_drafts)| {
                 counts.iter().flat_map(move |&num_rows| {
-                    Sampling::of(num_rows).map(move |how| WarmUpStep::Decode {
-                        num_rows,
-                        has_drafts,
-                        how,
-                        slot,
+                    Sampling::of(num_rows).map(move |how| {
+                        WarmUpStep::Decode(DecodeWarmUp {
+                            num_rows,
+                            has_drafts,
+                            how,
+                            slot,
+                        })
                     })
                 })
             });
@@ -227,18 +205,12 @@ impl Worker {
 
     fn run_warm_up(&mut self, step: &WarmUpStep) -> Result<(), String> {
         match step {
-            &WarmUpStep::Decode {
-                num_rows,
-                has_drafts,
-                how,
-                slot,
-            } => {
-                let mut samplers = self.samplers(num_rows, how);
-                let each = self.tokens_of_each(has_drafts);
-                let table = self.first_blocks(each);
-                let rows = decode_rows(&mut samplers, how, slot, each, &table);
+            WarmUpStep::Decode(decode) => {
+                let mut samplers = self.samplers(decode.num_rows, decode.how);
+                let table = self.first_blocks();
+                let rows = self.decode_rows(*decode, &mut samplers, &table);
                 let mut pending = self.runner.launch(&self.model, &mut self.cache, &rows);
-                if how == Sampling::Masked {
+                if decode.how == Sampling::Masked {
                     let mask = Arc::new(TokenMask::all(self.model.config.vocab_size));
                     let masks = [RowMask { row: 0, mask }];
                     pending = self.runner.draw_masked(pending, &masks);
@@ -264,18 +236,38 @@ impl Worker {
         }
     }
 
-    /// Tokens of a sequence in a decode step.
-    fn tokens_of_each(&self, has_drafts: bool) -> usize {
-        match has_drafts {
-            true => TOKENS_WITH_DRAFT.min(self.scheduler.config().max_model_len),
-            false => 1,
-        }
+    /// Tokens of the longest sequence of a decode step.
+    fn most_tokens(&self) -> usize {
+        TOKENS_WITH_DRAFT.min(self.scheduler.config().max_model_len)
     }
 
-    /// The blocks of a sequence of so many tokens.
-    fn first_blocks(&self, num_tokens: usize) -> Vec<u32> {
-        let num_blocks = num_tokens.div_ceil(self.cache.shape().block_size);
+    /// The blocks of such a sequence.
+    fn first_blocks(&self) -> Vec<u32> {
+        let num_blocks = self.most_tokens().div_ceil(self.cache.shape().block_size);
         (0..num_blocks as u32).collect()
+    }
+
+    /// One row for each sampler, of sequences whose first blocks are in `block_table`.
+    fn decode_rows<'a>(
+        &self,
+        decode: DecodeWarmUp,
+        samplers: &mut [Sampler],
+        block_table: &'a [u32],
+    ) -> Vec<DecodeRow<'a>> {
+        let each = match decode.has_drafts {
+            true => self.most_tokens(),
+            false => 1,
+        };
+        let row = |(row, sampler): (usize, &mut Sampler)| DecodeRow {
+            follows: row % each > 0,
+            token: DecodeToken::Id(0),
+            position: row % each,
+            adapter_slot: decode.slot,
+            block_table: &block_table[..=(row % each) / self.cache.shape().block_size],
+            draw: sampler.draw(Ahead::NONE, &[]),
+            is_constrained: decode.how == Sampling::Masked,
+        };
+        samplers.iter_mut().enumerate().map(row).collect()
     }
 
     fn samplers(&self, num: usize, how: Sampling) -> Vec<Sampler> {
@@ -301,26 +293,6 @@ impl Worker {
         let chosen = pending.tokens(&self.model, &mut rows);
         chosen.map(drop).map_err(|error| error.to_string())
     }
-}
-
-/// One row for each sampler: sequences of `each` tokens, whose first ones are in `block_table`.
-fn decode_rows<'a>(
-    samplers: &mut [Sampler],
-    how: Sampling,
-    slot: Option<usize>,
-    each: usize,
-    block_table: &'a [u32],
-) -> Vec<DecodeRow<'a>> {
-    let row = |(row, sampler): (usize, &mut Sampler)| DecodeRow {
-        follows: row % each > 0,
-        token: DecodeToken::Id(0),
-        position: row % each,
-        adapter_slot: slot,
-        block_table,
-        draw: sampler.draw(Ahead::NONE, &[]),
-        is_constrained: how == Sampling::Masked,
-    };
-    samplers.iter_mut().enumerate().map(row).collect()
 }
 
 /// Computes prompts of these lengths: the hidden states of all tokens or of the last one of each prompt, and the rows of these.

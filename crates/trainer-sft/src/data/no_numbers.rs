@@ -2,6 +2,8 @@
 
 use serde_json::Value;
 
+use super::wide::behind_string;
+
 /// These values.
 const NO_NUMBERS: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
 /// Stands before such a value that was made a text, to be found again.
@@ -34,11 +36,7 @@ fn places(json: &str) -> Vec<(usize, &'static str)> {
     let (mut found, mut at) = (Vec::new(), 0);
     while at < bytes.len() {
         if bytes[at] == b'"' {
-            at += 1;
-            while at < bytes.len() && bytes[at] != b'"' {
-                at += if bytes[at] == b'\\' { 2 } else { 1 };
-            }
-            at += 1;
+            at = behind_string(bytes, at);
             continue;
         }
         let value = NO_NUMBERS

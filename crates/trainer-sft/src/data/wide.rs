@@ -87,6 +87,15 @@ fn is_wide(number: &str) -> bool {
         && number.parse::<u64>().is_err()
 }
 
+/// What is behind the string of JSON that begins at `start`; behind the end where it has none.
+pub(super) fn behind_string(json: &[u8], start: usize) -> usize {
+    let mut at = start + 1;
+    while at < json.len() && json[at] != b'"' {
+        at += if json[at] == b'\\' { 2 } else { 1 };
+    }
+    at + 1
+}
+
 /// The numbers of a JSON text from a byte on.
 struct Numbers<'a>(&'a str, usize);
 
@@ -98,13 +107,7 @@ impl<'a> Iterator for Numbers<'a> {
         let bytes = text.as_bytes();
         while *at < bytes.len() {
             match bytes[*at] {
-                b'"' => {
-                    *at += 1;
-                    while *at < bytes.len() && bytes[*at] != b'"' {
-                        *at += if bytes[*at] == b'\\' { 2 } else { 1 };
-                    }
-                    *at += 1;
-                }
+                b'"' => *at = behind_string(bytes, *at),
                 b'-' | b'0'..=b'9' => {
                     let start = *at;
                     let is_of_number = |byte: &u8| byte.is_ascii_digit() || b"+-.eE".contains(byte);
