@@ -28,6 +28,7 @@ pub mod finetuning;
 mod grammars;
 pub mod histogram;
 pub mod kv_events;
+mod linger;
 pub mod metrics;
 mod openapi;
 mod output_file;

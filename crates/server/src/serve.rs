@@ -6,6 +6,7 @@ use std::pin::pin;
 use std::time::Duration;
 
 use axum::Router;
+use axum::http::header::EXPECT;
 use axum::serve::Listener;
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
@@ -15,6 +16,7 @@ use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::time::sleep;
 
+use crate::linger::Lingering;
 use crate::unread::Unread;
 
 /// Longest wait for the head of a request, on a new connection or after the last request of an old one.
@@ -60,6 +62,8 @@ async fn accept<L: Listener>(
         };
         let app = app.clone();
         let service = service_fn(move |request: hyper::Request<Incoming>| {
+            let expects = request.headers().contains_key(EXPECT);
+            let request = request.map(|body| Lingering::new(body, expects));
             let answer = TowerToHyperService::new(app()).call(request);
             async { Ok::<_, Infallible>(answer.await.unwrap_or_else(|never| match never {})) }
         });

@@ -137,3 +137,38 @@ fn large_heads_are_refused() {
     }
     assert_eq!(server.get("/health").status, 200);
 }
+
+/// Sends a body of 16 MiB in chunks, all of it before anything is read.
+fn send_before_reading(server: &TestServer, head: &str) -> std::io::Result<String> {
+    let mut connection = TcpStream::connect(server.address)?;
+    connection.set_read_timeout(Some(Duration::from_secs(20)))?;
+    write!(
+        connection,
+        "{head} HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    )?;
+    let chunk = "x".repeat(1 << 16);
+    for _ in 0..256 {
+        write!(connection, "{:x}\r\n{chunk}\r\n", chunk.len())?;
+        // So the answer is there before the body is.
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    write!(connection, "0\r\n\r\n")?;
+    let mut answer = [0; 12];
+    connection.read_exact(&mut answer)?;
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+#[test]
+fn who_sends_a_body_in_vain_reads_why() {
+    let open = TestServer::start(|_| says("abc"));
+    let closed = TestServer::start_with(&["--api-key", "key"], |_| says("abc"));
+    for (server, head, status) in [
+        (&open, "POST /nowhere", "404"),
+        (&open, "PUT /v1/completions", "405"),
+        (&open, "POST /v1/chat/completions", "400"),
+        (&closed, "POST /v1/completions", "401"),
+    ] {
+        let answer = send_before_reading(server, head).unwrap();
+        assert_eq!(answer, format!("HTTP/1.1 {status}"), "{head}");
+    }
+}
