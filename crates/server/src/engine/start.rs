@@ -18,7 +18,7 @@ use super::error::AdapterError;
 use super::handle::{EngineHandle, channel};
 use super::memory::{self, MemoryError};
 use super::model_info::{ModelDetails, ModelInfo};
-use super::pooling_model::pooling_info;
+use super::pooling_model::{PoolingInfo, pooling_info};
 use super::progress::StartProgress;
 use super::stats::EngineLimits;
 use super::worker::Worker;
@@ -127,83 +127,22 @@ impl Engine {
         let kv_events = config.kv_events.as_ref();
         let kv_events = kv_events.map(|events| KvEvents::start(events, config.block_size));
         let kv_events = kv_events.transpose()?;
-        let (dir, model_id) = model_dir(config)?;
-        let tokenizer = Tokenizer::from_dir(&dir)?;
-        let chat_template = chat_template(config, &dir)?;
-        let mut generation_config =
-            GenerationConfig::from_dir(&dir, &tokenizer, chat_template.as_ref())?;
-        if !config.model_sampling_defaults {
-            generation_config = GenerationConfig {
-                eos_token_ids: generation_config.eos_token_ids,
-                ..GenerationConfig::default()
-            };
-        }
+        let files = ModelFiles::read(config)?;
+        let pools = files.pooling.is_some();
 
-        let pooling = {
-            let own_template = chat_template
-                .as_ref()
-                .filter(|_| config.chat_template.is_some());
-            pooling_info(&config.pooling, &dir, &tokenizer, own_template)?
-        };
-        let pools = pooling.is_some();
-        if pools && matches!(config.speculation, Speculation::Ngram(_)) {
-            return Err(StartError::Config(ConfigError::Flag {
-                flag: "--speculative-config",
-                message: "a pooling model generates nothing that could be guessed".to_owned(),
-            }));
-        }
-        let options = LoadOptions {
-            dtype: config.dtype,
-            quantization: config.quantization,
-            double_quant: true,
-            // On a GPU only if the KV cache has room enough besides.
-            int8_lm_head: !pools && !is_gpu(&device),
-            embeddings_on_cpu: false,
-            all_values: false,
-            lm_head: !pools,
-        };
-        let loading = is_gpu(&device).then(real_launches);
-        let start = std::time::Instant::now();
-        tracing::info!(dir = %dir.display(), "loading the model");
-        let tell = |num_layers, of| progress.loads(num_layers, of);
-        let mut model = QwenModel::load_telling(&dir, &options, &device, &tell)?;
-        tracing::info!(dir = %dir.display(), seconds = start.elapsed().as_secs_f32(), "model loaded");
-        if let Some((token, id)) = tokenizer.first_id_from(model.config.vocab_size) {
-            let vocab_size = model.config.vocab_size;
-            tracing::warn!(
-                token,
-                id,
-                vocab_size,
-                "the tokenizer has tokens that the model has no embedding of; texts with them are refused"
-            );
-        }
-
-        model.set_compute_dtype(config.compute_dtype);
-        let kv_dtype = config.kv_cache_dtype.resolve(
-            if is_gpu(&device) {
-                DType::BF16
-            } else {
-                DType::F32
-            },
-            &device,
-        );
+        let launches = is_gpu(&device).then(real_launches);
+        let mut model = load_model(config, &files, &device, progress)?;
         // Shares its tensors with what the engine computes with.
         let base = config.finetuning.as_ref().map(|_| model.clone());
-        let mut adapters = Adapters::new(config.lora.as_ref());
-        for module in config.lora.iter().flat_map(|lora| &lora.modules) {
-            if config.served_model_names.is_empty() && module.name == model_id {
-                return Err(StartError::Config(ConfigError::Flag {
-                    flag: "--lora-modules",
-                    message: format!(
-                        "the name `{model_id}` is that of the base model; give it another one with --served-model-name"
-                    ),
-                }));
-            }
-            let files = read_adapter(&module.path);
-            adapters.load(&mut model, (&module.name, &module.path), files, false)?;
-        }
+        let adapters = load_adapters(config, &files.model_id, &mut model)?;
         // What building the tokenizer and loading the weights have freed.
         model_qwen::sys::return_freed_memory();
+
+        let kv_dtype = match is_gpu(&device) {
+            true => DType::BF16,
+            false => DType::F32,
+        };
+        let kv_dtype = config.kv_cache_dtype.resolve(kv_dtype, &device);
         let plan = memory::plan(config, &device, &model, kv_dtype, pools)?;
         if plan.copies_lm_head {
             model.copy_lm_head_int8();
@@ -217,13 +156,13 @@ impl Engine {
             max_model_len: plan.max_model_len + usize::from(pools),
             enable_prefix_caching: config.enable_prefix_caching,
         })?;
-        let longest = pooling.as_ref().and_then(|pooling| pooling.max_len);
+        let longest = files.pooling.as_ref().and_then(|pooling| pooling.max_len);
         let max_model_len = longest.map_or(plan.max_model_len, |len| len.min(plan.max_model_len));
         let (handle, receiver) = channel(EngineLimits {
             max_model_len,
             vocab_size: model.config.vocab_size,
             max_num_queued_reqs: config.max_num_queued_reqs,
-            pooling: pooling.as_ref().map(|pooling| pooling.pooling_type),
+            pooling: files.pooling.as_ref().map(|pooling| pooling.pooling_type),
         });
         receiver.set_adapters(adapters.infos());
         let details = ModelDetails::of(&model);
@@ -244,46 +183,158 @@ impl Engine {
             worker.publish();
         }
         // From here on the engine's thread has them.
-        drop(loading);
-        let computes_on_gpu = is_gpu(&device);
-        let warms_up = config.warm_up && computes_on_gpu;
-        let (sender, warmed_up) = mpsc::sync_channel(1);
-        let progress = progress.clone();
-        std::thread::Builder::new()
-            .name("engine".to_owned())
-            .spawn(move || {
-                let result = match warms_up {
-                    true => worker.warm_up(&progress),
-                    false => Ok(()),
-                };
-                let runs = result.is_ok();
-                // Whoever starts an engine waits for this.
-                let _ = sender.send(result);
-                if runs {
-                    // An engine that starts beside this one, or a job that does, must not take them away.
-                    let _real = computes_on_gpu.then(real_launches);
-                    worker.run();
-                }
-            })
-            .map_err(StartError::Thread)?;
-        match warmed_up.recv() {
-            Ok(result) => result.map_err(StartError::WarmUp)?,
-            Err(_) => return Err(StartError::WarmUp("its thread has ended".to_owned())),
-        }
+        drop(launches);
+        let warms_up = config.warm_up && is_gpu(&device);
+        run_thread(worker, is_gpu(&device), warms_up.then_some(progress))?;
 
         let info = ModelInfo {
-            tokenizer,
-            chat_template,
-            generation_config,
-            dir,
-            model_id,
-            pooling,
+            tokenizer: files.tokenizer,
+            chat_template: files.chat_template,
+            generation_config: files.generation_config,
+            dir: files.dir,
+            model_id: files.model_id,
+            pooling: files.pooling,
             max_model_len,
             memory_table: plan.table,
             details,
             base,
         };
         Ok((handle, info))
+    }
+}
+
+/// What a model's folder says besides its weights.
+struct ModelFiles {
+    dir: PathBuf,
+    /// The name that clients give the model.
+    model_id: String,
+    tokenizer: Tokenizer,
+    chat_template: Option<ChatTemplate>,
+    generation_config: GenerationConfig,
+    /// `None` for a model that generates.
+    pooling: Option<PoolingInfo>,
+}
+
+impl ModelFiles {
+    fn read(config: &Config) -> Result<Self, StartError> {
+        let (dir, model_id) = model_dir(config)?;
+        let tokenizer = Tokenizer::from_dir(&dir)?;
+        let chat_template = chat_template(config, &dir)?;
+        let mut generation_config =
+            GenerationConfig::from_dir(&dir, &tokenizer, chat_template.as_ref())?;
+        if !config.model_sampling_defaults {
+            generation_config = GenerationConfig {
+                eos_token_ids: generation_config.eos_token_ids,
+                ..GenerationConfig::default()
+            };
+        }
+        let own_template = chat_template.as_ref();
+        let own_template = own_template.filter(|_| config.chat_template.is_some());
+        let pooling = pooling_info(&config.pooling, &dir, &tokenizer, own_template)?;
+        if pooling.is_some() && matches!(config.speculation, Speculation::Ngram(_)) {
+            return Err(StartError::Config(ConfigError::Flag {
+                flag: "--speculative-config",
+                message: "a pooling model generates nothing that could be guessed".to_owned(),
+            }));
+        }
+        Ok(Self {
+            dir,
+            model_id,
+            tokenizer,
+            chat_template,
+            generation_config,
+            pooling,
+        })
+    }
+}
+
+fn load_model(
+    config: &Config,
+    files: &ModelFiles,
+    device: &Device,
+    progress: &StartProgress,
+) -> Result<QwenModel, StartError> {
+    let pools = files.pooling.is_some();
+    let options = LoadOptions {
+        dtype: config.dtype,
+        quantization: config.quantization,
+        double_quant: true,
+        // On a GPU only if the KV cache has room enough besides.
+        int8_lm_head: !pools && !is_gpu(device),
+        embeddings_on_cpu: false,
+        all_values: false,
+        lm_head: !pools,
+    };
+    let dir = &files.dir;
+    let start = std::time::Instant::now();
+    tracing::info!(dir = %dir.display(), "loading the model");
+    let tell = |num_layers, of| progress.loads(num_layers, of);
+    let mut model = QwenModel::load_telling(dir, &options, device, &tell)?;
+    tracing::info!(dir = %dir.display(), seconds = start.elapsed().as_secs_f32(), "model loaded");
+    let vocab_size = model.config.vocab_size;
+    if let Some((token, id)) = files.tokenizer.first_id_from(vocab_size) {
+        tracing::warn!(
+            token,
+            id,
+            vocab_size,
+            "the tokenizer has tokens that the model has no embedding of; texts with them are refused"
+        );
+    }
+    model.set_compute_dtype(config.compute_dtype);
+    Ok(model)
+}
+
+/// Loads the adapters of `--lora-modules`.
+fn load_adapters(
+    config: &Config,
+    model_id: &str,
+    model: &mut QwenModel,
+) -> Result<Adapters, StartError> {
+    let mut adapters = Adapters::new(config.lora.as_ref());
+    for module in config.lora.iter().flat_map(|lora| &lora.modules) {
+        if config.served_model_names.is_empty() && module.name == model_id {
+            return Err(StartError::Config(ConfigError::Flag {
+                flag: "--lora-modules",
+                message: format!(
+                    "the name `{model_id}` is that of the base model; give it another one with --served-model-name"
+                ),
+            }));
+        }
+        let files = read_adapter(&module.path);
+        adapters.load(model, (&module.name, &module.path), files, false)?;
+    }
+    Ok(adapters)
+}
+
+/// Runs the engine on a thread of its own. Returns when it takes requests: with `warm_up`, after its warm-up, which tells there how far
+/// it is.
+fn run_thread(
+    mut worker: Worker,
+    on_gpu: bool,
+    warm_up: Option<&StartProgress>,
+) -> Result<(), StartError> {
+    let (sender, warmed_up) = mpsc::sync_channel(1);
+    let progress = warm_up.cloned();
+    std::thread::Builder::new()
+        .name("engine".to_owned())
+        .spawn(move || {
+            let result = match progress {
+                Some(progress) => worker.warm_up(&progress),
+                None => Ok(()),
+            };
+            let runs = result.is_ok();
+            // Whoever starts an engine waits for this.
+            let _ = sender.send(result);
+            if runs {
+                // An engine that starts beside this one, or a job that does, must not take them away.
+                let _real = on_gpu.then(real_launches);
+                worker.run();
+            }
+        })
+        .map_err(StartError::Thread)?;
+    match warmed_up.recv() {
+        Ok(result) => result.map_err(StartError::WarmUp),
+        Err(_) => Err(StartError::WarmUp("its thread has ended".to_owned())),
     }
 }
 
