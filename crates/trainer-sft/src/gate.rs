@@ -79,7 +79,7 @@ mod tests {
     use super::*;
     use crate::batch::Batch;
     use crate::parameters::{GradientStore, Trainable};
-    use crate::step::{Checkpointing, explicit};
+    use crate::step::{Checkpointing, StepOptions, explicit};
 
     #[test]
     fn work_passes_the_gate_that_it_is_behind() {
@@ -131,14 +131,14 @@ mod tests {
             assert_eq!(unit, WorkUnit::Layer);
             counted.fetch_add(1, Ordering::Relaxed);
         });
-        let how = (
-            Trainable::Full,
-            &AdapterSelection::Base,
-            Checkpointing::On,
-            None,
-        );
+        let options = StepOptions {
+            trainable: Trainable::Full,
+            adapters: &AdapterSelection::Base,
+            checkpointing: Checkpointing::On,
+            noise: None,
+        };
         let mut store = GradientStore::default();
-        explicit::forward_backward(&model, &batch, how, 1.0, &mut store);
+        explicit::forward_backward(&model, &batch, options, 1.0, &mut store);
         // Three layers, forward and backward, and a chunk of logits.
         assert_eq!(passed.load(Ordering::Relaxed), 7);
     }

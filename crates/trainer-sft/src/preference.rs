@@ -23,7 +23,7 @@ use crate::data::{Example, Examples};
 use crate::error::TrainError;
 use crate::parameters::GradientStore;
 use crate::step::rows;
-use crate::step::{How, Means};
+use crate::step::{Means, StepOptions};
 
 /// How answers are compared.
 #[derive(Clone, Debug, PartialEq)]
@@ -151,7 +151,7 @@ impl Preference {
         &self,
         model: &QwenModel,
         (batches, share, baseline): (&[Batch], Share, f64),
-        how: How<'_>,
+        options: StepOptions<'_>,
         store: &mut GradientStore,
     ) -> Tally {
         let step = self.scale(batches, baseline);
@@ -159,7 +159,7 @@ impl Preference {
         for (_, batch) in share.items(batches) {
             let answers = Answers::new(batch, &self.objective);
             let reference = self.reference(model, &answers);
-            rows::forward_backward(model, &answers.batch, how, store, |known| {
+            rows::forward_backward(model, &answers.batch, options, store, |known| {
                 self.add(&mut tally, &answers, known, &reference, &step)
             });
         }

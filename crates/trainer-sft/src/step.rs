@@ -79,26 +79,31 @@ pub(crate) fn hidden(model: &QwenModel, batch: &Batch, adapters: &AdapterSelecti
 pub fn forward_backward(
     model: &QwenModel,
     batch: &Batch,
-    how: How<'_>,
+    options: StepOptions<'_>,
     scale: f64,
     store: &mut GradientStore,
 ) -> Tensor<1> {
-    if is_explicit(model, how.1) {
-        return explicit::forward_backward(model, batch, how, scale, store);
+    if is_explicit(model, options.adapters) {
+        return explicit::forward_backward(model, batch, options, scale, store);
     }
     let targets = Targets::new(&batch.targets);
-    pull(model, batch, how, store, |head, x, trained| {
+    pull(model, batch, options, store, |head, x, trained| {
         loss::backward(head, x, &targets, scale, trained)
     })
 }
 
-/// What is trained, the adapters in use, what is computed twice, and the noise on the embeddings.
-pub type How<'a> = (
-    Trainable,
-    &'a AdapterSelection,
-    Checkpointing,
-    Option<Noise>,
-);
+/// How the gradients of a batch are computed.
+#[derive(Clone, Copy, Debug)]
+pub struct StepOptions<'a> {
+    /// What is trained.
+    pub trainable: Trainable,
+    /// The adapters in use.
+    pub adapters: &'a AdapterSelection,
+    /// What is computed twice.
+    pub checkpointing: Checkpointing,
+    /// NEFTune's noise on the embeddings.
+    pub noise: Option<Noise>,
+}
 
 /// Names of a head that is trained, and where its gradients go.
 pub type TrainedHead<'a> = Option<(HeadNames<'a>, &'a mut GradientStore)>;
@@ -108,13 +113,18 @@ pub type TrainedHead<'a> = Option<(HeadNames<'a>, &'a mut GradientStore)>;
 pub(crate) fn pull<L>(
     model: &QwenModel,
     batch: &Batch,
-    (trainable, adapters, checkpointing, noise): How<'_>,
+    options: StepOptions<'_>,
     store: &mut GradientStore,
     loss: impl FnOnce(&Head, Tensor<2>, TrainedHead<'_>) -> (L, Tensor<2>),
 ) -> L {
+    let StepOptions {
+        trainable,
+        adapters,
+        checkpointing,
+        noise,
+    } = options;
     if is_explicit(model, adapters) {
-        let how = (trainable, adapters, checkpointing, noise);
-        return explicit::pull(model, batch, how, store, loss);
+        return explicit::pull(model, batch, options, store, loss);
     }
     let rotary = model.rotary(&batch.positions);
     let mut shared = Shared {

@@ -20,7 +20,7 @@ use crate::parameters::{GradientStore, Trainable, visit_model};
 use crate::preference::{Baseline, Numbers, Preference, Tally};
 use crate::replicas::{GradientBuckets, GradientSum, Proven, Witness, await_all};
 use crate::schedule::{Schedule, Shape};
-use crate::step::{self, Checkpointing, Means, Noise};
+use crate::step::{self, Checkpointing, Means, Noise, StepOptions};
 
 /// How a [`Trainer`] trains.
 #[derive(Clone, Copy, Debug)]
@@ -74,8 +74,7 @@ impl TrainerOptions {
 /// A model in training.
 #[derive(Debug)]
 pub struct Trainer {
-    /// The model, with the current values of its trainable tensors. Say [`Trainer::forget_layout`] where they have been replaced.
-    pub model: QwenModel,
+    pub(crate) model: QwenModel,
     options: TrainerOptions,
     optimizer: AdamW,
     /// The adapter in buffers; `None` before the first step, and where tensors are trained one by one.
@@ -320,10 +319,10 @@ impl Trainer {
             return (means, gradients, Tally::default());
         };
         let mut store = self.gradient_store();
-        let (adapters, options) = (self.adapters(None), &self.options);
-        let how = (options.trainable, &adapters, options.checkpointing, None);
+        let adapters = self.adapters(None);
+        let options = self.step_options(&adapters, None);
         let share = (share.0, share.1, baseline);
-        let tally = preference.gradients(&self.model, share, how, &mut store);
+        let tally = preference.gradients(&self.model, share, options, &mut store);
         let none = Tensor::zeros([3], (&self.device(), DType::F32));
         (none, store, tally)
     }
@@ -424,13 +423,12 @@ impl Trainer {
         {
             gate::pass(WorkUnit::Batch);
             let adapters = self.adapters(Some(index));
-            let options = &self.options;
-            let noise = options.neftune_noise_alpha.map(|alpha| Noise {
+            let noise = self.options.neftune_noise_alpha.map(|alpha| Noise {
                 alpha,
                 seed: self.seed_of(index),
             });
-            let how = (options.trainable, &adapters, options.checkpointing, noise);
-            sums = sums + step::forward_backward(&self.model, batch, how, scale, &mut store);
+            let options = self.step_options(&adapters, noise);
+            sums = sums + step::forward_backward(&self.model, batch, options, scale, &mut store);
         }
         (sums.mul_scalar(scale), store)
     }
@@ -489,6 +487,20 @@ impl Trainer {
                 seed: self.seed_of(index),
             });
         AdapterSelection::All { slot, dropout }
+    }
+
+    /// How a step of this run computes gradients.
+    pub(crate) fn step_options<'a>(
+        &self,
+        adapters: &'a AdapterSelection,
+        noise: Option<Noise>,
+    ) -> StepOptions<'a> {
+        StepOptions {
+            trainable: self.options.trainable,
+            adapters,
+            checkpointing: self.options.checkpointing,
+            noise,
+        }
     }
 
     /// The seed of a micro-batch of the coming step.

@@ -109,7 +109,7 @@ fn adapter_of(trainer: &Trainer) -> LoraAdapter {
         lora_alpha: 16.0,
         ..LoraConfig::default()
     };
-    read_adapter(&trainer.model, SLOT, &config)
+    read_adapter(trainer.model(), SLOT, &config)
 }
 
 #[track_caller]
@@ -198,7 +198,7 @@ fn a_step_changes_what_is_written_next() {
     let _turn = turn();
     let device = gpu();
     let mut trainer = trainer(&device, 1e-2);
-    let before = answers(&mut trainer.model, 8);
+    let before = answers(trainer.model_mut(), 8);
     let mut rollouts = rollouts();
     for _ in 0..3 {
         let free = PolicyLoss {
@@ -208,7 +208,7 @@ fn a_step_changes_what_is_written_next() {
         };
         free.step(&mut trainer, &mut rollouts, 6);
     }
-    let after = answers(&mut trainer.model, 8);
+    let after = answers(trainer.model_mut(), 8);
     assert_ne!(before, after);
     // A model that was never trained, with the adapter as it is now.
     let mut fresh = model(&device);

@@ -111,7 +111,7 @@ fn main() -> Result<()> {
         count => format!(" on {count} devices ({sum:?})"),
     };
     let mut trainer = trainers.remove(0).with_copies(copies, sum);
-    let vocab = trainer.model.config.vocab_size as u32;
+    let vocab = trainer.model().config.vocab_size as u32;
     println!("loaded in {:.1} s", start.elapsed().as_secs_f64());
     for &tokens in &args.tokens {
         let batches = (0..devices.len()).map(|device| {

@@ -220,11 +220,10 @@ impl PolicyLoss {
         terms: &[Term],
         store: &mut GradientStore,
     ) -> Vec<[f32; 3]> {
-        let options = trainer.options();
         let adapters = trainer.adapters(Some(index));
-        let how = (options.trainable, &adapters, options.checkpointing, None);
+        let options = trainer.step_options(&adapters, None);
         let targets = Targets::new(&batch.targets);
-        pull(&trainer.model, batch, how, store, |head, x, trained| {
+        pull(&trainer.model, batch, options, store, |head, x, trained| {
             let mut found = Vec::with_capacity(terms.len());
             let dx = backward_by(head, x, &targets, trained, &mut |logits, first, tokens| {
                 let weight = |row: usize, loss: f32| {

@@ -93,8 +93,7 @@ impl Run<'_> {
             return Ok(());
         }
         let folder = self.best_folder().ok_or_else(|| no_best(Path::new("")))?;
-        read_weights(self.config, &mut self.trainer.model, &folder)?;
-        self.trainer.forget_layout();
+        read_weights(self.config, self.trainer.model_mut(), &folder)?;
         info!("the result is the best checkpoint: {}", folder.display());
         Ok(())
     }

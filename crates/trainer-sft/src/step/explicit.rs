@@ -25,7 +25,7 @@ use crate::gate::{self, WorkUnit};
 use crate::loss::{Head, Targets, indices, spread};
 use crate::parameters::{EMBEDDINGS, GradientStore};
 use crate::step::offload::{Offload, bring_back};
-use crate::step::{Checkpointing, How, TrainedHead, head, head_names};
+use crate::step::{Checkpointing, StepOptions, TrainedHead, head, head_names};
 
 /// Rows of a batch are a multiple of this: gradients of weights are sums over rows, and kernels take so many at once.
 pub(crate) const ROWS: usize = 64;
@@ -102,12 +102,12 @@ enum Kept {
 pub fn forward_backward(
     model: &QwenModel,
     batch: &Batch,
-    how: How<'_>,
+    options: StepOptions<'_>,
     scale: f64,
     store: &mut GradientStore,
 ) -> Tensor<1> {
     let targets = Targets::new(&batch.targets);
-    walk(model, batch, how, store, |x, trained, shared| {
+    walk(model, batch, options, store, |x, trained, shared| {
         let (sums, gradients) = loss(x, &targets, Some((scale, trained)), shared);
         (sums, spread(gradients, &targets, x))
     })
@@ -117,12 +117,12 @@ pub fn forward_backward(
 pub fn pull<L>(
     model: &QwenModel,
     batch: &Batch,
-    how: How<'_>,
+    options: StepOptions<'_>,
     store: &mut GradientStore,
     loss: impl FnOnce(&Head, Tensor<2>, TrainedHead<'_>) -> (L, Tensor<2>),
 ) -> L {
     let num_tokens = batch.num_tokens();
-    walk(model, batch, how, store, |x, trained, shared| {
+    walk(model, batch, options, store, |x, trained, shared| {
         let own = x.clone().narrow(0, 0, num_tokens).cast(DType::F32); // [num_tokens, hidden]
         let (loss_value, dx) = loss(&head(model), own, trained);
         (loss_value, full_rows(dx.cast(shared.dtype))) // [rows, hidden]
@@ -144,10 +144,16 @@ pub fn hidden(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) -> 
 fn walk<L>(
     model: &QwenModel,
     batch: &Batch,
-    (trainable, adapters, checkpointing, noise): How<'_>,
+    options: StepOptions<'_>,
     store: &mut GradientStore,
     loss: impl FnOnce(&Tensor<2>, TrainedHead<'_>, &Shared<'_>) -> (L, Tensor<2>),
 ) -> L {
+    let StepOptions {
+        trainable,
+        adapters,
+        checkpointing,
+        noise,
+    } = options;
     let num_tokens = batch.num_tokens();
     let batch = padded(batch);
     let shared = Shared::new(model, &batch, adapters);

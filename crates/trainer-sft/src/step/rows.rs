@@ -6,7 +6,7 @@
 use lora_4bit::AdapterSelection;
 use model_qwen::QwenModel;
 
-use super::{How, head, hidden, pull};
+use super::{StepOptions, head, hidden, pull};
 use crate::batch::Batch;
 use crate::loss::{self, Targets};
 use crate::parameters::GradientStore;
@@ -24,12 +24,12 @@ pub(crate) fn forward(model: &QwenModel, batch: &Batch, adapters: &AdapterSelect
 pub(crate) fn forward_backward(
     model: &QwenModel,
     batch: &Batch,
-    how: How<'_>,
+    options: StepOptions<'_>,
     store: &mut GradientStore,
     weigh: impl FnOnce(&[Known]) -> Vec<f32>,
 ) {
     let targets = Targets::new(&batch.targets);
-    pull(model, batch, how, store, |head, x, trained| {
+    pull(model, batch, options, store, |head, x, trained| {
         ((), loss::backward_rows(head, x, &targets, weigh, trained))
     });
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use lora_4bit::training::{add_in_place, writes_in_place};
+use model_qwen::QwenModel;
 
 use super::Trainer;
 use crate::flat::{Flat, FlatLayout};
@@ -67,11 +68,17 @@ impl Trainer {
         true
     }
 
-    /// Says that tensors that are trained have been replaced in the model, or in those of copies. Otherwise the next step would train
-    /// what was there before.
-    pub fn forget_layout(&mut self) {
+    /// The model, with the current values of its trainable tensors.
+    #[must_use]
+    pub fn model(&self) -> &QwenModel {
+        &self.model
+    }
+
+    /// The model, for others to change. Whatever tensors it then has are trained from there on. Copies on further devices keep theirs.
+    pub fn model_mut(&mut self) -> &mut QwenModel {
+        // The next step would train what the buffers have.
         self.flat = None;
-        self.copies.iter_mut().for_each(Self::forget_layout);
+        &mut self.model
     }
 
     /// Where the gradients of the coming step are added up.

@@ -160,8 +160,8 @@ fn check(name: &str) {
             }
         }
     }
-    let expected = adapter(&format!("grpo/{name}.safetensors"), &trainer.model);
-    let found = read_adapter(&trainer.model, SLOT, &expected.config);
+    let expected = adapter(&format!("grpo/{name}.safetensors"), trainer.model());
+    let found = read_adapter(trainer.model(), SLOT, &expected.config);
     for (module, expected) in &expected.modules {
         let found = &found.modules[module];
         for (found, expected) in [(&found.a, &expected.a), (&found.b, &expected.b)] {

@@ -85,7 +85,7 @@ fn check_run(name: &str) {
     put_adapter(&mut model, SLOT, start.clone()).unwrap();
     let mut trainer = trainer(model, &start.config);
     check_steps(&mut trainer, name);
-    let found = read_adapter(&trainer.model, SLOT, &start.config);
+    let found = read_adapter(trainer.model(), SLOT, &start.config);
     assert!(found.modules.keys().eq(end.modules.keys()));
     assert!(found.saved.keys().eq(end.saved.keys()));
     let moved = largest_difference(&values(&start), &values(&end));
@@ -194,7 +194,7 @@ fn check_decomposed(name: &str, init: InitLora) {
 
     let mut trainer = trainer(model, &adapter.config);
     check_steps(&mut trainer, name);
-    let found = form.read(&trainer.model, SLOT);
+    let found = form.read(trainer.model(), SLOT);
     let expected = LoraAdapter::load(&golden(&format!("methods/{name}/end"))).unwrap();
     assert_eq!(found.config.r, expected.config.r);
     assert_eq!(found.config.lora_alpha, expected.config.lora_alpha);
@@ -210,7 +210,7 @@ fn check_decomposed(name: &str, init: InitLora) {
     check_logits(&fresh, &AdapterSelection::all(SLOT), name);
     let (half, start) = split(found, &adapter.config).unwrap();
     assert_eq!(Some(start), form.start);
-    let current = read_adapter(&trainer.model, SLOT, &adapter.config);
+    let current = read_adapter(trainer.model(), SLOT, &adapter.config);
     assert_eq!(half.modules, current.modules);
 }
 

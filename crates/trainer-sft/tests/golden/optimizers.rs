@@ -48,7 +48,7 @@ fn lora_plus_trains_as_in_peft() {
     };
     let mut trainer = Trainer::new(model, options);
     check_log(&mut trainer, &batches()[..STEPS], &log("loraplus"));
-    check_adapter(&trainer.model, "optimizers/loraplus.safetensors");
+    check_adapter(trainer.model(), "optimizers/loraplus.safetensors");
 }
 
 /// From the flag to the scale, and to the file that PEFT reads.
@@ -80,11 +80,11 @@ fn rank_stabilized_lora_trains_as_in_peft() {
     let options = cosine(Trainable::Adapter { slot: SLOT }, 1e-3, 5, STEPS);
     let mut trainer = Trainer::new(model, options);
     check_log(&mut trainer, &batches()[..STEPS], &log("rslora"));
-    check_adapter(&trainer.model, "optimizers/rslora.safetensors");
+    check_adapter(trainer.model(), "optimizers/rslora.safetensors");
 
     let folder = tempfile::tempdir().unwrap();
     let written = folder.path().join("adapter");
-    let trained = read_adapter(&trainer.model, SLOT, &adapter.config);
+    let trained = read_adapter(trainer.model(), SLOT, &adapter.config);
     trained.save(&written).unwrap();
     let read = |path| -> Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
     let (found, expected) = (
@@ -117,7 +117,7 @@ fn check_weights(trainer: &mut Trainer, name: &str, by_bytes: bool) {
     let start = tensors(&golden("training/model/model.safetensors"));
     let mut count = 0;
     visit_model(
-        &mut trainer.model,
+        &mut trainer.model().clone(),
         Trainable::Full,
         &mut |key, parameter| {
             let found: Vec<f32> = parameter.value().into_data().iter::<f32>().collect();

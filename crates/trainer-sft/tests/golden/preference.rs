@@ -161,7 +161,7 @@ fn dpo(loss: LossType) -> impl Fn(&Run) -> Objective {
 fn dpo_learns_as_trl() {
     let (trainer, losses) = check("dpo", None, &pairs(), dpo(LossType::Sigmoid));
     assert_eq!(losses.len(), 30);
-    check_adapter(&trainer.model, "preference/dpo.safetensors");
+    check_adapter(trainer.model(), "preference/dpo.safetensors");
 }
 
 #[test]

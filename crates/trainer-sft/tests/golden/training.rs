@@ -38,7 +38,7 @@ fn check_adapter_run(name: &str, quantization: Quantization) {
     assert_eq!(log.loss.len(), STEPS);
     let options = cosine(Trainable::Adapter { slot: 0 }, 1e-3, 5, STEPS);
     let trainer = train(model, options, log);
-    check_adapter(&trainer.model, &format!("training/{name}.safetensors"));
+    check_adapter(trainer.model(), &format!("training/{name}.safetensors"));
 }
 
 #[test]

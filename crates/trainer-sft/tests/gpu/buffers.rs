@@ -17,9 +17,13 @@ use super::{Kind, PLAIN, batch, gpus::gpu, trainer, values};
 fn trained(trainer: &mut Trainer) -> BTreeMap<String, Vec<f32>> {
     let trainable = trainer.options().trainable;
     let mut all = BTreeMap::new();
-    visit_model(&mut trainer.model, trainable, &mut |name, parameter| {
-        all.insert(name.to_owned(), values(&parameter.value()));
-    });
+    visit_model(
+        &mut trainer.model().clone(),
+        trainable,
+        &mut |name, parameter| {
+            all.insert(name.to_owned(), values(&parameter.value()));
+        },
+    );
     all
 }
 
@@ -46,7 +50,7 @@ fn resumed(kind: Kind, before: &mut Trainer, loraplus: f64) -> Trainer {
     let mut options = *new.options();
     options.loraplus_lr_ratio = loraplus;
     let state = AdamW::resume(options.optimizer, optimizer.step(), state.collect());
-    let mut model = new.model;
+    let mut model = new.model().clone();
     let mut known = trained(before);
     visit_model(&mut model, options.trainable, &mut |name, parameter| {
         parameter.replace(|_| tensor(known.remove(name).unwrap()));
@@ -89,7 +93,7 @@ fn a_run_goes_on_where_it_stopped() {
         let mut whole = trainer(kind, ComputeDtype::Bf16, &gpu());
         let mut options = *whole.options();
         options.loraplus_lr_ratio = loraplus;
-        whole = Trainer::new(whole.model, options);
+        whole = Trainer::new(whole.model().clone(), options);
         let start = trained(&mut whole);
         let losses = |trainer: &mut Trainer, batches: &[Batch]| {
             [(); 2].map(|()| trainer.step(batches).read())
@@ -186,13 +190,12 @@ fn replaced_tensors_are_trained() {
     let known = trained(&mut first);
     first.step(&batches);
     let trainable = first.options().trainable;
-    visit_model(&mut first.model, trainable, &mut |name, parameter| {
+    visit_model(first.model_mut(), trainable, &mut |name, parameter| {
         let values = known[name].clone();
         let len = values.len();
         let data = TensorData::new(values, [len]);
         parameter.replace(|old| Tensor::from_data(data, (&old.device(), DType::F32)));
     });
-    first.forget_layout();
     let (loss, _) = first.step(&batches).read();
     let again = trained(&mut first);
     assert!(again.iter().all(|(name, values)| known[name] != *values));

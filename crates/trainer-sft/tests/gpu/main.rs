@@ -441,7 +441,7 @@ fn two_cards_take_the_steps_of_one() {
         }
         // The copies are still the same.
         let copy = &two.copies()[0];
-        let mut pairs = [&two.model, &copy.model].map(|model| {
+        let mut pairs = [two.model(), copy.model()].map(|model| {
             let mut model = model.clone();
             let mut all = Vec::new();
             visit_model(&mut model, two.options().trainable, &mut |_, parameter| {

@@ -10,7 +10,7 @@ use model_qwen::{Quantization, QwenModel};
 use serde::Deserialize;
 use trainer_sft::batch::Batch;
 use trainer_sft::parameters::{GradientStore, Trainable};
-use trainer_sft::step::{Checkpointing, How};
+use trainer_sft::step::{Checkpointing, StepOptions};
 
 use crate::files::{Sequence, golden, load, packed, peft_name, read_json, tensors};
 
@@ -66,7 +66,8 @@ impl Kind {
 }
 
 /// A way to compute the sums and the gradients of a micro-batch.
-pub(crate) type Step = fn(&QwenModel, &Batch, How<'_>, f64, &mut GradientStore) -> Tensor<1>;
+pub(crate) type Step =
+    fn(&QwenModel, &Batch, StepOptions<'_>, f64, &mut GradientStore) -> Tensor<1>;
 
 #[derive(Deserialize)]
 struct Documents {
@@ -191,8 +192,13 @@ fn gradients(model: &QwenModel, kind: Kind, step: Step, batches: &[Batch]) -> (f
                 AdapterSelection::All { slot: 0, dropout },
             ),
         };
-        let how = (trainable, &adapters, Checkpointing::Auto, None);
-        let sums = step(model, batch, how, scale, &mut store); // [3]
+        let options = StepOptions {
+            trainable,
+            adapters: &adapters,
+            checkpointing: Checkpointing::Auto,
+            noise: None,
+        };
+        let sums = step(model, batch, options, scale, &mut store); // [3]
         sum += f64::from(sums.narrow(0, 0, 1).into_scalar::<f32>());
     }
     (scale * sum, store)

@@ -5,7 +5,7 @@ use kv_paging::CausalAttention;
 use lora_4bit::{AdapterSelection, Dropout, Weight};
 use trainer_sft::loss::{self, Targets};
 use trainer_sft::parameters::GradientStore;
-use trainer_sft::step::{self, Noise};
+use trainer_sft::step::{self, Noise, StepOptions};
 use trainer_sft::trainer::Trainer;
 
 use super::*;
@@ -120,15 +120,17 @@ fn the_explicit_step_equals_the_graphs() {
             alpha: 5.0,
             seed: 1,
         });
-        let how = (trainable, &adapters, Checkpointing::On, noise);
-        let loss = step::forward_backward(&model, &batch, how, 0.5, &mut expected);
-        let kept = if qk_norm {
-            Checkpointing::Off
-        } else {
-            Checkpointing::On
+        let mut options = StepOptions {
+            trainable,
+            adapters: &adapters,
+            checkpointing: Checkpointing::On,
+            noise,
         };
-        let how = (trainable, &adapters, kept, noise);
-        let explicit = step::explicit::forward_backward(&model, &batch, how, 0.5, &mut found);
+        let loss = step::forward_backward(&model, &batch, options, 0.5, &mut expected);
+        if qk_norm {
+            options.checkpointing = Checkpointing::Off;
+        }
+        let explicit = step::explicit::forward_backward(&model, &batch, options, 0.5, &mut found);
         assert_close("loss", &values(&explicit), &values(&loss), 1e-5);
         assert!(expected.names().eq(found.names()));
         for name in expected.names() {
@@ -138,9 +140,10 @@ fn the_explicit_step_equals_the_graphs() {
         // The same loss from outside: what preferences and rewards do.
         let targets = Targets::new(&batch.targets);
         let mut pulled = GradientStore::default();
-        let outside = step::explicit::pull(&model, &batch, how, &mut pulled, |head, x, trained| {
-            loss::backward(head, x, &targets, 0.5, trained)
-        });
+        let outside =
+            step::explicit::pull(&model, &batch, options, &mut pulled, |head, x, trained| {
+                loss::backward(head, x, &targets, 0.5, trained)
+            });
         assert_close("pulled loss", &values(&outside), &values(&loss), 1e-5);
         assert!(expected.names().eq(pulled.names()));
         for name in expected.names() {
@@ -165,10 +168,16 @@ fn the_explicit_step_of_all_weights_equals_the_graphs() {
         let model = model(tied, qk_norm);
         let batch = pack(&documents());
         let (mut expected, mut found) = (GradientStore::default(), GradientStore::default());
-        let how = |kept| (Trainable::Full, &adapters, kept, None);
-        let graphs = how(Checkpointing::On);
+        let options = |checkpointing| StepOptions {
+            trainable: Trainable::Full,
+            adapters: &adapters,
+            checkpointing,
+            noise: None,
+        };
+        let graphs = options(Checkpointing::On);
         let loss = step::forward_backward(&model, &batch, graphs, 0.5, &mut expected);
-        let explicit = step::explicit::forward_backward(&model, &batch, how(kept), 0.5, &mut found);
+        let explicit =
+            step::explicit::forward_backward(&model, &batch, options(kept), 0.5, &mut found);
         assert_close("loss", &values(&explicit), &values(&loss), 1e-5);
         assert!(expected.names().eq(found.names()));
         for name in expected.names() {

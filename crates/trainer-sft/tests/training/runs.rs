@@ -23,10 +23,10 @@ fn accumulated_steps_reach_the_same_adapter() {
         at_once.step(&[pack(&documents())]);
     }
     for ((name, a), (_, b)) in accumulated
-        .model
+        .model()
         .linears()
         .into_iter()
-        .zip(at_once.model.linears())
+        .zip(at_once.model().linears())
     {
         let flat = |tensor: &Tensor<2>| tensor.to_data().iter::<f32>().collect::<Vec<_>>();
         let (a, b) = (a.adapter(SLOT).unwrap(), b.adapter(SLOT).unwrap());
@@ -76,7 +76,7 @@ fn read_all(trainer: &Trainer) -> Vec<u8> {
         lora_alpha: 6.0,
         ..Default::default()
     };
-    let mut adapter = read_adapter(&trainer.model, SLOT, &lora);
+    let mut adapter = read_adapter(trainer.model(), SLOT, &lora);
     adapter.config.r = adapter.modules.values().map(|m| m.r).max().unwrap();
     adapter.config.use_dora = adapter.modules.values().any(|m| m.magnitude.is_some());
     adapter.to_bytes().unwrap().1
@@ -142,7 +142,7 @@ fn resume(start: QwenModel, r: usize, settings: TrainerOptions) {
             };
             let written = checkpoint::save(&dir, &state, whole.optimizer(), |folder| {
                 assert_ne!(folder, dir);
-                read_adapter(&whole.model, SLOT, &lora)
+                read_adapter(whole.model(), SLOT, &lora)
                     .save(folder)
                     .unwrap();
                 Ok(())
@@ -177,9 +177,13 @@ fn resume(start: QwenModel, r: usize, settings: TrainerOptions) {
 fn stepped(settings: TrainerOptions) -> Vec<(String, Vec<f32>, Vec<f32>)> {
     let read = |trainer: &mut Trainer| {
         let mut all = Vec::new();
-        visit_model(&mut trainer.model, settings.trainable, &mut |name, p| {
-            all.push((name.to_owned(), values(&p.value())));
-        });
+        visit_model(
+            &mut trainer.model().clone(),
+            settings.trainable,
+            &mut |name, p| {
+                all.push((name.to_owned(), values(&p.value())));
+            },
+        );
         all
     };
     let mut trainer = Trainer::new(model_with_adapter(), settings);
