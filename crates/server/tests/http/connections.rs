@@ -165,10 +165,24 @@ fn who_sends_a_body_in_vain_reads_why() {
     for (server, head, status) in [
         (&open, "POST /nowhere", "404"),
         (&open, "PUT /v1/completions", "405"),
-        (&open, "POST /v1/chat/completions", "400"),
+        (&open, "POST /v1/chat/completions", "415"),
         (&closed, "POST /v1/completions", "401"),
     ] {
         let answer = send_before_reading(server, head).unwrap();
         assert_eq!(answer, format!("HTTP/1.1 {status}"), "{head}");
     }
+}
+
+#[test]
+fn who_asks_before_sending_is_not_asked_for_a_body_in_vain() {
+    let server = TestServer::start_with(&["--api-key", "key"], |_| says("abc"));
+    let mut connection = TcpStream::connect(server.address).unwrap();
+    connection
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 9\r\n\r\n";
+    connection.write_all(head.as_bytes()).unwrap();
+    let mut answer = [0; 12];
+    connection.read_exact(&mut answer).unwrap();
+    assert_eq!(answer, *b"HTTP/1.1 401");
 }
