@@ -169,12 +169,16 @@ impl Linear {
     pub fn update_norm(&mut self, slot: usize) {
         if let Some(Some(adapter)) = self.adapters.get_mut(slot) {
             adapter.update_norm(&self.weight);
+            self.stack = None;
         }
     }
 
-    /// The adapter in `slot`.
+    /// The adapter in `slot`, to change it.
     pub fn adapter_mut(&mut self, slot: usize) -> Option<&mut LoraWeights> {
-        self.adapters.get_mut(slot)?.as_mut()
+        let adapter = self.adapters.get_mut(slot)?.as_mut()?;
+        // The stack holds copies of the adapters as they were.
+        self.stack = None;
+        Some(adapter)
     }
 
     /// Copies the adapters into one tensor, for [`AdapterSelection::Stacked`]; in bf16 if the base product is computed in

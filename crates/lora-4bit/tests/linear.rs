@@ -344,6 +344,21 @@ fn stacked_adapters_equal_groups_of_rows() {
 }
 
 #[test]
+#[should_panic(expected = "call stack_adapters first")]
+fn a_stack_is_not_used_after_its_adapters_have_changed() {
+    let device = Device::flex();
+    let mut linear = Linear::new(Weight::Dense(matrix([8, 8], 1, &device)), None);
+    let adapter = LoraWeights::new(matrix([4, 8], 2, &device), matrix([8, 4], 3, &device), 2.0);
+    linear.set_adapter(0, Some(adapter));
+    assert!(linear.stack_adapters().is_some());
+    let rows = AdapterSelection::Stacked(StackedRows::new(&[Some(0); 2], &device).into());
+    let x = matrix([2, 8], 4, &device);
+    linear.forward(x.clone(), &rows);
+    linear.adapter_mut(0).unwrap().scaling = 1.0;
+    linear.forward(x, &rows);
+}
+
+#[test]
 fn uniform_rows_collapse() {
     let device = Device::flex();
     let select = |slots: &[Option<usize>]| AdapterSelection::per_row(slots, &device);

@@ -90,13 +90,16 @@ impl Generator {
     /// Completions of all `requests`, in their order. `on_token` hears of each token (the number of the request comes first),
     /// and may end that completion.
     ///
-    /// On a GPU, adapters must be [stacked](QwenModel::stack_adapters) since they changed: [`Self::prepare`] does it.
+    /// The adapters of the model are [stacked](QwenModel::stack_adapters) before, as they are now.
     ///
     /// # Errors
     /// A prompt that is empty, has unknown tokens or no room for an answer, and a device that fails.
+    ///
+    /// # Panics
+    /// As [`QwenModel::stack_adapters`].
     pub fn generate(
         &self,
-        model: &QwenModel,
+        model: &mut QwenModel,
         requests: &[Request],
         on_token: &mut dyn FnMut(usize, u32) -> ControlFlow<()>,
     ) -> Result<Vec<Completion>, GenerationError> {
@@ -104,18 +107,14 @@ impl Generator {
             return Ok(Vec::new());
         }
         check(model, requests)?;
+        if self.slot.is_some() {
+            model.stack_adapters();
+        }
         let mut engine = Engine::new(self, model, requests)?;
         while engine.has_work() {
             engine.step(on_token)?;
         }
         Ok(engine.completions)
-    }
-
-    /// Makes the adapters ready that have changed since the last completions.
-    pub fn prepare(&self, model: &mut QwenModel) {
-        if self.slot.is_some() {
-            model.stack_adapters();
-        }
     }
 }
 

@@ -165,12 +165,11 @@ pub(crate) fn answers(
         slot: trainer.slot(),
         stop_token_ids: format.limits.eos_token_ids.clone(),
     };
-    generator.prepare(&mut trainer.model);
     let listen = &mut |_, _| {
         gate::pass(WorkUnit::Batch);
         ControlFlow::Continue(())
     };
-    let completions = generator.generate(&trainer.model, requests, listen)?;
+    let completions = generator.generate(&mut trainer.model, requests, listen)?;
     let texts = completions.iter();
     let texts = texts.map(|completion| format.text_of(completion.content()));
     let texts = texts.collect();

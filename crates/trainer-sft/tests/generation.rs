@@ -40,7 +40,7 @@ fn request(prompt: Vec<u32>, index: usize) -> Request {
 
 #[test]
 fn completions_are_those_of_each_prompt_alone() {
-    let (model, tokenizer) = model();
+    let (mut model, tokenizer) = model();
     let texts = [
         "Once upon a time",
         "The dog",
@@ -59,7 +59,7 @@ fn completions_are_those_of_each_prompt_alone() {
         };
         let mut heard = vec![Vec::new(); texts.len()];
         let completions = generator
-            .generate(&model, &requests, &mut |index, token| {
+            .generate(&mut model, &requests, &mut |index, token| {
                 heard[index].push(token);
                 ControlFlow::Continue(())
             })
@@ -83,14 +83,14 @@ fn completions_are_those_of_each_prompt_alone() {
 
 #[test]
 fn a_listener_ends_its_completion_and_no_other() {
-    let (model, tokenizer) = model();
+    let (mut model, tokenizer) = model();
     let prompt = tokenizer.encode("The dog", false).unwrap();
     let requests = [request(prompt.clone(), 4), request(prompt, 6)];
     let generator = Generator {
         slot: None,
         stop_token_ids: Vec::new(),
     };
-    let completions = generator.generate(&model, &requests, &mut |index, _| match index {
+    let completions = generator.generate(&mut model, &requests, &mut |index, _| match index {
         0 => ControlFlow::Break(()),
         _ => ControlFlow::Continue(()),
     });
@@ -104,7 +104,7 @@ fn a_listener_ends_its_completion_and_no_other() {
 
 #[test]
 fn prompts_that_do_not_fit_are_named() {
-    let (model, _) = model();
+    let (mut model, _) = model();
     let generator = Generator {
         slot: None,
         stop_token_ids: Vec::new(),
@@ -126,10 +126,11 @@ fn prompts_that_do_not_fit_are_named() {
         ),
     ] {
         let requests = [request(vec![1], 0), request(prompt, 1)];
-        let refused = generator.generate(&model, &requests, &mut |_, _| ControlFlow::Continue(()));
+        let refused =
+            generator.generate(&mut model, &requests, &mut |_, _| ControlFlow::Continue(()));
         let refused = refused.unwrap_err().to_string();
         assert!(refused.starts_with(&expected), "{refused}");
     }
-    let nothing = generator.generate(&model, &[], &mut |_, _| ControlFlow::Continue(()));
+    let nothing = generator.generate(&mut model, &[], &mut |_, _| ControlFlow::Continue(()));
     assert_eq!(nothing.unwrap(), Vec::<Completion>::new());
 }

@@ -68,7 +68,6 @@ fn answers(model: &mut QwenModel, max_tokens: usize) -> Vec<Completion> {
         slot: Some(SLOT),
         stop_token_ids: vec![0],
     };
-    generator.prepare(model);
     let request = |prompt: &&[u32]| Request {
         prompt: prompt.to_vec(),
         sampling: SamplingParams::greedy(),
