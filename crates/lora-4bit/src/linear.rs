@@ -13,7 +13,7 @@ use burn::tensor::{DType, IndexingUpdateOp, Tensor};
 use crate::adapter_selection::{AdapterSelection, RowGroups, StackedRows};
 use crate::dropout::Dropout;
 use crate::kernels::{self, Adapters, ComputeDtype, LayerOperand, Maybe, Norm, both};
-use crate::lora::{LoraStack, LoraWeights};
+use crate::lora::{DoraStack, LoraStack, LoraWeights};
 use crate::weight::Weight;
 
 /// A linear layer with optional LoRA adapters.
@@ -29,6 +29,24 @@ pub struct Linear {
     pub compute: ComputeDtype,
     adapters: Vec<Option<LoraWeights>>,
     stack: Option<LoraStack>,
+}
+
+/// How a layer is computed with a selection of adapters.
+enum Path<'a> {
+    /// The kernels add the adapters together with the base product.
+    Fused(Adapters<Dispatch>),
+    /// The kernels add the adapters of a stack, and DoRA scales the result.
+    StackedDora {
+        stack: &'a LoraStack,
+        dora: &'a DoraStack,
+        rows: &'a StackedRows,
+    },
+    /// One adapter, whose input loses what dropout drops.
+    Dropped(&'a LoraWeights, Dropout),
+    /// One adapter, with DoRA, which scales the result.
+    Dora(&'a LoraWeights),
+    /// Each adapter is added to its rows of the base product.
+    PerRow(&'a RowGroups),
 }
 
 /// Queries, keys and values of the normalised input.
@@ -208,27 +226,21 @@ impl Linear {
     /// If `x` has another width than the weight, if a selection of rows has another length, or if it is
     /// [`AdapterSelection::Stacked`] and adapters have changed since [`Linear::stack_adapters`].
     pub fn forward(&self, x: Tensor<2>, adapters: &AdapterSelection) -> Tensor<2> {
-        if let Some(layer) = self.operand(adapters) {
-            return kernels::linear(x, layer, None);
-        }
-        let adapters = match adapters {
-            AdapterSelection::Stacked(rows) => return self.forward_stacked(x, rows),
-            AdapterSelection::All { slot, dropout } => self.adapter(*slot).map(|adapter| {
-                let dropout = dropout.filter(|dropout| dropout.p > 0.0);
-                (adapter, dropout)
-            }),
-            AdapterSelection::PerRow(rows) => {
-                let base = kernels::linear(x.clone(), self.base(Adapters::None), None); // [tokens, out]
-                return self.add_per_row(base, &x, rows);
+        match self.path(adapters) {
+            Path::Fused(adapters) => kernels::linear(x, self.base(adapters), None),
+            Path::StackedDora { stack, dora, rows } => {
+                let num_rows = x.dims()[0];
+                let y = kernels::linear(x, self.base(stack.operand(rows)), None); // [tokens, out]
+                dora.scale(y, rows.slots.clone().narrow(0, rows.at, num_rows))
             }
-            AdapterSelection::Base => None,
-        };
-        match adapters {
-            None => kernels::linear(x, self.base(Adapters::None), None),
-            Some((adapter, Some(dropout))) => self.forward_dropped(x, adapter, dropout),
-            Some((adapter, None)) => {
+            Path::Dropped(adapter, dropout) => self.forward_dropped(x, adapter, dropout),
+            Path::Dora(adapter) => {
                 let y = kernels::linear(x, self.base(adapter.operand()), None); // [tokens, out]
                 self.scaled(y, adapter)
+            }
+            Path::PerRow(rows) => {
+                let base = kernels::linear(x.clone(), self.base(Adapters::None), None); // [tokens, out]
+                self.add_per_row(base, &x, rows)
             }
         }
     }
@@ -243,20 +255,6 @@ impl Linear {
         let dropped = self.weight.forward(x.clone(), self.compute); // [tokens, out]
         let extra = adapter.add_to(dropped.clone(), x); // [tokens, out]
         dora.scale_dropped(base, dropped, extra)
-    }
-
-    /// With the adapters of a stack, some of them with DoRA.
-    fn forward_stacked(&self, x: Tensor<2>, rows: &StackedRows) -> Tensor<2> {
-        let num_rows = x.dims()[0];
-        let (adapters, dora) = match &self.stack {
-            Some(stack) => (stack.operand(rows), stack.dora()),
-            None => (Adapters::None, None),
-        };
-        let y = kernels::linear(x, self.base(adapters), None); // [tokens, out]
-        match dora {
-            Some(dora) => dora.scale(y, rows.slots.clone().narrow(0, rows.at, num_rows)),
-            None => y,
-        }
     }
 
     /// The result `y [tokens, out]` of the plain adapter, scaled if it has DoRA.
@@ -280,29 +278,39 @@ impl Linear {
         }
     }
 
-    /// The handles of the layer and of the adapters that the kernels add together with the base product. `None` for groups of rows
-    /// and for dropout, which are added afterwards, and for DoRA, which scales the result.
+    /// The handles of the layer and of its adapters, where the kernels add these together with the base product.
     fn operand(&self, adapters: &AdapterSelection) -> Option<LayerOperand<Dispatch>> {
-        let adapters = match adapters {
-            AdapterSelection::Base => Adapters::None,
+        match self.path(adapters) {
+            Path::Fused(adapters) => Some(self.base(adapters)),
+            Path::StackedDora { .. } | Path::Dropped(..) | Path::Dora(_) | Path::PerRow(_) => None,
+        }
+    }
+
+    fn path<'a>(&'a self, adapters: &'a AdapterSelection) -> Path<'a> {
+        match adapters {
+            AdapterSelection::Base => Path::Fused(Adapters::None),
             AdapterSelection::Stacked(rows) => match &self.stack {
-                Some(stack) if stack.dora().is_some() => return None,
-                Some(stack) => stack.operand(rows),
+                Some(stack) => match stack.dora() {
+                    Some(dora) => Path::StackedDora { stack, dora, rows },
+                    None => Path::Fused(stack.operand(rows)),
+                },
                 None => {
                     let has_none = self.adapters.is_empty();
                     assert!(has_none, "layer {}: call stack_adapters first", self.id);
-                    Adapters::None
+                    Path::Fused(Adapters::None)
                 }
             },
-            AdapterSelection::All { slot, dropout } => match self.adapter(*slot) {
-                Some(_) if dropout.is_some_and(|dropout| dropout.p > 0.0) => return None,
-                Some(adapter) if adapter.dora.is_some() => return None,
-                Some(adapter) => adapter.operand(),
-                None => Adapters::None,
-            },
-            AdapterSelection::PerRow(_) => return None,
-        };
-        Some(self.base(adapters))
+            AdapterSelection::All { slot, dropout } => {
+                let dropout = dropout.filter(|dropout| dropout.p > 0.0);
+                match (self.adapter(*slot), dropout) {
+                    (None, _) => Path::Fused(Adapters::None),
+                    (Some(adapter), Some(dropout)) => Path::Dropped(adapter, dropout),
+                    (Some(adapter), None) if adapter.dora.is_some() => Path::Dora(adapter),
+                    (Some(adapter), None) => Path::Fused(adapter.operand()),
+                }
+            }
+            AdapterSelection::PerRow(rows) => Path::PerRow(rows),
+        }
     }
 
     /// The handles of the layer with `adapters`.

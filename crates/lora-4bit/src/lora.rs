@@ -11,7 +11,7 @@ use burn::tensor::{DType, Tensor};
 use crate::adapter_selection::StackedRows;
 use crate::kernels::{self, Adapters, STACK_PADDING, STACK_RANKS, StackOperand};
 pub use dora::Dora;
-use dora::DoraStack;
+pub(crate) use dora::DoraStack;
 
 /// One LoRA adapter of one layer.
 #[derive(Clone, Debug)]
