@@ -3,11 +3,12 @@
 use std::ops::ControlFlow;
 
 use burn::tensor::{DType, Tensor};
-use kv_paging::{AttentionBatch, KvShape, PagedAttention, PagedKvCache, SequenceChunk};
+use kv_paging::{KvShape, PagedKvCache};
 use lora_4bit::AdapterSelection;
 
 use crate::choose::{Choice, ChoiceRow, Want, choose};
 use crate::model::QwenModel;
+use crate::packed_step::PackedStep;
 use crate::sampling::{Sampler, SamplingParams};
 
 /// Tokens of one KV block.
@@ -133,20 +134,9 @@ impl<'a> SingleSequence<'a> {
 
     /// Hidden states of the sequence's next tokens, `[tokens, hidden]`.
     fn step(&mut self, tokens: &[u32]) -> Tensor<2> {
-        let start = self.len;
+        let mut step = PackedStep::default();
+        step.push(tokens, self.len, None, &self.block_table);
         self.len += tokens.len();
-        let positions: Vec<u32> = (start as u32..self.len as u32).collect();
-        let chunk = SequenceChunk {
-            query_len: tokens.len(),
-            context_len: self.len,
-            block_table: &self.block_table,
-        };
-        let batch = AttentionBatch::new(&[chunk], BLOCK_SIZE);
-        let mut attention = PagedAttention {
-            cache: &mut self.cache,
-            batch: &batch,
-        };
-        self.model
-            .forward(tokens, &positions, &self.adapters, &mut attention)
+        step.forward_with(self.model, &mut self.cache, &self.adapters)
     }
 }

@@ -10,14 +10,12 @@ mod graphs;
 mod pending;
 
 use burn::tensor::Tensor;
-use kv_paging::{
-    AttentionBatch, DecodeToken, PagedAttention, PagedKvCache, SchedulerConfig, SequenceChunk,
-};
-use lora_4bit::AdapterSelection;
+use kv_paging::{DecodeToken, PagedKvCache, SchedulerConfig};
 
 use crate::kernels::choice::queues_reads;
 use crate::kernels::forget_device_state;
 use crate::model::QwenModel;
+use crate::packed_step::PackedStep;
 use crate::sampling::{Draw, RowMask};
 use graphs::Graphs;
 pub use pending::Pending;
@@ -161,26 +159,17 @@ impl GraphRunner {
 
 /// Hidden states of a step that is computed at once, `[rows, hidden]`.
 fn forward(model: &QwenModel, cache: &mut PagedKvCache, rows: &[DecodeRow<'_>]) -> Tensor<2> {
-    let id = |row: &DecodeRow<'_>| match row.token {
-        DecodeToken::Id(id) => id,
-        DecodeToken::ChosenIn(row) => {
-            panic!("a step that is not recorded leaves no token in row {row}")
-        }
-    };
-    let tokens: Vec<u32> = rows.iter().map(id).collect();
-    let positions: Vec<u32> = rows.iter().map(|row| row.position as u32).collect();
-    let slots: Vec<Option<usize>> = rows.iter().map(|row| row.adapter_slot).collect();
-    let chunks: Vec<SequenceChunk<'_>> = (rows.iter())
-        .map(|row| SequenceChunk {
-            query_len: 1,
-            context_len: row.position + 1,
-            block_table: row.block_table,
-        })
-        .collect();
-    let batch = AttentionBatch::new(&chunks, cache.shape().block_size);
-    let adapters = AdapterSelection::per_row(&slots, &model.device());
-    let mut kv = PagedAttention::new(cache, &batch);
-    model.forward(&tokens, &positions, &adapters, &mut kv)
+    let mut step = PackedStep::default();
+    for row in rows {
+        let id = match row.token {
+            DecodeToken::Id(id) => id,
+            DecodeToken::ChosenIn(row) => {
+                panic!("a step that is not recorded leaves no token in row {row}")
+            }
+        };
+        step.push(&[id], row.position, row.adapter_slot, row.block_table);
+    }
+    step.forward(model, cache)
 }
 
 /// Rows that are computed for `num_rows` rows: few recorded steps, little waste.

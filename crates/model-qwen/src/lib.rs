@@ -38,6 +38,7 @@ mod mlp;
 pub mod model;
 mod model_folder;
 mod modules;
+mod packed_step;
 pub mod pooling;
 pub mod quantize;
 mod random;
@@ -80,6 +81,7 @@ pub use load::{
 pub use merge::{MergeError, MergedWeights};
 pub use model::{DecoderLayer, LINEARS, QwenModel, linear_features, linear_names};
 pub use model_folder::{ModelFolderError, RUN_FILES, copy_modules};
+pub use packed_step::PackedStep;
 pub use pooling::{Architecture, PoolingType, ScoreHead, ScoreTokens, SentenceTransformer};
 pub use sampling::{
     Ahead, Draw, LogprobsMode, RowMask, SampledToken, Sampler, SamplingError, SamplingParams,

@@ -9,13 +9,12 @@ use std::ops::ControlFlow;
 
 use burn::tensor::DType;
 use kv_paging::{
-    AttentionBatch, CacheKey, Chunk, DecodeToken, KvShape, NewSequence, PagedAttention,
-    PagedKvCache, Sampled, Scheduler, SchedulerConfig, SequenceChunk, Step,
+    CacheKey, Chunk, DecodeToken, KvShape, NewSequence, PagedKvCache, Sampled, Scheduler,
+    SchedulerConfig, Step,
 };
-use lora_4bit::AdapterSelection;
 use model_qwen::{
-    Ahead, Choice, ChoiceRow, DecodeRow, Dtype, GraphRunner, Pending, QwenConfig, QwenModel,
-    Sampler, SamplingParams, Want, device_memory, is_gpu,
+    Ahead, Choice, ChoiceRow, DecodeRow, Dtype, GraphRunner, PackedStep, Pending, QwenConfig,
+    QwenModel, Sampler, SamplingParams, Want, device_memory, is_gpu,
 };
 use thiserror::Error;
 
@@ -277,28 +276,13 @@ impl<'a> Engine<'a> {
 
     /// Computes the hidden states of chunks of any length, packed one after the other.
     fn forward(&mut self, step: &Step) -> Pending {
-        let (mut tokens, mut positions) = (Vec::new(), Vec::new());
-        let mut packed = Vec::with_capacity(step.chunks.len());
+        let mut packed = PackedStep::default();
         for chunk in &step.chunks {
-            tokens.extend_from_slice(&chunk.tokens);
-            positions.extend((chunk.start as u32..).take(chunk.tokens.len()));
-            packed.push(SequenceChunk {
-                query_len: chunk.tokens.len(),
-                context_len: chunk.start + chunk.tokens.len(),
-                block_table: &chunk.block_table,
-            });
+            let slot = self.generator.slot;
+            packed.push(&chunk.tokens, chunk.start, slot, &chunk.block_table);
         }
-        let batch = AttentionBatch::new(&packed, BLOCK_SIZE);
-        let slots = vec![self.generator.slot; tokens.len()];
-        let adapters = AdapterSelection::per_row(&slots, &self.model.device());
-        let mut kv = PagedAttention::new(&mut self.cache, &batch);
-        let ends = step.chunks.iter().scan(0, |end, chunk| {
-            *end += chunk.tokens.len();
-            Some(*end - 1)
-        });
-        let ends: Vec<usize> = ends.collect();
-        let model = &self.model;
-        let hidden = model.forward_rows(&tokens, &positions, &ends, &adapters, &mut kv); // [chunks, hidden]
+        let ends = packed.last_rows();
+        let hidden = packed.forward_rows(self.model, &mut self.cache, &ends); // [chunks, hidden]
         Pending::hidden_rows(hidden, ends)
     }
 

@@ -3,11 +3,8 @@
 use std::collections::HashMap;
 use std::time::Instant;
 
-use kv_paging::{
-    AttentionBatch, Chunk, DecodeToken, PagedAttention, Sampled, SequenceChunk, SequenceId,
-};
-use lora_4bit::AdapterSelection;
-use model_qwen::{Ahead, Choice, ChoiceRow, DecodeRow, Pending, RowMask};
+use kv_paging::{Chunk, DecodeToken, Sampled, SequenceId};
+use model_qwen::{Ahead, Choice, ChoiceRow, DecodeRow, PackedStep, Pending, RowMask};
 
 use super::active::ActiveSequence;
 use super::worker::Worker;
@@ -62,43 +59,27 @@ impl Worker {
     /// Computes the hidden states of chunks of any length, packed one after the other. Tokens of a draft are sequences of one query,
     /// so that each has the result that it has in a step of its own.
     pub(super) fn forward<'a>(&mut self, chunks: Vec<&'a Chunk>) -> Launched<'a> {
-        let (mut tokens, mut positions, mut slots) = (Vec::new(), Vec::new(), Vec::new());
+        let mut packed = PackedStep::default();
         let mut starts = Vec::with_capacity(chunks.len());
-        let mut packed = Vec::with_capacity(chunks.len());
         for chunk in &chunks {
-            let end = chunk.start + chunk.tokens.len();
-            starts.push(tokens.len());
-            tokens.extend(chunk.tokens.iter().chain(&chunk.draft));
-            positions.extend((chunk.start as u32..).take(chunk.num_tokens()));
+            starts.push(packed.num_tokens());
             let sequence = self.sequences.get(&chunk.id);
-            slots.resize(
-                tokens.len(),
-                sequence.and_then(ActiveSequence::adapter_slot),
-            );
-            let query_lens =
-                std::iter::once(chunk.tokens.len()).chain(chunk.draft.iter().map(|_| 1));
-            packed.extend(
-                query_lens
-                    .zip(end..)
-                    .map(|(query_len, context_len)| SequenceChunk {
-                        query_len,
-                        context_len,
-                        block_table: &chunk.block_table,
-                    }),
-            );
+            let slot = sequence.and_then(ActiveSequence::adapter_slot);
+            packed.push(&chunk.tokens, chunk.start, slot, &chunk.block_table);
+            let end = chunk.start + chunk.tokens.len();
+            for (&token, position) in chunk.draft.iter().zip(end..) {
+                packed.push(&[token], position, slot, &chunk.block_table);
+            }
         }
-        let batch = AttentionBatch::new(&packed, self.cache.shape().block_size);
-        let adapters = AdapterSelection::per_row(&slots, &self.device);
         let chunks: Vec<(&Chunk, usize)> = chunks.into_iter().zip(starts).collect();
         let rows = self.rows_to_compute(&chunks);
-        let mut kv = PagedAttention::new(&mut self.cache, &batch);
-        let model = &self.model;
+        let (model, cache) = (&self.model, &mut self.cache);
         let pending = match rows {
             Some(rows) => {
-                let hidden = model.forward_rows(&tokens, &positions, &rows, &adapters, &mut kv); // [rows, hidden]
+                let hidden = packed.forward_rows(model, cache, &rows); // [rows, hidden]
                 Pending::hidden_rows(hidden, rows)
             }
-            None => Pending::hidden(model.forward(&tokens, &positions, &adapters, &mut kv)), // [tokens, hidden]
+            None => Pending::hidden(packed.forward(model, cache)), // [tokens, hidden]
         };
         Launched { chunks, pending }
     }

@@ -5,12 +5,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use burn::tensor::Tensor;
-use kv_paging::{AttentionBatch, DecodeToken, PagedAttention, PagedKvCache, SequenceChunk};
-use lora_4bit::AdapterSelection;
+use kv_paging::{DecodeToken, PagedKvCache};
 use lora_4bit::dry_run::{compile_only, real_launches};
 use model_qwen::{
-    Ahead, ChoiceRow, DecodeRow, GraphRunner, MAX_LOGIT_ROWS, Pending, QwenModel, RowMask, Sampler,
-    SamplingParams, Seldom, TokenMask, Want,
+    Ahead, ChoiceRow, DecodeRow, GraphRunner, MAX_LOGIT_ROWS, PackedStep, Pending, QwenModel,
+    RowMask, Sampler, SamplingParams, Seldom, TokenMask, Want,
 };
 
 use super::progress::StartProgress;
@@ -303,30 +302,18 @@ fn forward(
     slot: Option<usize>,
     all: bool,
 ) -> (Tensor<2>, Vec<usize>) {
-    let num_tokens = lens.iter().sum();
-    let positions: Vec<u32> = lens.iter().flat_map(|&len| 0..len as u32).collect();
     let block_size = cache.shape().block_size;
     let longest = lens.iter().copied().max().unwrap_or(0);
     let table: Vec<u32> = (0..longest.div_ceil(block_size) as u32).collect();
-    let chunks: Vec<SequenceChunk<'_>> = (lens.iter())
-        .map(|&len| SequenceChunk {
-            query_len: len,
-            context_len: len,
-            block_table: &table[..len.div_ceil(block_size)],
-        })
-        .collect();
-    let batch = AttentionBatch::new(&chunks, block_size);
-    let adapters = AdapterSelection::per_row(&vec![slot; num_tokens], &model.device());
-    let mut kv = PagedAttention::new(cache, &batch);
-    let tokens = vec![0; num_tokens];
-    let ends = lens.iter().scan(0, |end, &len| {
-        *end += len;
-        Some(*end - 1)
-    });
-    let ends: Vec<usize> = ends.collect();
+    let tokens = vec![0; longest];
+    let mut packed = PackedStep::default();
+    for &len in lens {
+        packed.push(&tokens[..len], 0, slot, &table[..len.div_ceil(block_size)]);
+    }
+    let ends = packed.last_rows();
     let hidden = match all {
-        true => model.forward(&tokens, &positions, &adapters, &mut kv),
-        false => model.forward_rows(&tokens, &positions, &ends, &adapters, &mut kv),
+        true => packed.forward(model, cache),
+        false => packed.forward_rows(model, cache, &ends),
     };
     (hidden, ends)
 }
