@@ -107,38 +107,27 @@ impl Sampler {
         sampler
     }
 
-    /// A sampler with the same parameters and without a text, for [`Self::follow`] to fill.
+    /// The sampler that this one becomes when it observes `token`. It takes its memory from `reuse`, any sampler that nobody
+    /// needs, where that is large enough.
     #[must_use]
-    pub fn fork(&self) -> Self {
-        Self {
-            params: Arc::clone(&self.params),
-            constraint: None,
-            thinking: None,
-            rng: self.rng.clone(),
-            num_output: 0,
-            draws_from: 0,
-            seen: HashMap::new(),
-            recent: VecDeque::new(),
-            output: Vec::new(),
-            changed: Vec::new(),
-            candidates: Vec::new(),
-            scratch: Vec::new(),
-        }
-    }
-
-    /// Becomes what `before`, another sampler of the same text, is after `token`. It keeps its own memory where that is large
-    /// enough; a constraint is cloned.
-    pub fn follow(&mut self, before: &Self, token: u32) {
-        self.params = Arc::clone(&before.params);
-        self.constraint.clone_from(&before.constraint);
-        self.thinking.clone_from(&before.thinking);
-        self.rng.clone_from(&before.rng);
-        self.num_output = before.num_output;
-        self.draws_from = before.draws_from;
-        self.seen.clone_from(&before.seen);
-        self.recent.clone_from(&before.recent);
-        self.output.clone_from(&before.output);
-        self.observe(token);
+    pub fn after(&self, token: u32, reuse: Option<Self>) -> Self {
+        let mut sampler = match reuse {
+            Some(reuse) => Self {
+                params: Arc::clone(&self.params),
+                constraint: self.constraint.clone(),
+                thinking: self.thinking.clone(),
+                rng: self.rng.clone(),
+                num_output: self.num_output,
+                draws_from: self.draws_from,
+                seen: cloned_into(reuse.seen, &self.seen),
+                recent: cloned_into(reuse.recent, &self.recent),
+                output: cloned_into(reuse.output, &self.output),
+                ..reuse
+            },
+            None => self.clone(),
+        };
+        sampler.observe(token);
+        sampler
     }
 
     /// Draws the next token and counts it for the penalties.
@@ -329,6 +318,12 @@ impl Sampler {
         let candidates = &self.candidates;
         *total.get_or_insert_with(|| candidates.iter().map(|c| f64::from(c.weight)).sum())
     }
+}
+
+/// A clone of `source` in the memory of `target`.
+fn cloned_into<T: Clone>(mut target: T, source: &T) -> T {
+    target.clone_from(source);
+    target
 }
 
 /// The logits of a row, of all tokens or of some.

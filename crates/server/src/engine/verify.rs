@@ -25,8 +25,7 @@ impl ActiveSequence {
         self.samplers.clear();
         for &token in &chunk.draft {
             let before = self.samplers.last().unwrap_or(&self.sampler);
-            let mut sampler = spare.pop().unwrap_or_else(|| before.fork());
-            sampler.follow(before, token);
+            let sampler = before.after(token, spare.pop());
             self.samplers.push(sampler);
         }
         let Self {
