@@ -84,5 +84,5 @@ pub use batch::AttentionBatch;
 pub use cache::{KvShape, PagedKvCache};
 pub use causal::CausalAttention;
 pub use decode_step::{DecodeStep, RecordedAttention};
-pub use kernels::training::HeadNorms;
+pub use kernels::training::{HeadNormInput, HeadNorms, HeadShape};
 pub use training::TrainingAttention;

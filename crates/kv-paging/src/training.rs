@@ -3,7 +3,7 @@
 
 use burn::tensor::{Device, Tensor};
 
-use crate::kernels::training::{self, HeadNorms, TrainingPlan};
+use crate::kernels::training::{self, HeadNormInput, HeadNorms, HeadShape, TrainingPlan};
 use crate::rotary::Rotary;
 
 /// Documents of a packed batch, and heads. One serves all layers of a step.
@@ -13,11 +13,12 @@ use crate::rotary::Rotary;
 ///
 /// ```
 /// use burn::tensor::{DType, Device, Distribution, Tensor};
-/// use kv_paging::TrainingAttention;
+/// use kv_paging::{HeadShape, TrainingAttention};
 ///
 /// let device = Device::flex();
-/// // 4 query heads and 2 key/value heads of 16; two documents in ten rows.
-/// let attention = TrainingAttention::new(&[5, 3], 4, 2, 16, &device);
+/// let shape = HeadShape { heads: 4, kv_heads: 2, head_dim: 16 };
+/// // Two documents in ten rows.
+/// let attention = TrainingAttention::new(&[5, 3], shape, &device);
 /// let qkv = Tensor::<2>::random([10, 128], Distribution::Default, (&device, DType::F32));
 /// let (out, lse) = attention.forward(qkv.clone());
 /// assert_eq!((out.dims(), lse.dims()), ([10, 64], [10, 4]));
@@ -35,14 +36,8 @@ impl TrainingAttention {
     /// # Panics
     ///
     /// If `heads` is not a multiple of `kv_heads` or `head_dim` is odd.
-    pub fn new(
-        lengths: &[usize],
-        heads: usize,
-        kv_heads: usize,
-        head_dim: usize,
-        device: &Device,
-    ) -> Self {
-        let plan = TrainingPlan::new(lengths, heads, kv_heads, head_dim);
+    pub fn new(lengths: &[usize], shape: HeadShape, device: &Device) -> Self {
+        let plan = TrainingPlan::new(lengths, shape);
         plan.upload(device);
         Self { plan }
     }
@@ -82,28 +77,23 @@ impl TrainingAttention {
     }
 
     /// The gradient of [`rotate`](Self::rotate) with respect to its input, from the gradient `d` of its result.
-    /// `qkv` is that input; only head norms need it.
+    /// Only head norms need that input.
     ///
     /// # Shapes
     ///
-    /// - `d`, `qkv`: `[tokens, (heads + 2 * kv_heads) * head_dim]`; the result has the shape and type of `d`
+    /// - `d`: `[tokens, (heads + 2 * kv_heads) * head_dim]`; the result has the shape and type of `d`
     /// - `rotary`: `[tokens, 1, head_dim / 2]`
     ///
     /// # Panics
     ///
-    /// As [`rotate`](Self::rotate), or with `norms` but without `qkv`.
+    /// As [`rotate`](Self::rotate).
     pub fn rotate_backward(
         &self,
         d: Tensor<2>,
-        qkv: Option<Tensor<2>>,
-        norms: Option<HeadNorms<'_>>,
+        head_norms: Option<HeadNormInput<'_>>,
         rotary: &Rotary,
     ) -> Tensor<2> {
-        let norms = norms.map(|norms| match qkv {
-            Some(qkv) => (qkv, norms),
-            None => panic!("the gradient of head norms needs their input, `qkv`"),
-        });
-        training::rotate_backward(d, norms, rotary, &self.plan)
+        training::rotate_backward(d, head_norms, rotary, &self.plan)
     }
 
     /// Causal attention within documents, of rotated `qkv`. Scores are scaled by `1/sqrt(head_dim)`; query head `h` reads

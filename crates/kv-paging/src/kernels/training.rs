@@ -84,12 +84,24 @@ pub struct HeadNorms<'a> {
     pub eps: f64,
 }
 
-/// Heads of a layer, and what the kernels of a GPU are compiled for.
+/// Head norms, and the input that their gradient needs.
+#[derive(Clone, Debug)]
+pub struct HeadNormInput<'a> {
+    /// Queries, keys and values before the norms, `[tokens, (heads + 2 * kv_heads) * head_dim]`.
+    pub qkv: Tensor<2>,
+    /// The norms.
+    pub norms: HeadNorms<'a>,
+}
+
+/// Heads of a layer. The kernels of a GPU are compiled for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct HeadShape {
-    pub(super) heads: usize,
-    pub(super) kv_heads: usize,
-    pub(super) head_dim: usize,
+pub struct HeadShape {
+    /// Query heads.
+    pub heads: usize,
+    /// Key/value heads.
+    pub kv_heads: usize,
+    /// Elements of a head.
+    pub head_dim: usize,
 }
 
 #[cfg(feature = "gpu")]
@@ -118,7 +130,12 @@ impl TrainingPlan {
     /// # Panics
     ///
     /// If `heads` is not a multiple of `kv_heads` or `head_dim` is odd.
-    pub fn new(lengths: &[usize], heads: usize, kv_heads: usize, head_dim: usize) -> Self {
+    pub fn new(lengths: &[usize], shape: HeadShape) -> Self {
+        let HeadShape {
+            heads,
+            kv_heads,
+            head_dim,
+        } = shape;
         assert!(
             kv_heads > 0 && heads.is_multiple_of(kv_heads),
             "{heads} query heads are no multiple of {kv_heads} key/value heads"
@@ -129,11 +146,7 @@ impl TrainingPlan {
         );
         Self {
             lengths: lengths.iter().copied().filter(|&len| len > 0).collect(),
-            shape: HeadShape {
-                heads,
-                kv_heads,
-                head_dim,
-            },
+            shape,
             tables: Arc::default(),
             padding: Arc::default(),
             hidden: Arc::default(),
@@ -240,20 +253,20 @@ pub(crate) fn rotate(
 /// See [`TrainingAttention::rotate_backward`](crate::TrainingAttention::rotate_backward).
 pub(crate) fn rotate_backward(
     d: Tensor<2>,
-    norms: Option<(Tensor<2>, HeadNorms<'_>)>,
+    head_norms: Option<HeadNormInput<'_>>,
     rotary: &Rotary,
     plan: &TrainingPlan,
 ) -> Tensor<2> {
     let _span = trace_span!("rotate_backward").entered();
     plan.assert_rows(&d);
     plan.assert_angles(d.dims()[0], rotary);
-    if let Some((qkv, _)) = &norms {
+    if let Some(HeadNormInput { qkv, .. }) = &head_norms {
         assert_eq!(qkv.dims(), d.dims(), "queries, keys and values");
     }
     if device::turns(&d, plan) {
-        return device::rotate_backward(d, norms, rotary, plan);
+        return device::rotate_backward(d, head_norms, rotary, plan);
     }
-    naive::training::rotate_backward(d, norms, rotary, plan)
+    naive::training::rotate_backward(d, head_norms, rotary, plan)
 }
 
 /// See [`TrainingAttention::forward`](crate::TrainingAttention::forward).

@@ -3,7 +3,7 @@
 
 use burn::tensor::Bool;
 use burn::tensor::activation::softmax;
-use kv_paging::{HeadNorms, TrainingAttention};
+use kv_paging::{HeadNormInput, HeadNorms, HeadShape, TrainingAttention};
 
 use super::*;
 
@@ -31,7 +31,12 @@ impl Batch {
 
     fn attention(&self, device: &Device) -> TrainingAttention {
         let [heads, kv_heads, head_dim] = self.dims;
-        TrainingAttention::new(self.lengths, heads, kv_heads, head_dim, device)
+        let shape = HeadShape {
+            heads,
+            kv_heads,
+            head_dim,
+        };
+        TrainingAttention::new(self.lengths, shape, device)
     }
 
     fn random(&self, rng: &mut Rng, columns: usize, device: &Device) -> Tensor<2> {
@@ -198,8 +203,11 @@ fn training_rotation_and_its_gradient_match_autodiff_of_plain_operations() {
             let attention = batch.attention(&device);
             let got = attention.rotate(qkv.clone(), norms, &rotary);
             assert_close(&flat(got), &flat(expected.inner()), 1e-5, &what);
-            let input = has_norms.then(|| qkv.clone());
-            let got = attention.rotate_backward(d.clone(), input, norms, &rotary);
+            let input = norms.map(|norms| HeadNormInput {
+                qkv: qkv.clone(),
+                norms,
+            });
+            let got = attention.rotate_backward(d.clone(), input, &rotary);
             assert_close(&flat(got), &flat(gradient), 1e-5, &what);
         }
     }

@@ -10,7 +10,7 @@
 mod gradient_sink;
 
 use burn::tensor::{DType, Tensor, TensorData};
-use kv_paging::{HeadNorms, Rotary, TrainingAttention};
+use kv_paging::{HeadNormInput, HeadNorms, HeadShape, Rotary, TrainingAttention};
 use lora_4bit::training::{
     Group, dtype_of, rms_norm, rms_norm_backward, rms_norm_weight_gradient, swiglu, swiglu_backward,
 };
@@ -240,15 +240,13 @@ impl<'a> Shared<'a> {
             }
         };
         let (device, config) = (model.device(), &model.config);
-        let attention = TrainingAttention::new(
-            &batch.lengths,
-            config.num_attention_heads,
-            config.num_key_value_heads,
-            config.head_dim,
-            &device,
-        );
+        let shape = HeadShape {
+            heads: config.num_attention_heads,
+            kv_heads: config.num_key_value_heads,
+            head_dim: config.head_dim,
+        };
         Self {
-            attention,
+            attention: TrainingAttention::new(&batch.lengths, shape, &device),
             rotary: model.rotary(&batch.positions),
             adapters,
             dtype: dtype(model),
@@ -401,13 +399,12 @@ impl<'a> Layer<'a> {
         let (d, gradients) = self.o.backward(a.attended.clone(), a.o_h, &dy, &sums);
         sink.adapters(&[o], gradients);
         let d = shared.attention.backward(a.qkv, a.attended, a.lse, d);
-        let norms = self.head_norms();
-        if let (Some(norms), Some(x)) = (norms, &a.unrotated) {
-            sink.head_norms(norms, x, &d, shared);
+        let head_norms = self.head_norms().zip(a.unrotated);
+        let head_norms = head_norms.map(|(norms, qkv)| HeadNormInput { qkv, norms });
+        if let Some(HeadNormInput { qkv, norms }) = &head_norms {
+            sink.head_norms(*norms, qkv, &d, shared);
         }
-        let d = shared
-            .attention
-            .rotate_backward(d, a.unrotated, norms, &shared.rotary);
+        let d = (shared.attention).rotate_backward(d, head_norms, &shared.rotary);
         let layers = [(q, &attn.q_proj), (k, &attn.k_proj), (v, &attn.v_proj)];
         sink.weights(&self.qkv, &layers, &a.normed, &d);
         sink.lengths(

@@ -4,7 +4,7 @@
 use burn::tensor::{DType, Tensor};
 
 use super::HIDDEN;
-use crate::kernels::training::{HeadNorms, TrainingPlan};
+use crate::kernels::training::{HeadNormInput, HeadNorms, TrainingPlan};
 use crate::rotary::Rotary;
 
 /// Turns queries and keys by their positions, after their head norms; values stay as they are.
@@ -31,14 +31,14 @@ pub fn rotate(
     join([q, k, v], dtype)
 }
 
-/// The gradient of [`rotate`] with respect to its input `qkv`, which head norms need.
+/// The gradient of [`rotate`] with respect to its input.
 ///
 /// # Shapes
 ///
-/// - `d`, `qkv`: `[tokens, (heads + 2 * kv_heads) * head_dim]`, as the result
+/// - `d`: `[tokens, (heads + 2 * kv_heads) * head_dim]`, as the result
 pub fn rotate_backward(
     d: Tensor<2>,
-    norms: Option<(Tensor<2>, HeadNorms<'_>)>,
+    head_norms: Option<HeadNormInput<'_>>,
     rotary: &Rotary,
     plan: &TrainingPlan,
 ) -> Tensor<2> {
@@ -49,8 +49,8 @@ pub fn rotate_backward(
     };
     let [dq, dk, dv] = split(d, plan);
     let (dq, dk) = (super::apply_rope(dq, &back), super::apply_rope(dk, &back)); // [tokens, heads or kv_heads, head_dim]
-    let (dq, dk) = match norms {
-        Some((qkv, norms)) => {
+    let (dq, dk) = match head_norms {
+        Some(HeadNormInput { qkv, norms }) => {
             let [q, k, _] = split(qkv, plan);
             (
                 head_norm_backward(dq, q, norms.q, norms.eps),

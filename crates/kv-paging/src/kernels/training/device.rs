@@ -4,7 +4,7 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, DispatchDevice, ExtensionType, backend_extension};
 use burn::tensor::{DType, Device, Int, Tensor};
 
-use super::{HeadNorms, HeadShape, TrainingPlan};
+use super::{HeadNormInput, HeadNorms, HeadShape, TrainingPlan};
 use crate::kernels::cube::training as cube;
 use crate::rotary::Rotary;
 
@@ -162,12 +162,12 @@ pub(super) fn rotate(
 /// See [`rotate_backward`](super::rotate_backward).
 pub(super) fn rotate_backward(
     d: Tensor<2>,
-    norms: Option<(Tensor<2>, HeadNorms<'_>)>,
+    head_norms: Option<HeadNormInput<'_>>,
     rotary: &Rotary,
     plan: &TrainingPlan,
 ) -> Tensor<2> {
-    match norms {
-        Some((qkv, norms)) => {
+    match head_norms {
+        Some(HeadNormInput { qkv, norms }) => {
             let weights = head_weights(norms, rotary);
             let qkv = qkv.cast(d.dtype()).into_dispatch();
             let d = d.into_dispatch();

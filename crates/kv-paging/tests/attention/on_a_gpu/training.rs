@@ -1,7 +1,7 @@
 //! The kernels of attention without a graph, on a GPU, against their twins on the CPU.
 
 use burn::tensor::FloatDType;
-use kv_paging::{HeadNorms, TrainingAttention};
+use kv_paging::{HeadNormInput, HeadNorms, HeadShape, TrainingAttention};
 
 use super::{gpu, has_dtype};
 use crate::training::{flat, matrix};
@@ -72,12 +72,17 @@ fn training_kernels_match_the_twin() {
         gpu_with(DType::BF16).flat_map(|device| BATCHES.map(|batch| (device.clone(), batch)))
     {
         let [heads, kv_heads, head_dim] = dims;
+        let shape = HeadShape {
+            heads,
+            kv_heads,
+            head_dim,
+        };
         let rows = lengths.iter().sum::<usize>() + behind;
         let row = (heads + 2 * kv_heads) * head_dim;
         let qkv = rounded(&mut rng, rows * row);
         let d_out = rounded(&mut rng, rows * heads * head_dim);
         let run = |device: &Device, dtype: FloatDType| {
-            let attention = TrainingAttention::new(lengths, heads, kv_heads, head_dim, device);
+            let attention = TrainingAttention::new(lengths, shape, device);
             let qkv = on(device, &qkv, row, dtype);
             let d_out = on(device, &d_out, heads * head_dim, dtype);
             let (out, lse) = attention.forward(qkv.clone());
@@ -125,8 +130,12 @@ fn training_rotation_on_a_gpu_matches_the_twin() {
             let weights = [(); 2].map(|()| rng.values(head_dim));
             for has_norms in [false, true] {
                 let run = |device: &Device, float: FloatDType| {
-                    let attention =
-                        TrainingAttention::new(&[rows], heads, kv_heads, head_dim, device);
+                    let shape = HeadShape {
+                        heads,
+                        kv_heads,
+                        head_dim,
+                    };
+                    let attention = TrainingAttention::new(&[rows], shape, device);
                     let turned = |f: fn(f32) -> f32| {
                         let angles: Vec<f32> = angles.iter().map(|x| f(*x)).collect();
                         tensor(&angles, [rows, 1, head_dim / 2], device)
@@ -141,8 +150,11 @@ fn training_rotation_on_a_gpu_matches_the_twin() {
                     let norms = has_norms.then_some(HeadNorms { q, k, eps: 1e-6 });
                     let qkv = on(device, &qkv, row, float);
                     let d = on(device, &d, row, float);
-                    let input = has_norms.then(|| qkv.clone());
-                    let back = attention.rotate_backward(d.clone(), input, norms, &rotary);
+                    let input = norms.map(|norms| HeadNormInput {
+                        qkv: qkv.clone(),
+                        norms,
+                    });
+                    let back = attention.rotate_backward(d.clone(), input, &rotary);
                     let shared = attention.rotate(qkv.clone(), norms, &rotary);
                     assert_eq!(flat(d.clone()).len(), rows * row);
                     let kept = flat(qkv.clone());

@@ -86,7 +86,7 @@ impl GradientSink<'_> {
         if !self.trainable.is_full() {
             return;
         }
-        let d = (shared.attention).rotate_backward(d.clone(), None, None, &shared.rotary);
+        let d = (shared.attention).rotate_backward(d.clone(), None, &shared.rotary);
         let config = &shared.model.config;
         let [tokens, _] = x.dims();
         let (width, eps) = (config.head_dim, norms.eps);
