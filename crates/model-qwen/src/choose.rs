@@ -75,7 +75,7 @@ pub enum Choice {
 
 impl ChoiceRow<'_> {
     /// The same row, for as long as it is borrowed.
-    fn reborrowed(&mut self) -> ChoiceRow<'_> {
+    pub(crate) fn reborrowed(&mut self) -> ChoiceRow<'_> {
         let want = match &mut self.want {
             Want::Token { sampler, banned } => Want::Token { sampler, banned },
             &mut Want::Score { id, num_top, mode } => Want::Score { id, num_top, mode },

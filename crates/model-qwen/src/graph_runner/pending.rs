@@ -125,14 +125,19 @@ impl Pending {
         match self.0 {
             State::Hidden(hidden) => choose(model, &hidden, rows),
             State::HiddenRows(hidden, computed) => {
-                for row in &mut *rows {
-                    let found = computed.binary_search(&row.row);
-                    row.row = found.map_err(|_| {
-                        let found = row.row;
-                        format!("expected one of the computed rows {computed:?}, found {found}")
-                    })?;
-                }
-                choose(model, &hidden, rows)
+                let place = |row: usize| {
+                    computed.binary_search(&row).map_err(|_| {
+                        format!("expected one of the computed rows {computed:?}, found {row}")
+                    })
+                };
+                let rows = rows.iter_mut().map(|row| {
+                    Ok(ChoiceRow {
+                        row: place(row.row)?,
+                        ..row.reborrowed()
+                    })
+                });
+                let mut rows = rows.collect::<Result<Vec<_>, String>>()?;
+                choose(model, &hidden, &mut rows)
             }
             State::Logits(logits) => choose_from_logits(select(&logits, rows), rows),
             State::Unmasked(unmasked) => choose_from_logits(select(&unmasked.logits, rows), rows),
@@ -142,5 +147,43 @@ impl Pending {
                 Ok(choose_drawn(&ids, logits.unwrap_or_default(), rows))
             }
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use burn::tensor::{DType, Device, Distribution};
+
+    use super::*;
+    use crate::choose::Want;
+    use crate::load::LoadOptions;
+    use crate::sampling::LogprobsMode;
+
+    #[test]
+    fn rows_of_a_step_are_found_among_the_computed_ones() {
+        let dir = crate::bundled_model_dir().unwrap();
+        let model = QwenModel::load(&dir, &LoadOptions::default(), &Device::flex()).unwrap();
+        let random = Distribution::Normal(0.0, 1.0);
+        let shape = [2, model.config.hidden_size];
+        let hidden = Tensor::random(shape, random, (&Device::flex(), DType::F32));
+        let score = |row| ChoiceRow {
+            row,
+            want: Want::Score {
+                id: 5,
+                num_top: 1,
+                mode: LogprobsMode::RawLogprobs,
+            },
+        };
+        let expected = choose(&model, &hidden, &mut [score(1), score(0)]).unwrap();
+        let mut rows = [score(7), score(3)];
+        let pending = || Pending::hidden_rows(hidden.clone(), vec![3, 7]);
+        assert_eq!(pending().tokens(&model, &mut rows).unwrap(), expected);
+        assert_eq!(rows.map(|row| row.row), [7, 3]);
+        let error = pending().tokens(&model, &mut [score(3), score(4)]);
+        assert_eq!(
+            error.unwrap_err(),
+            "expected one of the computed rows [3, 7], found 4"
+        );
     }
 }
