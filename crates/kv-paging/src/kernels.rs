@@ -91,15 +91,15 @@ pub(crate) trait CausalOps: Backend {
     ) -> FloatTensor<Self>;
 }
 
-/// Whether `tensor` lives on the plain CPU backend, outside of any autodiff graph.
-fn on_cpu(tensor: &Tensor<3>) -> bool {
-    matches!(tensor.device().as_dispatch(), DispatchDevice::Flex(_))
+/// Whether a tensor is on the CPU and in no autodiff graph.
+fn is_untracked_cpu<const D: usize>(x: &Tensor<D>) -> bool {
+    matches!(x.device().as_dispatch(), DispatchDevice::Flex(_))
 }
 
-/// Whether `tensor` is f32 and lives on the plain CPU backend, in an autodiff graph or not.
-fn is_differentiable_on_cpu(tensor: &Tensor<3>) -> bool {
-    let device = tensor.device().without_autodiff();
-    tensor.dtype() == DType::F32 && matches!(device.as_dispatch(), DispatchDevice::Flex(_))
+/// Whether a tensor is on the CPU, f32. It may be part of an autodiff graph.
+fn is_f32_on_cpu(x: &Tensor<3>) -> bool {
+    let device = x.device().without_autodiff();
+    x.dtype() == DType::F32 && matches!(device.as_dispatch(), DispatchDevice::Flex(_))
 }
 
 /// `x` in the type `dtype`.
@@ -129,7 +129,7 @@ pub(crate) fn apply_rope(q: Tensor<3>, k: Tensor<3>, rotary: &Rotary) -> (Tensor
         return gpu.apply_rope(q, k, rotary);
     }
     // The threads share the work of both instead of waiting for each other after the first.
-    match on_cpu(&q) {
+    match is_untracked_cpu(&q) {
         true => rayon::join(|| rope(q, rotary), || rope(k, rotary)),
         false => (rope(q, rotary), rope(k, rotary)),
     }
@@ -137,7 +137,7 @@ pub(crate) fn apply_rope(q: Tensor<3>, k: Tensor<3>, rotary: &Rotary) -> (Tensor
 
 /// [`apply_rope`] of one tensor.
 fn rope(x: Tensor<3>, rotary: &Rotary) -> Tensor<3> {
-    if !is_differentiable_on_cpu(&x) {
+    if !is_f32_on_cpu(&x) {
         return naive::apply_rope(x, rotary);
     }
     let [cos, sin] = [&rotary.cos, &rotary.sin].map(|angles| angles.clone().into_dispatch());
@@ -171,7 +171,7 @@ pub(crate) fn kv_write(
 /// Writes to one cache.
 fn write_rows(cache: Tensor<3>, new: Tensor<3>, plan: &BatchPlan) -> Tensor<3> {
     let floats = |tensor: &Tensor<3>| matches!(tensor.dtype(), DType::F32 | DType::BF16);
-    if on_cpu(&cache) && on_cpu(&new) && floats(&cache) && floats(&new) {
+    if is_untracked_cpu(&cache) && is_untracked_cpu(&new) && floats(&cache) && floats(&new) {
         Tensor::from_dispatch(Dispatch::kv_write(
             cache.into_dispatch(),
             new.into_dispatch(),
@@ -205,7 +205,7 @@ pub(crate) fn paged_attention(
     let is_fast = has_types
         && matches!(k.dtype(), DType::F32 | DType::BF16)
         && cpu::supports(head_dim)
-        && [&q, &k, &v].into_iter().all(on_cpu);
+        && [&q, &k, &v].into_iter().all(is_untracked_cpu);
     let out = if is_fast {
         Tensor::from_dispatch(Dispatch::paged_attention(
             q.into_dispatch(),
@@ -233,7 +233,7 @@ pub(crate) fn causal_attention(
     assert_eq!(heads % kv_heads, 0, "query heads per key/value head");
     assert_eq!(k.dims(), [tokens, kv_heads, head_dim], "keys");
     assert_eq!(tokens, plan.num_tokens(), "tokens of all documents");
-    let is_fast = [&q, &k, &v].into_iter().all(is_differentiable_on_cpu);
+    let is_fast = [&q, &k, &v].into_iter().all(is_f32_on_cpu);
     let out = if is_fast && cpu::supports(head_dim) {
         Tensor::from_dispatch(Dispatch::causal_attention(
             q.into_dispatch(),

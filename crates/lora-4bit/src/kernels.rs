@@ -43,6 +43,8 @@ use burn::backend::{Backend, Dispatch, backend_extension};
 use burn::tensor::Tensor;
 use tracing::trace_span;
 
+use crate::device::is_f32_on_cpu;
+
 #[cfg(feature = "gpu")]
 pub use cube::sum_of_cube;
 pub(crate) use elementwise::add;
@@ -141,7 +143,7 @@ pub fn lora_add(y: Tensor<2>, x: Tensor<2>, a: Tensor<2>, b: Tensor<2>, scaling:
     let ([m, n], [r, k]) = (y.dims(), a.dims());
     assert_eq!(x.dims(), [m, k], "lora_add: x");
     assert_eq!(b.dims(), [r, n], "lora_add: b");
-    if ![&y, &x, &a, &b].into_iter().all(cpu::is_fast) {
+    if ![&y, &x, &a, &b].into_iter().all(is_f32_on_cpu) {
         return naive::lora_add(y, x, a, b, scaling);
     }
     let [y, x, a, b] = [y, x, a, b].map(Tensor::into_dispatch);

@@ -13,7 +13,8 @@
 //!
 //! - [`weight`]: a weight matrix, dense or NF4,
 //! - [`linear`]: a linear layer with such a weight and any number of adapters,
-//! - [`row_bounds`]: the largest products with the rows of a matrix, from a copy of it in 8 bits.
+//! - [`row_bounds`]: the largest products with the rows of a matrix, from a copy of it in 8 bits,
+//! - [`device`]: whether a tensor is on the CPU.
 //!
 //! Sources: QLoRA (<https://arxiv.org/abs/2305.14314>), LoRA (<https://arxiv.org/abs/2106.09685>),
 //! rsLoRA (<https://arxiv.org/abs/2312.03732>), and the file formats written by `bitsandbytes` 0.50 and `peft` 0.21.
@@ -24,7 +25,7 @@
 pub mod adapter_selection;
 pub mod bnb;
 mod compute_dtype;
-mod device;
+pub mod device;
 mod dropout;
 pub mod dry_run;
 pub mod dynamic_map;

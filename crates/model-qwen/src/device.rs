@@ -1,6 +1,7 @@
 //! The one place that turns `--device` into a [`Device`].
 
 use burn::tensor::Device;
+use lora_4bit::device::is_cpu;
 
 /// Every name `--device` takes.
 const NAMES: [&str; 7] = ["auto", "cpu", "cuda", "wgpu", "vulkan", "metal", "rocm"];
@@ -204,7 +205,7 @@ fn nth(
 
 /// Whether a device is none of the CPU's own.
 pub fn is_gpu(device: &Device) -> bool {
-    device.clone().without_autodiff() != Device::flex()
+    !is_cpu(device)
 }
 
 /// Bytes of memory of a device.

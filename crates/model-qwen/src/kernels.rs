@@ -3,9 +3,9 @@
 //! The loss has a plain twin made of tensor operations in [`naive`]: the reference of the tests, and what runs on devices
 //! without a kernel.
 
-use burn::backend::DispatchDevice;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use kv_paging::Rotary;
+use lora_4bit::device::{is_cpu, is_f32_on_cpu, is_untracked_cpu};
 use tracing::trace_span;
 
 pub(crate) mod choice;
@@ -65,26 +65,15 @@ pub fn forget_device_state() {
     }
 }
 
-/// Whether a tensor lives where the fused operations run: plain CPU, f32. It may be part of an autodiff graph.
-fn is_fused<const D: usize>(x: &Tensor<D>) -> bool {
-    let device = x.device().without_autodiff();
-    x.dtype() == DType::F32 && matches!(device.as_dispatch(), DispatchDevice::Flex(_))
-}
-
-/// Whether a tensor is computed on the CPU outside of any autodiff graph, by whichever thread asks for it.
-pub(crate) fn is_plain_cpu<const D: usize>(x: &Tensor<D>) -> bool {
-    matches!(x.device().as_dispatch(), DispatchDevice::Flex(_))
-}
-
 /// Runs `step`; on the CPU, on a thread of rayon's pool.
 ///
 /// The kernels of a step split their work over that pool some hundred times. From a thread outside of it, each of these
 /// would wait for a worker to wake up; a worker starts its share at once, while the others look for theirs. GPU backends
 /// keep a queue for each thread, so that there the step stays where it is.
 pub fn on_worker<R: Send>(device: &Device, step: impl FnOnce() -> R + Send) -> R {
-    match device.clone().without_autodiff().as_dispatch() {
-        DispatchDevice::Flex(_) => rayon::scope(|_| step()),
-        _ => step(),
+    match is_cpu(device) {
+        true => rayon::scope(|_| step()),
+        false => step(),
     }
 }
 
@@ -104,7 +93,7 @@ pub fn cross_entropy_of_rows(
 ) -> (Tensor<2>, Tensor<2>) {
     let _span = trace_span!("cross_entropy").entered();
     let [rows, vocab] = check_targets(&logits, targets);
-    if rows > 0 && is_plain_cpu(&logits) && is_fused(&logits) {
+    if rows > 0 && is_untracked_cpu(&logits) && is_f32_on_cpu(&logits) {
         let device = logits.device();
         let mut values: Vec<f32> = match logits.into_data().try_into_vec() {
             Ok(values) => values,
@@ -139,7 +128,7 @@ pub fn cross_entropy(logits: Tensor<2>, targets: &[u32], scale: f64) -> (Tensor<
     if rows == 0 {
         return (Tensor::zeros([3], (&device, DType::F32)), logits);
     }
-    if !is_plain_cpu(&logits) || !is_fused(&logits) {
+    if !is_untracked_cpu(&logits) || !is_f32_on_cpu(&logits) {
         return naive::cross_entropy(logits, targets, scale);
     }
     let mut values: Vec<f32> = match logits.into_data().try_into_vec() {
@@ -174,7 +163,7 @@ pub fn weighted_cross_entropy(
         return (Vec::new(), logits);
     }
     let device = logits.device();
-    if is_plain_cpu(&logits) && is_fused(&logits) {
+    if is_untracked_cpu(&logits) && is_f32_on_cpu(&logits) {
         let mut values: Vec<f32> = match logits.into_data().try_into_vec() {
             Ok(values) => values,
             Err(_) => unreachable!("the dtype is f32"),
@@ -227,13 +216,6 @@ mod tests {
                 "element {i}: {a}, twin {b}"
             );
         }
-    }
-
-    #[test]
-    fn the_fused_path_is_taken_on_the_cpu() {
-        let x = random([2, 8]);
-        assert!(is_fused(&x) && is_fused(&x.clone().autodiff()));
-        assert!(is_plain_cpu(&x) && !is_plain_cpu(&x.autodiff()));
     }
 
     #[test]

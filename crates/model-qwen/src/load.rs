@@ -12,13 +12,14 @@ use burn::tensor::{DType, DataError, Device, Tensor, TensorData};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use lora_4bit::bnb::{self, BnbError};
+use lora_4bit::device::is_cpu;
 use lora_4bit::nf4::Nf4Data;
 use lora_4bit::{Linear, Nf4Weight, Weight};
 use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::{ConfigError, QwenConfig};
-use crate::device::use_one_queue;
+use crate::device::{is_gpu, use_one_queue};
 use crate::dtype::Dtype;
 use crate::json_file::JsonFileError;
 use crate::model::{DecoderLayer, Mlp, QwenModel, SelfAttention, linear_features};
@@ -276,8 +277,8 @@ impl Loader<'_> {
         config.tie_word_embeddings |= !self.options.lm_head;
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let name = "model.embed_tokens.weight";
-        let on_gpu = self.device.clone().without_autodiff() != Device::flex();
-        let stays = on_gpu && self.options.embeddings_on_cpu && !config.tie_word_embeddings;
+        let stays =
+            is_gpu(self.device) && self.options.embeddings_on_cpu && !config.tie_word_embeddings;
         let embed_tokens = match stays {
             true => {
                 let name = &self.checkpoint.stored(name);
@@ -346,7 +347,7 @@ impl Loader<'_> {
             true => tensor.cast(dtype),
             false => tensor,
         };
-        let is_on_cpu = self.device.clone().without_autodiff() == Device::flex();
+        let is_on_cpu = is_cpu(self.device);
         let tensor = match is_on_cpu {
             true => tensor,
             // From one dimension, so that no row is padded.

@@ -1,6 +1,7 @@
 //! The MLP of a layer.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
+use lora_4bit::device::is_untracked_cpu;
 use lora_4bit::{AdapterSelection, Linear, Norm, linear_residual, norm_swiglu};
 
 /// SwiGLU MLP (arXiv 2002.05202).
@@ -27,7 +28,7 @@ impl Mlp {
         adapters: &AdapterSelection,
     ) -> Tensor<2> {
         let [tokens, _] = x.dims();
-        if tokens <= CPU_ROWS || !adapters.is_uniform() || x.device() != Device::flex() {
+        if tokens <= CPU_ROWS || !adapters.is_uniform() || !is_untracked_cpu(&x) {
             return self.rows_residual(x, norm, adapters);
         }
         let parts = x.split(CPU_ROWS, 0).into_iter();
@@ -53,7 +54,7 @@ impl Mlp {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use burn::tensor::{DType, Distribution};
+    use burn::tensor::{DType, Device, Distribution};
 
     use super::*;
     use crate::QwenModel;

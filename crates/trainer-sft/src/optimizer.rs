@@ -9,6 +9,7 @@ mod flat;
 use std::collections::BTreeMap;
 
 use burn::tensor::{DType, Device, Tensor, TensorData};
+use lora_4bit::device::{is_f32_on_cpu, is_untracked_cpu};
 use lora_4bit::training::eight_bit::{self, DeviceMoments};
 pub use lora_4bit::training::eight_bit::{BLOCK, ByteMoments, Codes};
 use lora_4bit::training::{AdamWFactors, adamw};
@@ -295,7 +296,7 @@ pub struct MomentsError {
 
 /// Whether a tensor's values lie in this process's memory, as f32.
 fn is_plain_cpu(tensor: &Tensor<1>) -> bool {
-    tensor.dtype() == DType::F32 && tensor.device() == Device::flex()
+    is_untracked_cpu(tensor) && is_f32_on_cpu(tensor)
 }
 
 /// The new value, `[numel]`, and the new moments, on the device.

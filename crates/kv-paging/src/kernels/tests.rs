@@ -81,8 +81,8 @@ fn the_gradient_of_rope_equals_that_of_its_twin() {
 #[test]
 fn the_fused_rope_is_taken_on_the_cpu() {
     let x = random([2, 1, 8]);
-    assert!(is_differentiable_on_cpu(&x) && is_differentiable_on_cpu(&x.clone().autodiff()));
-    assert!(on_cpu(&x) && !on_cpu(&x.autodiff()));
+    assert!(is_f32_on_cpu(&x) && is_f32_on_cpu(&x.clone().autodiff()));
+    assert!(is_untracked_cpu(&x) && !is_untracked_cpu(&x.autodiff()));
 }
 
 /// The kernel of a GPU against the twin on the CPU.

@@ -17,13 +17,13 @@ mod device;
 use std::sync::{Arc, OnceLock};
 
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
+use burn::backend::{Backend, Dispatch, backend_extension};
 use burn::tensor::{Bool, DType, Device, Tensor};
 use tracing::trace_span;
 
 use self::device::Tables;
 use super::gather::{Fill, PaddedRows};
-use super::{cpu, naive};
+use super::{cpu, is_untracked_cpu, naive};
 use crate::rotary::Rotary;
 
 /// Rows of a tile of the gradients.
@@ -303,9 +303,7 @@ pub(crate) fn backward(
 
 /// Whether the kernels of the plain CPU backend take `qkv`.
 fn on_host(qkv: &Tensor<2>, plan: &TrainingPlan) -> bool {
-    matches!(qkv.device().as_dispatch(), DispatchDevice::Flex(_))
-        && cpu::supports(plan.head_dim())
-        && plan.num_tokens() > 0
+    is_untracked_cpu(qkv) && cpu::supports(plan.head_dim()) && plan.num_tokens() > 0
 }
 
 fn host_forward(qkv: Tensor<2>, plan: &TrainingPlan) -> (Tensor<2>, Tensor<2>) {

@@ -32,7 +32,7 @@ use std::sync::OnceLock;
 
 use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, Dispatch, DispatchDevice, Flex, backend_extension};
+use burn::backend::{Backend, Dispatch, Flex, backend_extension};
 use burn::tensor::{Bytes, DType, Shape, Tensor};
 use half::{bf16, f16};
 
@@ -42,17 +42,7 @@ use self::simd::{Element, Kernels, Nf4Rows};
 use super::operand::{Adapters, LayerOperand, Maybe, Nf4Operand, WeightOperand};
 use super::plan::{CpuFeatures, Features, Operation, Plan, Product, WeightFormat};
 use super::{ComputeDtype, LinearOps, naive};
-use crate::device::is_cpu;
-
-/// Whether a tensor is on the CPU and in no autodiff graph.
-pub(super) fn is_untracked_cpu<const D: usize>(x: &Tensor<D>) -> bool {
-    matches!(x.device().as_dispatch(), DispatchDevice::Flex(_))
-}
-
-/// Whether the kernels with gradients take a tensor: on the CPU, f32. It may be part of an autodiff graph.
-pub(super) fn is_fast<const D: usize>(x: &Tensor<D>) -> bool {
-    x.dtype() == DType::F32 && is_cpu(&x.device())
-}
+use crate::device::is_untracked_cpu;
 
 /// What this CPU can do.
 pub(super) fn features() -> CpuFeatures {

@@ -10,9 +10,10 @@ use burn::tensor::DType;
 use burn::tensor::Tensor;
 use tracing::trace_span;
 
+use super::naive;
 #[cfg(feature = "gpu")]
 use super::operand::NormOperand;
-use super::{cpu, naive};
+use crate::device::is_f32_on_cpu;
 
 /// A root-mean-square norm (arXiv 1910.07467) before a layer.
 #[derive(Clone, Copy, Debug)]
@@ -102,7 +103,7 @@ pub fn rms_norm(x: Tensor<2>, norm: Norm<'_>) -> Tensor<2> {
         let y = <Dispatch as GpuElementwiseOps>::gpu_rms_norm(x, weight, eps, DType::F32);
         return Tensor::from_dispatch(y);
     }
-    if !cpu::is_fast(&x) || !cpu::is_fast(weight) || weight.is_tracked() {
+    if !is_f32_on_cpu(&x) || !is_f32_on_cpu(weight) || weight.is_tracked() {
         return naive::rms_norm(x, norm);
     }
     let (x, weight) = (x.into_dispatch(), weight.clone().into_dispatch());
@@ -126,7 +127,7 @@ pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
         let (gate, up) = (gate.into_dispatch(), up.into_dispatch());
         return Tensor::from_dispatch(<Dispatch as GpuElementwiseOps>::gpu_swiglu(gate, up));
     }
-    if !cpu::is_fast(&gate) || !cpu::is_fast(&up) {
+    if !is_f32_on_cpu(&gate) || !is_f32_on_cpu(&up) {
         return naive::swiglu(gate, up);
     }
     let (gate, up) = (gate.into_dispatch(), up.into_dispatch());
@@ -140,7 +141,7 @@ pub fn swiglu(gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
 /// All `[rows, width]`, f32.
 pub(crate) fn add(residual: Tensor<2>, y: Tensor<2>) -> Tensor<2> {
     assert_eq!(residual.dims(), y.dims(), "add: residual");
-    if ![&residual, &y].into_iter().all(cpu::is_fast) {
+    if ![&residual, &y].into_iter().all(is_f32_on_cpu) {
         return residual + y;
     }
     let (residual, y) = (residual.into_dispatch(), y.into_dispatch());
@@ -154,7 +155,7 @@ pub(crate) fn add(residual: Tensor<2>, y: Tensor<2>) -> Tensor<2> {
 /// y and the result `[rows, width]`, bias `[width]`.
 pub(super) fn add_bias(y: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
     assert_eq!(bias.dims(), [y.dims()[1]], "add_bias: bias");
-    if !cpu::is_fast(&y) || !cpu::is_fast(&bias) || bias.is_tracked() {
+    if !is_f32_on_cpu(&y) || !is_f32_on_cpu(&bias) || bias.is_tracked() {
         return naive::add_bias(y, bias);
     }
     let (y, bias) = (y.into_dispatch(), bias.into_dispatch());
@@ -170,7 +171,7 @@ pub(super) fn add_bias(y: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
 /// x and y alike; the result is `[1]`.
 pub fn inner_product<const D: usize>(x: Tensor<D>, y: Tensor<D>) -> Tensor<1> {
     assert_eq!(x.dims(), y.dims(), "inner_product: shapes");
-    if !cpu::is_fast(&x) || !cpu::is_fast(&y) || y.is_tracked() {
+    if !is_f32_on_cpu(&x) || !is_f32_on_cpu(&y) || y.is_tracked() {
         return (x * y).sum();
     }
     let (x, y) = (x.into_dispatch(), y.into_dispatch());

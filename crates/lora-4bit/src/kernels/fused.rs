@@ -14,6 +14,7 @@ use super::operand::{Adapters, LayerOperand, WeightOperand};
 #[cfg(feature = "gpu")]
 use super::operand::{Maybe, NormOperand};
 use super::{ComputeDtype, LoraOps, cpu, dense_linear, lora_add, naive, nf4_linear};
+use crate::device::{is_f32_on_cpu, is_untracked_cpu};
 
 /// The operations of this module on a GPU, outside of autodiff graphs, for layers without [`Adapters::One`].
 #[cfg(feature = "gpu")]
@@ -107,7 +108,7 @@ pub(crate) fn linear(
 
 /// `x · wᵀ + bias` and the product of each row's adapter, one operation after the other, except for one adapter on the CPU.
 fn with_adapters(x: Tensor<2>, layer: LayerOperand<Dispatch>) -> Tensor<2> {
-    if cpu::is_fast(&x) && layer.is_frozen_with_adapter() {
+    if is_f32_on_cpu(&x) && layer.is_frozen_with_adapter() {
         let y = <Dispatch as LoraOps>::linear_with_adapter(x.into_dispatch(), layer);
         return Tensor::from_dispatch(y);
     }
@@ -219,7 +220,7 @@ pub fn both<const D: usize, A: Send, B: Send>(
     a: impl FnOnce() -> A + Send,
     b: impl FnOnce() -> B + Send,
 ) -> (A, B) {
-    match cpu::is_untracked_cpu(x) {
+    match is_untracked_cpu(x) {
         true => rayon::join(a, b),
         false => (a(), b()),
     }

@@ -1,6 +1,7 @@
 //! When it is looked at whether weights are numbers.
 
 use burn::tensor::{DType, Device};
+use lora_4bit::device::is_cpu;
 
 use super::{LoadOptions, Quantization};
 use crate::checkpoint::Checkpoint;
@@ -10,7 +11,7 @@ use crate::sys::{Background, stand_back};
 /// Whether a tensor that isn't converted may be looked at later: the matrix of a layer that stays in the mapped file. The
 /// others are few, or are read while loading.
 pub(super) fn may_wait(name: &str, device: &Device) -> bool {
-    let is_mapped = device.clone().without_autodiff() == Device::flex();
+    let is_mapped = is_cpu(device);
     let module = name.strip_suffix(".weight");
     let is_linear = |module: &str| LINEARS.iter().any(|linear| module.ends_with(linear));
     is_mapped && module.is_some_and(is_linear)

@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Int, Tensor, TensorData};
+use lora_4bit::device::is_untracked_cpu;
 use lora_4bit::row_bounds::Largest;
 use lora_4bit::{AdapterSelection, Linear, RowBounds, Weight};
 use tracing::trace_span;
@@ -29,7 +30,7 @@ impl Int8Head {
         let Weight::Dense(dense) = weight else {
             return None;
         };
-        if dense.device() != Device::flex() {
+        if !is_untracked_cpu(dense) {
             let copy = GpuInt8Head::new(dense)?;
             return Some(Self::Gpu(Arc::new(copy)));
         }
@@ -45,7 +46,7 @@ impl Int8Head {
         let Weight::Dense(dense) = weight else {
             return 0;
         };
-        if dense.device() != Device::flex() {
+        if !is_untracked_cpu(dense) {
             return GpuInt8Head::bytes_of(dense);
         }
         match RowBounds::pays() && RowBounds::supports(dense.dims(), dense.dtype()) {
@@ -120,7 +121,7 @@ impl QwenModel {
     /// lm_head is quantized.
     pub(crate) fn logits_of(&self, hidden: Tensor<2>, tokens: &[u32]) -> Option<Vec<f32>> {
         let _span = trace_span!("lm_head").entered();
-        (self.device() == Device::flex())
+        is_untracked_cpu(&self.norm)
             .then(|| on_worker(&self.device(), || self.rows(hidden, tokens)))?
     }
 
@@ -153,7 +154,7 @@ impl QwenModel {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use burn::tensor::Distribution;
+    use burn::tensor::{Device, Distribution};
 
     use super::*;
     use crate::load::LoadOptions;

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use burn::tensor::Device;
 use kv_paging::{Chunk, PagedKvCache, Sampled, Scheduler, SequenceId, Step};
+use lora_4bit::device::is_cpu;
 use model_qwen::sys::return_freed_memory;
 use model_qwen::{GraphRunner, QwenModel};
 
@@ -118,7 +119,7 @@ impl Worker {
             }
             Err(reason) => self.recover(&reason),
         }
-        if step.num_tokens() >= LONG_STEP && self.device == Device::flex() {
+        if step.num_tokens() >= LONG_STEP && is_cpu(&self.device) {
             return_freed_memory();
         }
         self.publish();
