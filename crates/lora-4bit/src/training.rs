@@ -51,7 +51,7 @@ pub fn splits([m, n, k]: [usize; 3], multiprocessors: usize) -> usize {
     let tiles = m.div_ceil(128) * n.div_ceil(columns);
     let steps = k / tile::INNER;
     let wanted = (multiprocessors / tiles.max(1)).clamp(1, tile::MAX_SPLITS);
-    let wanted = wanted.min(steps / tile::MIN_STEPS).max(1);
+    let wanted = wanted.min(steps / tile::MIN_GEMM_STEPS).max(1);
     steps.div_ceil(steps.div_ceil(wanted).max(1))
 }
 

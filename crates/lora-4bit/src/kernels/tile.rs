@@ -11,10 +11,10 @@ pub(super) const PLANE: usize = 32;
 pub(super) const VECTOR: usize = 8;
 /// Inner values of a step: a row of a tile then fills all banks of shared memory once.
 pub(crate) const INNER: usize = 64;
-/// Parts of the inner dimension of a product of factors, at most.
+/// Parts of the inner dimension of a product, at most: more cost more to add up than they save.
 pub(crate) const MAX_SPLITS: usize = 16;
-/// Steps of such a product that are worth a cube of their own.
-pub(crate) const MIN_STEPS: usize = 8;
+/// Steps of a product of `gemm` that are worth a cube of their own.
+pub(crate) const MIN_GEMM_STEPS: usize = 8;
 /// Vectors of a row of a tile.
 pub(super) const CHUNKS: usize = INNER / VECTOR;
 

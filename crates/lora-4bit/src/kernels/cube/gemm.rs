@@ -22,7 +22,7 @@ use cubecl::client::Client;
 use cubecl::prelude::*;
 
 use self::load::FactorBuffersLaunch;
-use super::super::tile::{INNER, MAX_SPLITS, MIN_STEPS, VECTOR};
+use super::super::tile::{INNER, MAX_SPLITS, MIN_GEMM_STEPS, VECTOR};
 use super::{empty, features};
 use crate::kernels::operand::Major;
 use crate::kernels::plan::fits_gemm;
@@ -239,7 +239,7 @@ impl Product {
             true => 1,
             false => (multiprocessors / tiles.max(1)).clamp(1, MAX_SPLITS),
         };
-        let wanted = wanted.min(steps / MIN_STEPS).max(1);
+        let wanted = wanted.min(steps / MIN_GEMM_STEPS).max(1);
         let split_steps = steps.div_ceil(wanted);
         let splits = steps.div_ceil(split_steps);
         let (y, dtype) = match splits {

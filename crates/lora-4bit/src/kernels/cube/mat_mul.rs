@@ -22,15 +22,13 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::super::operand::StackOperand;
-use super::super::tile::{CHUNKS, INNER, PLANE, Tile, VECTOR};
+use super::super::tile::{CHUNKS, INNER, MAX_SPLITS, PLANE, Tile, VECTOR};
 use super::{empty, gemm};
 
 /// Cubes for each multiprocessor that keep it busy.
 const WANTED_CUBES: usize = 2;
 /// Steps that are worth a cube of their own.
-const MIN_STEPS: usize = 4;
-/// More parts cost more to add up than they save.
-const MAX_SPLITS: usize = 16;
+const MIN_SPLIT_STEPS: usize = 4;
 /// Tiles that can be cut along the inner dimension: others are enough.
 const MAX_SPLIT_TILES: usize = 1024;
 /// Tiles of adapters, and of rows of `x` with adapters, at most.
@@ -167,6 +165,106 @@ fn rows(tensor: &CubeTensor) -> usize {
     tensor.meta.shape()[0]
 }
 
+/// Parts of the inner dimension of a tile.
+#[derive(Clone, Copy, Debug)]
+struct Splits {
+    num: usize,
+    /// Steps of a part; the last one may have fewer.
+    steps: usize,
+}
+
+impl Splits {
+    /// At most `wanted` parts of `steps`.
+    fn new(steps: usize, wanted: usize) -> Self {
+        let length = steps.div_ceil(wanted);
+        Self {
+            num: steps.div_ceil(length),
+            steps: length,
+        }
+    }
+}
+
+/// The tiles of a launch, and their parts: each is the work of a cube.
+#[derive(Clone, Copy, Debug)]
+struct Grid {
+    tile: Tile,
+    weights: Weights,
+    /// Steps of the inner dimension.
+    steps: usize,
+    row_tiles: usize,
+    /// Tiles along the columns of the results.
+    column_tiles: usize,
+    splits: Splits,
+    /// Tiles along the columns of `x · aᵀ`.
+    shrink_tiles: usize,
+    shrink_splits: Splits,
+}
+
+impl Grid {
+    /// For `x` of `[m, k]`.
+    fn new([m, k]: [usize; 2], layers: &[Layer], weights: Weights, multiprocessors: usize) -> Self {
+        let tile = Tile::of(m);
+        let (row_tiles, steps) = (m.div_ceil(tile.rows), k / INNER);
+        let columns = |layer: &Layer| column_tiles(layer, tile, weights);
+        let column_tiles = match weights {
+            Weights::Gated => columns(&layers[0]),
+            _ => layers.iter().map(columns).sum(),
+        };
+        let shrink_tiles: usize = layers.iter().map(|layer| shrink_tiles(layer, tile)).sum();
+        let wanted = WANTED_CUBES * multiprocessors;
+        let tiles = column_tiles * row_tiles;
+        let most = match tiles <= MAX_SPLIT_TILES {
+            true => MAX_SPLITS.min(steps / MIN_SPLIT_STEPS).max(1),
+            false => 1,
+        };
+        let splits = Splits::new(steps, (wanted / tiles).clamp(1, most));
+        let tiles = shrink_tiles * row_tiles;
+        let most = match tiles <= MAX_SHRINK_TILES {
+            true => steps.div_ceil(SHRINK_STEPS).min(MAX_SPLITS),
+            false => 1,
+        };
+        Self {
+            tile,
+            weights,
+            steps,
+            row_tiles,
+            column_tiles,
+            splits,
+            shrink_tiles,
+            shrink_splits: Splits::new(steps, wanted.div_ceil(tiles.max(1)).clamp(1, most)),
+        }
+    }
+
+    fn num_cubes(&self) -> usize {
+        let of_results = self.column_tiles * self.splits.num;
+        self.row_tiles * (of_results + self.shrink_tiles * self.shrink_splits.num)
+    }
+
+    /// Sums of all parts of the tiles of the results.
+    fn parts_len(&self) -> usize {
+        let tile_len = self.tile.pairs() * self.tile.units() * 2;
+        match self.splits.num {
+            1 => 0,
+            num => self.column_tiles * self.row_tiles * num * tile_len,
+        }
+    }
+}
+
+/// Tiles along the columns of a layer's result.
+fn column_tiles(layer: &Layer, tile: Tile, weights: Weights) -> usize {
+    rows(&layer.w).div_ceil(layers::result_columns(tile, weights))
+}
+
+/// Tiles along the columns of `x · aᵀ` of a layer's adapters.
+fn shrink_tiles(layer: &Layer, tile: Tile) -> usize {
+    (b_steps(layer) * INNER).div_ceil(tile.columns)
+}
+
+/// Ranks of one of a layer's adapters.
+fn ranks(layer: &Layer) -> usize {
+    layer.stack.as_ref().map_or(0, |stack| stack.rank)
+}
+
 /// Steps of the ranks of all of a layer's adapters.
 fn b_steps(layer: &Layer) -> usize {
     let stack = layer.stack.as_ref();
@@ -184,54 +282,27 @@ fn launch(
     if m == 0 {
         return;
     }
-    let tile = Tile::of(m);
     let dtype = layers[0].w.dtype;
     let x = in_dtype(x, dtype);
     let client = x.client.clone();
-    let result_columns = match weights {
-        Weights::Gated => tile.columns / 2,
-        _ => tile.columns,
-    };
-    let column_tiles = |i: usize| rows(&layers[i].w).div_ceil(result_columns);
-    let columns = match weights {
-        Weights::Gated => column_tiles(0),
-        _ => (0..layers.len()).map(column_tiles).sum(),
-    };
-    let (row_tiles, steps) = (m.div_ceil(tile.rows), k / INNER);
     let multiprocessors = client.properties().hardware.num_streaming_multiprocessors;
-    let wanted = WANTED_CUBES * multiprocessors.unwrap_or(64) as usize;
-    let most = match columns * row_tiles <= MAX_SPLIT_TILES {
-        true => MAX_SPLITS.min(steps / MIN_STEPS).max(1),
-        false => 1,
-    };
-    let (splits, split_steps) = split(steps, (wanted / (columns * row_tiles)).clamp(1, most));
+    let multiprocessors = multiprocessors.unwrap_or(64) as usize;
+    let grid = Grid::new([m, k], layers, weights, multiprocessors);
+    let (tile, splits, shrink_splits) = (grid.tile, grid.splits, grid.shrink_splits);
 
     let has_adapters = layers.iter().any(|layer| b_steps(layer) > 0);
-    let shrink_tiles = |layer: &Layer| (b_steps(layer) * INNER).div_ceil(tile.columns);
-    let num_shrink: usize = layers.iter().map(shrink_tiles).sum();
-    let most = match num_shrink * row_tiles <= MAX_SHRINK_TILES {
-        true => steps.div_ceil(SHRINK_STEPS).min(MAX_SPLITS),
-        false => 1,
-    };
-    let fit = wanted.div_ceil((num_shrink * row_tiles).max(1));
-    let (shrink_splits, shrink_split_steps) = split(steps, fit.clamp(1, most));
     let h_steps: usize = layers.iter().map(b_steps).sum();
-    let ranks = |layer: &Layer| layer.stack.as_ref().map_or(0, |stack| stack.rank);
     let num_ranks: usize = layers.iter().map(ranks).sum();
     let readers = match weights {
-        Weights::Gated => columns,
-        _ => (0..layers.len())
-            .filter(|&i| b_steps(&layers[i]) > 0)
-            .map(column_tiles)
+        Weights::Gated => grid.column_tiles,
+        _ => (layers.iter())
+            .filter(|layer| b_steps(layer) > 0)
+            .map(|layer| column_tiles(layer, tile, weights))
             .sum(),
     };
-    let tile_len = tile.pairs() * tile.units() * 2;
-    let parts_len = match splits {
-        1 => 0,
-        _ => columns * row_tiles * splits * tile_len,
-    };
+    let parts_len = grid.parts_len();
     // Where the kernel does not read an argument, another tensor stands in for it.
-    let parts = match parts_len + shrink_splits * m * num_ranks {
+    let parts = match parts_len + shrink_splits.num * m * num_ranks {
         0 => results[0].clone(),
         len => empty(&x, [len], DType::F32),
     };
@@ -241,36 +312,14 @@ fn launch(
     };
     let rows_of = layers.iter().find_map(|layer| layer.stack.as_ref());
     let (slots, at) = rows_of.map_or((x.clone(), 0), |stack| (stack.slots.clone(), stack.at));
-    let (mut h_step, mut part_rank) = (0, 0);
-    let mut args = |i: usize| {
-        let layer = layers.get(i);
-        let known = layer.unwrap_or(&layers[0]);
-        let stack = layer.and_then(|layer| layer.stack.as_ref());
-        let bias = layer.and_then(|layer| layer.bias.clone());
-        let (a, b) = stack.map_or((x.clone(), x.clone()), |stack| {
-            (stack.a.clone(), stack.b.clone())
-        });
-        let args = layers::LayerLaunch::new(
-            known.w.clone().into_buffer_arg(),
-            bias.map_or_else(|| x.clone(), into_contiguous)
-                .into_buffer_arg(),
-            layer.map_or(0, |layer| rows(&layer.w)),
-            layer.map_or(0, |_| column_tiles(i)),
-            a.into_buffer_arg(),
-            b.into_buffer_arg(),
-            stack.map_or(1, |stack| stack.rank),
-            stack.map_or(0, |stack| stack.num_slots),
-            layer.map_or(0, shrink_tiles),
-            layer.map_or(0, b_steps),
-            h_step,
-            part_rank,
-        );
-        h_step += layer.map_or(0, b_steps);
-        part_rank += layer.map_or(0, ranks);
-        args
-    };
     let w_stride = layers[0].w.meta.strides()[0] / VECTOR;
-    let all = layers::LayersLaunch::new(args(0), args(1), args(2), w_stride, k / VECTOR);
+    let args = layers::LayersLaunch::new(
+        layer_args(0, layers, &x, &grid),
+        layer_args(1, layers, &x, &grid),
+        layer_args(2, layers, &x, &grid),
+        w_stride,
+        k / VECTOR,
+    );
     let adapters = layers::AdaptersLaunch::new(
         h.clone().into_buffer_arg(),
         h_steps,
@@ -279,9 +328,9 @@ fn launch(
         num_ranks,
         slots.into_buffer_arg(),
         at,
-        num_shrink,
-        shrink_splits,
-        shrink_split_steps,
+        grid.shrink_tiles,
+        shrink_splits.num,
+        shrink_splits.steps,
         readers,
     );
     let has_bias = std::array::from_fn(|i| layers.get(i).is_some_and(|layer| layer.bias.is_some()));
@@ -290,24 +339,23 @@ fn launch(
         weights,
         has_bias,
         has_residual: residual.is_some(),
-        is_split: splits > 1,
+        is_split: splits.num > 1,
         has_adapters,
-        is_seamless: has_adapters && splits == 1 && steps >= tile.stages,
+        is_seamless: has_adapters && splits.num == 1 && grid.steps >= tile.stages,
     };
     let result = |i: usize| results.get(i).unwrap_or(&results[0]).clone();
     let residual = residual.map_or_else(|| x.clone(), into_contiguous);
     let counters = arrival_counters(&x);
     let dtypes = [dtype, results[0].dtype].map(dtype_to_elem_type);
     let x_stride = x.meta.strides()[0] / VECTOR;
-    let cubes = row_tiles * (columns * splits + num_shrink * shrink_splits);
     // SAFETY: rows past the last one are clamped to it when read and left out when written.
     unsafe {
         kernel::mat_mul::launch_unchecked(
             &client,
-            CubeCount::Static(cubes as u32, 1, 1),
+            CubeCount::Static(grid.num_cubes() as u32, 1, 1),
             CubeDim::new_1d(tile.units() as u32),
             x.into_buffer_arg(),
-            all,
+            args,
             adapters,
             residual.into_buffer_arg(),
             result(0).into_buffer_arg(),
@@ -318,19 +366,45 @@ fn launch(
             counters.into_buffer_arg(),
             m,
             x_stride,
-            steps,
-            splits,
-            split_steps,
+            grid.steps,
+            splits.num,
+            splits.steps,
             kind,
             dtypes,
         );
     }
 }
 
-/// At most `wanted` parts of `steps` of the same length, and that length.
-fn split(steps: usize, wanted: usize) -> (usize, usize) {
-    let length = steps.div_ceil(wanted);
-    (steps.div_ceil(length), length)
+/// The arguments of layer `i`. Where the kernel does not read one, or there is no such layer, another tensor stands in for it.
+fn layer_args<W: Float>(
+    i: usize,
+    layers: &[Layer],
+    x: &CubeTensor,
+    grid: &Grid,
+) -> layers::LayerLaunch<W> {
+    let layer = layers.get(i);
+    let known = layer.unwrap_or(&layers[0]);
+    let bias = layer.and_then(|layer| layer.bias.clone());
+    let stack = layer.and_then(|layer| layer.stack.as_ref());
+    let (a, b) = stack.map_or((x.clone(), x.clone()), |stack| {
+        (stack.a.clone(), stack.b.clone())
+    });
+    let before = || layers.iter().take(i);
+    layers::LayerLaunch::new(
+        known.w.clone().into_buffer_arg(),
+        bias.map_or_else(|| x.clone(), into_contiguous)
+            .into_buffer_arg(),
+        layer.map_or(0, |layer| rows(&layer.w)),
+        layer.map_or(0, |layer| column_tiles(layer, grid.tile, grid.weights)),
+        a.into_buffer_arg(),
+        b.into_buffer_arg(),
+        stack.map_or(1, |stack| stack.rank),
+        stack.map_or(0, |stack| stack.num_slots),
+        layer.map_or(0, |layer| shrink_tiles(layer, grid.tile)),
+        layer.map_or(0, b_steps),
+        before().map(b_steps).sum(),
+        before().map(ranks).sum(),
+    )
 }
 
 thread_local! {

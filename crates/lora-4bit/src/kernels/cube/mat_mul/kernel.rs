@@ -341,8 +341,8 @@ fn write<W: Float, Y: Float>(
     let lane = UNIT_POS as usize % PLANE;
     let plane = UNIT_POS as usize / PLANE;
     let plane_row = plane / comptime!(tile.planes[1]) * comptime!(tile.row_blocks() * 16);
-    let plane_column =
-        plane % comptime!(tile.planes[1]) * comptime!(result_columns(kind) / tile.planes[1]);
+    let plane_column = plane % comptime!(tile.planes[1])
+        * comptime!(result_columns(tile, kind.weights) / tile.planes[1]);
     let row = place.first_row + plane_row + lane / 4;
     let column = place.first_column + plane_column + lane % 4 * 2;
     #[unroll]

@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::{Kind, Weights};
+use super::{Kind, Tile, Weights};
 
 /// The tensors of a layer; those that it lacks are other ones.
 #[derive(CubeType, CubeLaunch)]
@@ -88,10 +88,10 @@ pub(super) struct Place {
 }
 
 /// Columns of the result in a tile.
-pub(super) fn result_columns(kind: Kind) -> usize {
-    match kind.weights {
-        Weights::Gated => kind.tile.columns / 2,
-        _ => kind.tile.columns,
+pub(super) fn result_columns(tile: Tile, weights: Weights) -> usize {
+    match weights {
+        Weights::Gated => tile.columns / 2,
+        _ => tile.columns,
     }
 }
 
@@ -121,7 +121,7 @@ impl Place {
         // The first tiles of the second and the third layer.
         let mut start1 = first.tiles;
         let mut start2 = first.tiles + second.tiles;
-        let mut tile_columns = comptime!(result_columns(kind)).runtime();
+        let mut tile_columns = comptime!(result_columns(tile, kind.weights)).runtime();
         if comptime!(kind.has_adapters) {
             let shrink_cubes = adapters.tiles * row_tiles * adapters.splits;
             if cube < shrink_cubes {

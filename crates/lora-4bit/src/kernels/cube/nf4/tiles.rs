@@ -46,7 +46,7 @@ const MAX_GROUPS: usize = 10;
 /// Planes of a multiprocessor that keep it busy.
 const WANTED_PLANES: usize = 34;
 /// Blocks of a row that are worth a plane.
-const MIN_STEPS: usize = 3;
+const MIN_PLANE_STEPS: usize = 3;
 /// Blocks of a row in flight together, at most: in the only round with few rows of `x`, and otherwise.
 const MAX_SINGLE: usize = 8;
 const MAX_UNROLL: usize = 4;
@@ -138,7 +138,7 @@ impl Kind {
         };
         // As few idle planes as possible.
         let balanced = |most: usize| row_steps.div_ceil(row_steps.div_ceil(most));
-        kind.planes = balanced(most.min(row_steps / MIN_STEPS).max(1));
+        kind.planes = balanced(most.min(row_steps / MIN_PLANE_STEPS).max(1));
         let step_bytes = x_rows * BLOCK_SIZE * 2;
         while kind.planes > 1 && kind.planes * step_bytes > kind.room(x) {
             kind.planes = balanced(kind.planes - 1);
