@@ -24,10 +24,10 @@
 
 pub mod adapter_selection;
 pub mod bnb;
+pub mod compile_only;
 mod compute_dtype;
 pub mod device;
 mod dropout;
-pub mod dry_run;
 pub mod dynamic_map;
 pub mod kernels;
 pub mod linear;

@@ -106,7 +106,7 @@ impl GraphRunner {
     }
 
     /// Launches what a step takes to compute the tokens of `rows` and, where it is recorded, to choose the tokens that follow, and
-    /// remembers nothing. For [`compile_only`](lora_4bit::dry_run::compile_only), where no launch runs.
+    /// remembers nothing. For [`compile_kernels_only`](lora_4bit::compile_only::compile_kernels_only), where no launch runs.
     pub fn compile(&mut self, model: &QwenModel, cache: &mut PagedKvCache, rows: &[DecodeRow<'_>]) {
         match &self.graphs {
             Some(graphs) => graphs.compile(model, cache, rows),

@@ -7,7 +7,7 @@ use std::convert::Infallible;
 use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{DType, Device, Tensor};
-use lora_4bit::dry_run::{compile_only, real_launches};
+use lora_4bit::compile_only::{compile_kernels_only, real_launches};
 use lora_4bit::{AdapterSelection, Dropout};
 use model_qwen::QwenModel;
 
@@ -258,7 +258,7 @@ impl Trainer {
         }
         self.is_compiled = true;
         let device = self.device();
-        compile_only(&device, || {
+        compile_kernels_only(&device, || {
             // Layers need the same kernels, but for what is kept of them.
             let (num_layers, checkpointing) = self.options.checkpointing.in_short();
             let mut model = self.model.clone();

@@ -155,8 +155,8 @@ pub(crate) fn dtype_of(device: &Device) -> DType {
     DType::F32
 }
 
-/// See [`crate::dry_run::compile_only`]: nobody else may need a launch.
-pub(crate) fn compile_only(device: &Device, work: impl FnOnce()) {
+/// See [`crate::compile_only::compile_kernels_only`]: nobody else may need a launch.
+pub(crate) fn compile_kernels_only(device: &Device, work: impl FnOnce()) {
     #[cfg(feature = "cuda")]
     if super::cube::is_cuda(device) {
         // A launch that still waits in the queue would be refused its kernel, too. What has failed is told by who reads it.

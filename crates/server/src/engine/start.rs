@@ -5,7 +5,7 @@ use std::sync::mpsc;
 
 use burn::tensor::{DType, Device};
 use kv_paging::{PagedKvCache, Scheduler, SchedulerConfig};
-use lora_4bit::dry_run::real_launches;
+use lora_4bit::compile_only::real_launches;
 use model_qwen::{
     ChatTemplate, DeviceError, GenerationConfig, GenerationConfigError, LoadError, LoadOptions,
     NoBundledData, QwenModel, ResolveError, TemplateError, Tokenizer, TokenizerError,

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use burn::tensor::Tensor;
 use kv_paging::{DecodeToken, PagedKvCache};
-use lora_4bit::dry_run::{compile_only, real_launches};
+use lora_4bit::compile_only::{compile_kernels_only, real_launches};
 use model_qwen::{
     Ahead, ChoiceRow, DecodeRow, GraphRunner, MAX_LOGIT_ROWS, PackedStep, Pending, QwenModel,
     RowMask, Sampler, SamplingParams, Seldom, TokenMask, Want,
@@ -97,7 +97,7 @@ impl Worker {
         // Kernels are compiled on all cores, where the steps themselves wait for one after the other.
         let device = self.model.device();
         catch(|| {
-            compile_only(&device, || self.compile_steps(progress));
+            compile_kernels_only(&device, || self.compile_steps(progress));
             Ok(())
         })?;
         let _real = real_launches();

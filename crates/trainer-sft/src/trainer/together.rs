@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Mutex;
 
 use burn::tensor::Device;
-use lora_4bit::dry_run::real_launches;
+use lora_4bit::compile_only::real_launches;
 
 use super::{StepOutput, Trainer};
 use crate::batch::{Batch, Share};

@@ -1,7 +1,7 @@
 //! Launches that only compile their kernels.
 //!
-//! A card of NVIDIA compiles a kernel at its first launch, and what was launched after it waits. In a dry run no launch runs, so that all
-//! cores compile at the same time. A dry run is the whole process's: it has to be alone.
+//! A card of NVIDIA compiles a kernel at its first launch, and what was launched after it waits. In [`compile_kernels_only`]
+//! no launch runs, so that all cores compile at the same time. That holds for the whole process: nobody else may need a launch.
 
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, TryLockError};
 
@@ -12,7 +12,7 @@ use crate::kernels::training as ops;
 /// Held by who needs its launches to run.
 static REAL: RwLock<()> = RwLock::new(());
 
-/// As long as it lives, [`compile_only`] calls nothing.
+/// As long as it lives, [`compile_kernels_only`] calls nothing.
 #[derive(Debug)]
 #[must_use]
 pub struct RealLaunches {
@@ -20,7 +20,7 @@ pub struct RealLaunches {
 }
 
 /// Says that launches of this process have to run, such as those of an engine that answers requests. It waits for the end of a
-/// [`compile_only`] of another thread.
+/// [`compile_kernels_only`] of another thread.
 pub fn real_launches() -> RealLaunches {
     RealLaunches {
         _held: REAL.read().unwrap_or_else(PoisonError::into_inner),
@@ -30,9 +30,9 @@ pub fn real_launches() -> RealLaunches {
 /// Calls `work`, and runs no launch of this process on a card of NVIDIA meanwhile: all cores compile the kernels that are needed, and
 /// those that are on disk are loaded. Tensors that `work` makes hold nothing. Elsewhere `work` is not called, and neither is it while
 /// there are [`real_launches`] or another thread is in here.
-pub fn compile_only(device: &Device, work: impl FnOnce()) {
+pub fn compile_kernels_only(device: &Device, work: impl FnOnce()) {
     if let Some(_alone) = alone() {
-        ops::compile_only(device, work);
+        ops::compile_kernels_only(device, work);
     }
 }
 
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_dry_run_is_alone() {
+    fn compiling_only_is_alone() {
         let real = [real_launches(), real_launches()];
         assert!(alone().is_none());
         drop(real);
