@@ -55,7 +55,7 @@ fn main() {
             let dy = matrix([m, shape[0]], 3, &device);
             let flop = 2.0 * (m * shape[0] * shape[1]) as f64 / 1e9;
             println!(
-                "w {shape:?}, m {m}: f32 {:.0}   bf16 {:.0}   nf4 {:.0}, in integers {:.0}   bf16 factors: bf16 {:.0}   nf4 {:.0}   burn f32 {:.0}   transposed: f32 {:.0}   bf16 {:.0}   nf4 {:.0}   bf16 factors: bf16 {:.0}   nf4 {:.0}   burn f32 {:.0}",
+                "w {shape:?}, m {m}: f32 {:.0}   bf16 {:.0}   nf4 {:.0}, in integers {:.0}   bf16 operands: bf16 {:.0}   nf4 {:.0}   burn f32 {:.0}   transposed: f32 {:.0}   bf16 {:.0}   nf4 {:.0}   bf16 operands: bf16 {:.0}   nf4 {:.0}   burn f32 {:.0}",
                 flop / seconds(&|| dense_linear(x.clone(), weights.f32.clone(), F32)),
                 flop / seconds(&|| dense_linear(x.clone(), weights.bf16.clone(), F32)),
                 flop / seconds(&|| weights.double.forward(x.clone(), F32)),

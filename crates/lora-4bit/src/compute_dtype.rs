@@ -1,11 +1,11 @@
-//! The type in which the factors of a product are multiplied, as kernels, configurations and flags name it.
+//! The type in which the operands of a product are multiplied, as kernels, configurations and flags name it.
 
 use burn::tensor::Device;
 use serde::{Deserialize, Serialize};
 
 use crate::device::is_cpu;
 
-/// The type in which the factors of a product are multiplied. Sums are f32 whatever it is.
+/// The type in which the operands of a product are multiplied. Sums are f32 whatever it is.
 ///
 /// A file or a flag (cargo feature `clap`) may spell a type as PyTorch does, `bfloat16`, or in short, `bf16`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -27,7 +27,7 @@ pub enum ComputeDtype {
         )
     )]
     F32,
-    /// As fast as the CPU multiplies factors of 16 bits or more.
+    /// As fast as the CPU multiplies operands of 16 bits or more.
     ///
     /// NF4 weights: with AVX2, AVX-512-VNNI or AMX, their levels and the values they are multiplied with are rounded to integers of
     /// up to 16 bits, with a scale for each block of 64. A result is off by some 1e-4 of its size, a tenth of what bf16 loses, and

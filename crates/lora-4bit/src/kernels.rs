@@ -8,7 +8,7 @@
 //! | `nf4_linear_t` | `dy · w`, `w` in NF4 | `[m, n]`, `[n, k]` → `[m, k]` |
 //!
 //! `x` and `dy` are f32; on a GPU they may also have the type to which the product rounds them. A dense `w` is f32, bf16 or f16;
-//! sums and results are f32. With [`ComputeDtype::Bf16`] the factors may be rounded to bf16 first, where the hardware multiplies these faster.
+//! sums and results are f32. With [`ComputeDtype::Bf16`] the operands may be rounded to bf16 first, where the hardware multiplies these faster.
 //! The transposed products are the gradients of the plain ones with respect to `x`. Except in `fused::product` with a tracked
 //! dense weight (`--full` on a CPU), `w` is a constant: no operation here has a gradient for it.
 //!
@@ -59,7 +59,7 @@ pub(crate) use operand::{
 pub use crate::compute_dtype::ComputeDtype;
 
 pub(crate) use cpu::simd::bytes::{
-    ByteFactor, STEP as BYTE_STEP, SplitRow, W_ROWS as BYTE_ROWS, is_fast as bytes_are_fast,
+    ByteOperand, STEP as BYTE_STEP, SplitRow, W_ROWS as BYTE_ROWS, is_fast as bytes_are_fast,
 };
 
 /// Whether loops that are compiled twice may use AVX2 and FMA: the CPU has both, and `LORA_4BIT_SIMD` allows them.
@@ -164,7 +164,7 @@ pub fn dense_linear(x: Tensor<2>, w: Tensor<2>, compute: ComputeDtype) -> Tensor
 }
 
 /// `dy · w` with a constant `w`: the gradient of [`dense_linear`] with respect to `x`. With [`ComputeDtype::Bf16`] tensor cores multiply
-/// factors in bf16.
+/// operands in bf16.
 ///
 /// # Shapes
 ///

@@ -8,7 +8,7 @@ use burn::tensor::DType;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::kernels::{BYTE_ROWS, BYTE_STEP, ByteFactor, SplitRow, bytes_are_fast};
+use crate::kernels::{BYTE_ROWS, BYTE_STEP, ByteOperand, SplitRow, bytes_are_fast};
 use crate::weight::Weight;
 
 /// Rows whose products are computed together.
@@ -17,7 +17,7 @@ const BLOCK: usize = 2 * BYTE_ROWS;
 const BLOCKS: usize = 16;
 /// Rows that are converted at once.
 const CHUNK: usize = 8192;
-/// Rounding of sums in f32, relative to the lengths of both factors; generously.
+/// Rounding of sums in f32, relative to the lengths of both operands; generously.
 const ROUNDING: f32 = 2e-5;
 
 /// A matrix in 8 bits, and how far its rows are from those that it was made of.
@@ -54,7 +54,7 @@ impl RowBounds {
 
     /// The most rows of `x` at once: with more, a product with all of the matrix costs less.
     pub fn max_rows() -> usize {
-        ByteFactor::max_rows()
+        ByteOperand::max_rows()
     }
 
     /// The bounds of `weight [rows, inner]`; `None` if its rows are too long, or of another type than a float of 16 or 32 bits.
@@ -239,7 +239,7 @@ const LANES: usize = 4;
 
 /// Rows of `x`, and zeros up to a multiple of [`LANES`].
 struct Factors {
-    bytes: ByteFactor,
+    bytes: ByteOperand,
     lanes: Vec<Lanes>,
     width: usize,
 }
@@ -266,7 +266,7 @@ impl Factors {
         Self {
             lanes: lanes.collect(),
             width: factors.len().next_multiple_of(LANES),
-            bytes: ByteFactor::new(splits, padded),
+            bytes: ByteOperand::new(splits, padded),
         }
     }
 }

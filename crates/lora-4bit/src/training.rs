@@ -25,7 +25,7 @@ pub use crate::kernels::optimizer::{
     sums_of_squares, writes_in_place,
 };
 use crate::kernels::tile;
-use crate::kernels::training::{self as ops, Epilogue, Factor, Part};
+use crate::kernels::training::{self as ops, Epilogue, Part, ProductOperand};
 pub use crate::kernels::training::{
     rms_norm, rms_norm_backward, rms_norm_weight_gradient, sum_rows, swiglu, swiglu_backward,
 };
@@ -179,8 +179,8 @@ impl Group {
     fn product(&self, x: &Tensor<2>, h: Option<&Tensor<2>>, epilogue: Epilogue) -> Tensor<2> {
         let b = self.adapters.as_ref().map(|adapters| adapters.b.clone());
         ops::product(
-            Factor::rows(x.clone(), h.cloned()),
-            Factor::rows(self.weight.clone(), b),
+            ProductOperand::rows(x.clone(), h.cloned()),
+            ProductOperand::rows(self.weight.clone(), b),
             epilogue,
         )
     }
@@ -196,7 +196,11 @@ impl Group {
         let a = &adapters.a;
         let plain = |x: Tensor<2>, a: Tensor<2>| {
             let epilogue = Epilogue::plain(x.dtype());
-            ops::product(Factor::rows(x, None), Factor::rows(a, None), epilogue)
+            ops::product(
+                ProductOperand::rows(x, None),
+                ProductOperand::rows(a, None),
+                epilogue,
+            )
         };
         let Some(dropout) = adapters.dropout else {
             return Some(plain(x.clone(), a.clone()));
@@ -231,8 +235,8 @@ impl Group {
         }
         let b = self.adapters.as_ref().map(|adapters| adapters.b.clone());
         ops::gated_product(
-            Factor::rows(x.clone(), self.shrink(x)),
-            Factor::rows(self.weight.clone(), b),
+            ProductOperand::rows(x.clone(), self.shrink(x)),
+            ProductOperand::rows(self.weight.clone(), b),
         )
     }
 
@@ -267,8 +271,8 @@ impl Group {
     pub fn adapter_input(&self, dz: &Tensor<2>) -> Option<Tensor<2>> {
         let adapters = self.adapters.as_ref()?;
         Some(ops::product(
-            Factor::rows(dz.clone(), None),
-            Factor::columns(adapters.b.clone(), None),
+            ProductOperand::rows(dz.clone(), None),
+            ProductOperand::columns(adapters.b.clone(), None),
             Epilogue::plain(dz.dtype()),
         ))
     }
@@ -295,14 +299,14 @@ impl Group {
         };
         let in_f32 = Epilogue::plain(DType::F32);
         let db = ops::product(
-            Factor::columns(dz.clone(), None),
-            Factor::columns(h, None),
+            ProductOperand::columns(dz.clone(), None),
+            ProductOperand::columns(h, None),
             in_f32.clone(),
         ); // [out, ranks]
         let tall = |x: Tensor<2>, dh: Tensor<2>| {
             ops::product(
-                Factor::columns(x, None),
-                Factor::columns(dh, None),
+                ProductOperand::columns(x, None),
+                ProductOperand::columns(dh, None),
                 in_f32.clone(),
             ) // [in, ranks]
         };
@@ -338,8 +342,8 @@ impl Group {
     #[must_use]
     pub fn weight_gradient(&self, x: Tensor<2>, dy: &Tensor<2>) -> Tensor<2> {
         ops::product(
-            Factor::columns(dy.clone(), None),
-            Factor::columns(x, None),
+            ProductOperand::columns(dy.clone(), None),
+            ProductOperand::columns(x, None),
             Epilogue::plain(DType::F32),
         )
     }
@@ -371,8 +375,8 @@ impl Group {
         let dtype = dy.dtype();
         let product = |dy: &Tensor<2>, dh, a| {
             ops::product(
-                Factor::rows(dy.clone(), dh),
-                Factor::columns(self.weight.clone(), a),
+                ProductOperand::rows(dy.clone(), dh),
+                ProductOperand::columns(self.weight.clone(), a),
                 Epilogue::plain(dtype),
             ) // [dy, dh] · [W; A]
         };
@@ -389,15 +393,15 @@ impl Group {
             let dh = dh.clone().narrow(1, part.rank, part.ranks);
             let a = adapters.a.clone().narrow(0, part.rank, part.ranks);
             let through = ops::product(
-                Factor::rows(dh, None),
-                Factor::columns(a, None),
+                ProductOperand::rows(dh, None),
+                ProductOperand::columns(a, None),
                 Epilogue::plain(dtype),
             ); // [tokens, in]
             // Not in one product: few ranks are no size that kernels take.
             let through = match &change {
                 Some(change) => ops::product(
-                    Factor::rows(change.clone().narrow(1, part.row, part.rows), None),
-                    Factor::columns(self.weight_of(part), None),
+                    ProductOperand::rows(change.clone().narrow(1, part.row, part.rows), None),
+                    ProductOperand::columns(self.weight_of(part), None),
                     Epilogue {
                         residual: Some(through),
                         ..Epilogue::plain(dtype)

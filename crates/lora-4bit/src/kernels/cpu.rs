@@ -7,7 +7,7 @@
 //! - `forward`: `x · wᵀ`,
 //! - `transposed`: `dy · w`,
 //! - `lora`: an adapter's product and its gradients,
-//! - `pairs`: both with bf16 factors; `forward` has one with NF4 and integers,
+//! - `pairs`: both with bf16 operands; `forward` has one with NF4 and integers,
 //! - `tiles`: `x · wᵀ` with AMX and a bf16 weight,
 //! - `nf4`: ranges of an NF4 weight,
 //! - `elementwise`: RMSNorm and SwiGLU,

@@ -2,11 +2,11 @@
 //!
 //! - `fused`: a decoder layer's operations in as few launches as possible,
 //! - `features`: what a device can do,
-//! - `gemm`: products of many rows, both factors read either way, for training,
+//! - `gemm`: products of many rows, both operands read either way, for training,
 //! - `elementwise`: RMSNorm and SwiGLU,
 //! - `training`: what a training step computes between its products,
 //! - `lora`: adapters, another one for each row,
-//! - `mat_vec`: products with few rows of `x`, bound by reading the weight, or with exact factors,
+//! - `mat_vec`: products with few rows of `x`, bound by reading the weight, or with exact operands,
 //! - `mat_mul`: products on the tensor cores of NVIDIA's GPUs, with adapters in the same launch,
 //! - `nf4`: products of few rows with weights in NF4, on tensor cores where there are some, and dequantization, which comes
 //!   before all other products with these.

@@ -223,7 +223,7 @@ impl LayerOperand<Dispatch> {
     }
 }
 
-/// How a factor of a product lies in memory.
+/// How an operand of a product lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Major {
     /// The inner dimension along the rows: `[outer, inner]`.

@@ -58,7 +58,7 @@ pub struct Product {
     pub weight: WeightFormat,
     /// Type of the input.
     pub input: DType,
-    /// Type in which factors are multiplied.
+    /// Type in which operands are multiplied.
     pub compute: ComputeDtype,
 }
 
@@ -102,11 +102,11 @@ pub struct GpuFeatures {
 /// A kernel, or the operations that replace one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Plan {
-    /// CPU: factors in f32.
+    /// CPU: operands in f32.
     CpuFloats,
     /// CPU: NF4 levels and blocks of the input as integers of 16 bits.
     CpuIntegers,
-    /// CPU: both factors rounded to bf16, multiplied in pairs.
+    /// CPU: both operands rounded to bf16, multiplied in pairs.
     CpuBf16Pairs,
     /// CPU: a bf16 weight in AMX tiles, each value of the input as the exact sum of three bf16.
     CpuAmxExact,
@@ -154,7 +154,7 @@ pub(super) const CODES: usize = 16;
 pub(super) const NF4_MAT_VEC_SHARED: usize = 7 << 10;
 /// Shared memory of the NF4 kernel with tensor cores: tables, the sums of a plane, a block of all rows of the input.
 const MIN_NF4_MAT_MUL_SHARED: usize = 48 << 10;
-/// Shared memory of the kernel for factors that are read either way: three steps of 128 rows of each factor.
+/// Shared memory of the kernel for operands that are read either way: three steps of 128 rows of each operand.
 const GEMM_SHARED: usize = 3 * (128 + 128) * tile::INNER * 2;
 
 impl Plan {
@@ -320,7 +320,7 @@ fn fits_mat_mul(product: &Product, dtype: DType, gpu: &GpuFeatures) -> bool {
         && product.n.is_multiple_of(2)
 }
 
-/// Whether the kernel for factors that are read either way takes them: of type `dtype`, to a result `[m, n]` over two inner dimensions.
+/// Whether the kernel for operands that are read either way takes them: of type `dtype`, to a result `[m, n]` over two inner dimensions.
 pub(super) fn fits_gemm(
     gpu: &GpuFeatures,
     dtype: DType,

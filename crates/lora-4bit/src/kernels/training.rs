@@ -1,4 +1,4 @@
-//! What a training step computes besides the operations of serving: products with both factors read either way, and the
+//! What a training step computes besides the operations of serving: products with both operands read either way, and the
 //! gradients of what lies between them.
 //!
 //! Tensors are of one type, bf16 or f32; sums are f32. Nothing here takes part in an autodiff graph: the gradients are
@@ -13,7 +13,7 @@ use burn::backend::{Backend, ExtensionType, backend_extension};
 use burn::tensor::{DType, Device, Tensor};
 use tracing::trace_span;
 
-pub(crate) use self::product::{Epilogue, Factor, gated_product, product};
+pub(crate) use self::product::{Epilogue, ProductOperand, gated_product, product};
 use super::draw::Draw;
 use super::elementwise::Norm;
 use super::operand::WeightOperand;
@@ -351,8 +351,8 @@ pub fn sum_rows(x: Tensor<2>) -> Tensor<1> {
         // A product with columns of ones: no other kernel sums over so many rows on all multiprocessors.
         let ones = Tensor::ones([x.dims()[0], ONES], (&x.device(), x.dtype()));
         let sums = product(
-            Factor::columns(x, None),
-            Factor::columns(ones, None),
+            ProductOperand::columns(x, None),
+            ProductOperand::columns(ones, None),
             Epilogue::plain(DType::F32),
         ); // [columns, ONES]
         return sums.narrow(1, 0, 1).reshape([columns]);

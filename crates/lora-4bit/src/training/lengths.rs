@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Device, Tensor};
 
 use super::{Group, masked};
-use crate::kernels::training::{self as ops, Epilogue, Factor, Part, sum_rows};
+use crate::kernels::training::{self as ops, Epilogue, Part, ProductOperand, sum_rows};
 use crate::linear::Linear;
 use crate::lora::{Dora, LoraWeights};
 
@@ -75,8 +75,8 @@ impl Group {
             ..Epilogue::plain(x.dtype())
         };
         let base = ops::product(
-            Factor::rows(x.clone(), None),
-            Factor::rows(self.weight.clone(), None),
+            ProductOperand::rows(x.clone(), None),
+            ProductOperand::rows(self.weight.clone(), None),
             base,
         ); // [tokens, out]
         let y = ops::rescale(masked, &lengths.change(), None, Some(base));
@@ -96,8 +96,8 @@ impl Group {
         let [tokens, _] = x.dims();
         let parts = (self.layers.iter().zip(&lengths.has)).map(|(part, &has)| match has {
             true => ops::product(
-                Factor::rows(masked(x, dropout, part.id), None),
-                Factor::rows(self.weight_of(part), None),
+                ProductOperand::rows(masked(x, dropout, part.id), None),
+                ProductOperand::rows(self.weight_of(part), None),
                 Epilogue::plain(x.dtype()),
             ),
             false => Tensor::zeros([tokens, part.rows], (&x.device(), x.dtype())),
@@ -117,8 +117,8 @@ impl Group {
     fn expand(&self, h: Option<&Tensor<2>>) -> Option<Tensor<2>> {
         let (adapters, h) = (self.adapters.as_ref()?, h?);
         Some(ops::product(
-            Factor::rows(h.clone(), None),
-            Factor::rows(adapters.b.clone(), None),
+            ProductOperand::rows(h.clone(), None),
+            ProductOperand::rows(adapters.b.clone(), None),
             Epilogue::plain(h.dtype()),
         ))
     }

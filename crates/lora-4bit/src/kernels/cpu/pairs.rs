@@ -1,4 +1,4 @@
-//! Products with bf16 factors, for many rows: `x · wᵀ` and `dy · w` by panels of 64 columns of the result.
+//! Products with bf16 operands, for many rows: `x · wᵀ` and `dy · w` by panels of 64 columns of the result.
 
 use std::cell::Cell;
 use std::ops::Range;

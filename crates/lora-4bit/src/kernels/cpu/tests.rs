@@ -56,7 +56,7 @@ fn nf4_kernels_equal_plain_sums() {
 }
 
 #[test]
-fn products_of_bf16_factors_equal_plain_sums() {
+fn products_of_bf16_operands_equal_plain_sums() {
     let kernels = Kernels::get();
     for pairs in PairKernels::supported() {
         for shape @ [_, n, k] in SHAPES.into_iter().chain([[65, 100, 5200], [40, 5200, 70]]) {
@@ -341,7 +341,7 @@ fn check_t(kernels: &Kernels, shape: [usize; 3], w: &[f32], product: Product<'_>
     compare_t((kernels.instruction_set, |value| value), shape, w, product);
 }
 
-/// Instruction set of the kernels, and what they do to the values of the first factor.
+/// Instruction set of the kernels, and what they do to the values of the first operand.
 type Subject = (InstructionSet, fn(f32) -> f32);
 
 /// Errors of sums in f32, per product.

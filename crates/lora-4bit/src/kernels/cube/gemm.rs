@@ -1,6 +1,6 @@
-//! Products of many rows, with both factors read either way: forward passes, their gradients, and gradients of weights.
+//! Products of many rows, with both operands read either way: forward passes, their gradients, and gradients of weights.
 //!
-//! `y[i, j] = Σ a[i, k] · b[j, k] + bias[j] + residual[i, j]` with factors of 16 bits and sums in f32. A factor lies in
+//! `y[i, j] = Σ a[i, k] · b[j, k] + bias[j] + residual[i, j]` with operands of 16 bits and sums in f32. An operand lies in
 //! memory with its inner dimension `k` along the rows ([`Major::Inner`]) or down the columns ([`Major::Outer`]). Its inner
 //! dimension may go on in a second tensor: so a product and its adapter are one launch.
 //!
@@ -21,7 +21,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::Client;
 use cubecl::prelude::*;
 
-use self::load::FactorBuffersLaunch;
+use self::load::OperandBuffersLaunch;
 use super::super::tile::{INNER, MAX_SPLITS, MIN_GEMM_STEPS, VECTOR};
 use super::{empty, features};
 use crate::kernels::operand::Major;
@@ -41,7 +41,7 @@ enum Instruction {
     WgmmaTma,
 }
 
-/// Whether the second factor is a gate and what it multiplies: `silu(a · gate) · (a · up)`.
+/// Whether the second operand is a gate and what it multiplies: `silu(a · gate) · (a · up)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Gate {
     None,
@@ -71,7 +71,7 @@ fn wide_columns(client: &Client, product: &Product) -> usize {
             false => 256,
         };
     }
-    // Panels of a factor that is read the other way have 64 columns.
+    // Panels of an operand that is read the other way have 64 columns.
     if m > MAX_CHOSEN_ROWS || product.b.major != Major::Inner {
         return 256;
     }
@@ -177,9 +177,9 @@ impl Kind {
     }
 }
 
-/// A factor of a product, its tensors on the device.
+/// An operand of a product, its tensors on the device.
 #[derive(Clone, Debug)]
-pub(super) struct FactorTensors {
+pub(super) struct OperandTensors {
     /// `[outer, inner]` or `[inner, outer]`, contiguous.
     pub(super) first: CubeTensor,
     /// More of the inner dimension, or see [`Gate::Second`].
@@ -189,8 +189,8 @@ pub(super) struct FactorTensors {
 
 /// A product, see the module.
 pub(super) struct Product {
-    pub(super) a: FactorTensors,
-    pub(super) b: FactorTensors,
+    pub(super) a: OperandTensors,
+    pub(super) b: OperandTensors,
     /// `[n]`, f32.
     pub(super) bias: Option<CubeTensor>,
     /// `[m, n]`, of the type of the result.
@@ -200,7 +200,7 @@ pub(super) struct Product {
     pub(super) shape: [usize; 2],
     /// Inner values of the first tensors, and of the second.
     pub(super) inner: [usize; 2],
-    /// Of the result: f32 or the type of the factors.
+    /// Of the result: f32 or the type of the operands.
     pub(super) dtype: DType,
 }
 
@@ -209,7 +209,7 @@ pub(super) fn supports_gates(client: &Client) -> bool {
     cfg!(feature = "cuda") && features::has_wgmma(client)
 }
 
-/// Whether the kernel takes factors of this type and these sizes.
+/// Whether the kernel takes operands of this type and these sizes.
 pub(super) fn supports(
     client: &Client,
     dtype: DType,
@@ -264,9 +264,9 @@ impl Product {
         if kind.instruction == Instruction::WgmmaTma {
             let work =
                 tma::WorkLaunch::new(m, n, self.inner[0] / INNER, steps, split_steps, splits);
-            let second = |factor: &FactorTensors| {
-                let second = factor.second.as_ref();
-                second.unwrap_or(&factor.first).clone()
+            let second = |operand: &OperandTensors| {
+                let second = operand.second.as_ref();
+                second.unwrap_or(&operand.first).clone()
             };
             let (second_a, second_b) = (second(&self.a), second(&self.b));
             let tiles_of = [
@@ -299,13 +299,13 @@ impl Product {
                 _ => sum_parts(y, later, [m, n], self.dtype),
             };
         }
-        let factor = |factor: FactorTensors, outer: usize| {
+        let operand = |operand: OperandTensors, outer: usize| {
             let stride = |tensor: &CubeTensor| tensor.meta.strides()[0] / VECTOR;
-            let first_stride = stride(&factor.first);
-            let second = factor.second.unwrap_or_else(|| factor.first.clone());
+            let first_stride = stride(&operand.first);
+            let second = operand.second.unwrap_or_else(|| operand.first.clone());
             let second_stride = stride(&second);
-            FactorBuffersLaunch::new(
-                factor.first.into_buffer_arg(),
+            OperandBuffersLaunch::new(
+                operand.first.into_buffer_arg(),
                 second.into_buffer_arg(),
                 first_stride,
                 second_stride,
@@ -319,8 +319,8 @@ impl Product {
                 &client,
                 CubeCount::Static(tiles as u32, splits as u32, 1),
                 CubeDim::new_1d(kind.units() as u32),
-                factor(self.a, m),
-                factor(self.b, n),
+                operand(self.a, m),
+                operand(self.b, n),
                 bias.into_buffer_arg(),
                 residual.into_buffer_arg(),
                 y.clone().into_buffer_arg(),
@@ -357,22 +357,22 @@ pub(super) fn is_best(x: &CubeTensor, w: &CubeTensor) -> bool {
         && supports(&x.client, w.dtype, [m, n], [k, 0], Major::Inner)
 }
 
-/// `x · wᵀ + bias + residual`, in f32; both factors have one type.
+/// `x · wᵀ + bias + residual`, in f32; both operands have one type.
 pub(super) fn linear(
     x: CubeTensor,
     w: CubeTensor,
     bias: Option<CubeTensor>,
     residual: Option<CubeTensor>,
 ) -> CubeTensor {
-    let factor = |first| FactorTensors {
+    let operand = |first| OperandTensors {
         first,
         second: None,
         major: Major::Inner,
     };
     let ([m, k], [n, _]): ([usize; 2], [usize; 2]) = (x.meta.shape().dims(), w.meta.shape().dims());
     let product = Product {
-        a: factor(x),
-        b: factor(w),
+        a: operand(x),
+        b: operand(w),
         bias,
         residual,
         gate: Gate::None,
@@ -383,7 +383,7 @@ pub(super) fn linear(
     product.run()
 }
 
-/// `dy · w` in f32, of factors in the type of `w`.
+/// `dy · w` in f32, of operands in the type of `w`.
 pub(super) fn linear_t(dy: CubeTensor, w: CubeTensor) -> CubeTensor {
     let ([m, n], [_, k]): ([usize; 2], [usize; 2]) =
         (dy.meta.shape().dims(), w.meta.shape().dims());
@@ -391,14 +391,14 @@ pub(super) fn linear_t(dy: CubeTensor, w: CubeTensor) -> CubeTensor {
         true => dy,
         false => cast(dy, w.dtype),
     };
-    let factor = |first: CubeTensor, major| FactorTensors {
+    let operand = |first: CubeTensor, major| OperandTensors {
         first: into_contiguous(first),
         second: None,
         major,
     };
     let product = Product {
-        a: factor(dy, Major::Inner),
-        b: factor(w, Major::Outer),
+        a: operand(dy, Major::Inner),
+        b: operand(w, Major::Outer),
         bias: None,
         residual: None,
         gate: Gate::None,
@@ -409,18 +409,18 @@ pub(super) fn linear_t(dy: CubeTensor, w: CubeTensor) -> CubeTensor {
     product.run()
 }
 
-/// `silu(x · gateᵀ) · (x · upᵀ)`, of the type of the factors.
+/// `silu(x · gateᵀ) · (x · upᵀ)`, of the type of the operands.
 pub(super) fn gated(x: CubeTensor, gate: CubeTensor, up: CubeTensor) -> CubeTensor {
     let ([m, k], [n, _]): ([usize; 2], [usize; 2]) =
         (x.meta.shape().dims(), gate.meta.shape().dims());
     let dtype = x.dtype;
     let product = Product {
-        a: FactorTensors {
+        a: OperandTensors {
             first: x,
             second: None,
             major: Major::Inner,
         },
-        b: FactorTensors {
+        b: OperandTensors {
             first: gate,
             second: Some(up),
             major: Major::Inner,

@@ -1,7 +1,7 @@
 //! `x · wᵀ` with tensor cores, on GPUs of NVIDIA: each cube computes a tile of the result, step by step along the inner
 //! dimension.
 //!
-//! Tiles of both factors go from global to shared memory without passing through registers, some steps ahead of the one
+//! Tiles of both operands go from global to shared memory without passing through registers, some steps ahead of the one
 //! that is multiplied. A result of few tiles is also cut along the inner dimension; the cube of a tile that ends last adds
 //! the parts up, in their order, so that the result doesn't depend on which one it is.
 

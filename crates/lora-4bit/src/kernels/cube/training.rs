@@ -15,7 +15,7 @@ use super::{empty, gemm, nf4};
 use crate::kernels::operand::{Major, Maybe, WeightOperand};
 use crate::kernels::training::{GemmOperand, Part, PartOperand, TrainingOps};
 
-/// Whether the kernel of products takes factors like `a`.
+/// Whether the kernel of products takes operands like `a`.
 pub(in super::super) fn supports_gemm(
     a: &Tensor<2>,
     shape: [usize; 2],
@@ -40,21 +40,21 @@ pub(in super::super) fn supports_gates(device: &Device) -> bool {
 
 impl TrainingOps for Cube {
     fn gemm(operand: GemmOperand<Self>) -> FloatTensor<Self> {
-        let factor = |first: CubeTensor, second: Maybe<Self>, major| gemm::FactorTensors {
+        let operand_of = |first: CubeTensor, second: Maybe<Self>, major| gemm::OperandTensors {
             first: into_contiguous(first),
             second: second.into_option().map(into_contiguous),
             major,
         };
         let [major_a, major_b] = operand.majors;
-        let a = factor(operand.a, operand.second_a, major_a);
-        let b = factor(operand.b, operand.second_b, major_b);
-        let sizes = |factor: &gemm::FactorTensors| {
-            let [rows, columns]: [usize; 2] = factor.first.meta.shape().dims();
-            let second = factor
+        let a = operand_of(operand.a, operand.second_a, major_a);
+        let b = operand_of(operand.b, operand.second_b, major_b);
+        let sizes = |tensors: &gemm::OperandTensors| {
+            let [rows, columns]: [usize; 2] = tensors.first.meta.shape().dims();
+            let second = tensors
                 .second
                 .as_ref()
                 .map_or([0, 0], |s| s.meta.shape().dims());
-            match factor.major {
+            match tensors.major {
                 Major::Inner => (rows, [columns, second[1]]),
                 Major::Outer => (columns, [rows, second[0]]),
             }

@@ -4,7 +4,7 @@ use burn::backend::Dispatch;
 use burn::tensor::activation::sigmoid;
 use burn::tensor::{DType, Tensor};
 
-use super::{Epilogue, Factor, Norm, Part};
+use super::{Epilogue, Norm, Part, ProductOperand};
 use crate::kernels::nf4_dequantize;
 use crate::kernels::operand::{Major, WeightOperand};
 
@@ -13,21 +13,21 @@ fn f32<const D: usize>(x: Tensor<D>) -> Tensor<D> {
 }
 
 /// `[outer, inner]`.
-fn in_rows(factor: Factor) -> Tensor<2> {
-    let axis = match factor.major {
+fn in_rows(operand: ProductOperand) -> Tensor<2> {
+    let axis = match operand.major {
         Major::Inner => 1,
         Major::Outer => 0,
     };
-    let parts = std::iter::once(factor.first).chain(factor.second);
+    let parts = std::iter::once(operand.first).chain(operand.second);
     let all = Tensor::cat(parts.map(f32).collect(), axis);
-    match factor.major {
+    match operand.major {
         Major::Inner => all,
         Major::Outer => all.transpose(),
     }
 }
 
 /// See [`super::product`].
-pub(super) fn product(a: Factor, b: Factor, epilogue: Epilogue) -> Tensor<2> {
+pub(super) fn product(a: ProductOperand, b: ProductOperand, epilogue: Epilogue) -> Tensor<2> {
     let mut y = in_rows(a).matmul(in_rows(b).transpose()); // [m, n]
     if let Some(bias) = epilogue.bias {
         y = y + f32(bias).unsqueeze::<2>();

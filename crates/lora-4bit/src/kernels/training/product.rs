@@ -1,4 +1,4 @@
-//! Products with both factors read either way.
+//! Products with both operands read either way.
 
 #[cfg(feature = "gpu")]
 use burn::backend::Dispatch;
@@ -12,17 +12,17 @@ use crate::kernels::operand::Major;
 #[cfg(feature = "gpu")]
 use crate::kernels::operand::Maybe;
 
-/// A factor of a [`product`].
+/// An operand of a [`product`].
 #[derive(Clone, Debug)]
-pub(crate) struct Factor {
+pub(crate) struct ProductOperand {
     /// `[outer, inner]` or `[inner, outer]`.
     pub(crate) first: Tensor<2>,
-    /// More of the inner dimension; the other factor goes on as well.
+    /// More of the inner dimension; the other operand goes on as well.
     pub(crate) second: Option<Tensor<2>>,
     pub(crate) major: Major,
 }
 
-impl Factor {
+impl ProductOperand {
     /// `[outer, inner]`.
     pub(crate) fn rows(first: Tensor<2>, second: Option<Tensor<2>>) -> Self {
         let major = Major::Inner;
@@ -70,7 +70,7 @@ pub(crate) struct Epilogue {
     pub(crate) bias: Option<Tensor<1>>,
     /// `[m, n]`, of the type of the result.
     pub(crate) residual: Option<Tensor<2>>,
-    /// Type of the result: f32 or the factors'.
+    /// Type of the result: f32 or the operands'.
     pub(crate) dtype: DType,
 }
 
@@ -90,7 +90,7 @@ impl Epilogue {
 /// # Shapes
 ///
 /// `a` with `m`, `b` with `n` outer values, both of one type → `[m, n]`
-pub(crate) fn product(a: Factor, b: Factor, epilogue: Epilogue) -> Tensor<2> {
+pub(crate) fn product(a: ProductOperand, b: ProductOperand, epilogue: Epilogue) -> Tensor<2> {
     let (m, n, inner) = (a.outer(), b.outer(), a.inner());
     let _span = trace_span!("product", m, n, k = inner[0]).entered();
     assert_eq!(inner, b.inner(), "product: inner dimensions");
@@ -103,8 +103,8 @@ pub(crate) fn product(a: Factor, b: Factor, epilogue: Epilogue) -> Tensor<2> {
 }
 
 #[cfg(feature = "gpu")]
-fn gemm(a: Factor, b: Factor, epilogue: Epilogue, is_gated: bool) -> Tensor<2> {
-    let second = |factor: &Factor| Maybe::new(factor.second.as_ref());
+fn gemm(a: ProductOperand, b: ProductOperand, epilogue: Epilogue, is_gated: bool) -> Tensor<2> {
+    let second = |operand: &ProductOperand| Maybe::new(operand.second.as_ref());
     let operand = GemmOperand {
         second_a: second(&a),
         second_b: second(&b),
@@ -125,7 +125,7 @@ fn gemm(a: Factor, b: Factor, epilogue: Epilogue, is_gated: bool) -> Tensor<2> {
 /// # Shapes
 ///
 /// `a` with `m`, `b` with `2 * n` outer values, both of one type → `[m, n]`, of the same type
-pub(crate) fn gated_product(a: Factor, b: Factor) -> Tensor<2> {
+pub(crate) fn gated_product(a: ProductOperand, b: ProductOperand) -> Tensor<2> {
     let dtype = a.first.dtype();
     #[cfg(feature = "gpu")]
     {

@@ -63,18 +63,18 @@ fn products_equal_their_twin() {
         for major_a in [Major::Inner, Major::Outer] {
             for major_b in [Major::Inner, Major::Outer] {
                 for second in [0, 64] {
-                    let factor = |outer: usize, major: Major| {
+                    let operand = |outer: usize, major: Major| {
                         let shape = |inner: usize| match major {
                             Major::Inner => [outer, inner],
                             Major::Outer => [inner, outer],
                         };
-                        Factor {
+                        ProductOperand {
                             first: random(shape(k), dtype, &device),
                             second: (second > 0).then(|| random(shape(second), dtype, &device)),
                             major,
                         }
                     };
-                    let (a, b) = (factor(m, major_a), factor(n, major_b));
+                    let (a, b) = (operand(m, major_a), operand(n, major_b));
                     for dtype in [dtype, DType::F32] {
                         let name = format!(
                             "{m} x {n} x {k} + {second}, {major_a:?} {major_b:?}, {dtype:?}"
@@ -107,12 +107,12 @@ fn products_equal_their_twin() {
 }
 
 /// A product in f64 on the host, for devices on which the twin itself computes.
-fn by_hand(a: &Factor, b: &Factor, epilogue: &Epilogue) -> Tensor<2> {
+fn by_hand(a: &ProductOperand, b: &ProductOperand, epilogue: &Epilogue) -> Tensor<2> {
     let (m, n) = (a.outer(), b.outer());
     // Rows of all inner values.
-    let rows = |factor: &Factor| {
-        let parts = [Some(&factor.first), factor.second.as_ref()];
-        let parts = parts.into_iter().flatten().map(|part| match factor.major {
+    let rows = |operand: &ProductOperand| {
+        let parts = [Some(&operand.first), operand.second.as_ref()];
+        let parts = parts.into_iter().flatten().map(|part| match operand.major {
             Major::Inner => part.clone(),
             Major::Outer => part.clone().transpose(),
         });
@@ -291,12 +291,12 @@ fn gated_products_equal_their_twin() {
         (8, 8, 64),
     ] {
         for second in [0, 64] {
-            let factor = |outer: usize| Factor {
+            let operand = |outer: usize| ProductOperand {
                 first: random([outer, k], dtype, &device),
                 second: (second > 0).then(|| random([outer, second], dtype, &device)),
                 major: Major::Inner,
             };
-            let (a, b) = (factor(m), factor(2 * n));
+            let (a, b) = (operand(m), operand(2 * n));
             let found = gated_product(a.clone(), b.clone());
             let both = naive::product(a, b, Epilogue::plain(DType::F32));
             let name = format!("{m} x {n} x {k} + {second}");

@@ -185,7 +185,7 @@ pub(super) fn attend<E: Float, Q: Float, O: Float>(
     sync_cube();
     wgmma::declare_sums("score", comptime!(KEYS / 2));
     wgmma::declare_sums("output", comptime!(heads.shape.head_dim / 2));
-    wgmma::declare_factors("weight", comptime!(KEYS / 4));
+    wgmma::declare_operands("weight", comptime!(KEYS / 4));
 
     let kv_head = CUBE_POS_X as usize;
     let tile = Tile::of(tiles, CUBE_POS_Y as usize);
@@ -379,7 +379,7 @@ fn weigh(stats: &mut Stats, factor: f32) -> Array<f32> {
     rescale
 }
 
-/// Weights become a factor in registers.
+/// Weights become an operand in registers.
 #[cube]
 fn round_weights() {
     #[unroll]

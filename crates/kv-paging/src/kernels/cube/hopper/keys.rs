@@ -97,8 +97,8 @@ pub(super) fn key_gradients<E: Float, O: Float>(
     wgmma::declare_sums("d_weight", comptime!(STEP_ROWS / 2));
     wgmma::declare_sums("d_key", comptime!(shape.head_dim / 2));
     wgmma::declare_sums("d_value", comptime!(shape.head_dim / 2));
-    wgmma::declare_factors("weight", comptime!(STEP_ROWS / 4));
-    wgmma::declare_factors("d_score", comptime!(STEP_ROWS / 4));
+    wgmma::declare_operands("weight", comptime!(STEP_ROWS / 4));
+    wgmma::declare_operands("d_score", comptime!(STEP_ROWS / 4));
 
     let at = tiles_at + CUBE_POS_Y as usize * comptime!(TILE_LEN);
     let document = Document {

@@ -79,7 +79,7 @@ pub(super) fn query_gradients<E: Float>(
     wgmma::declare_sums("score", comptime!(STEP_ROWS / 2));
     wgmma::declare_sums("d_weight", comptime!(STEP_ROWS / 2));
     wgmma::declare_sums("output", comptime!(shape.head_dim / 2));
-    wgmma::declare_factors("d_score", comptime!(STEP_ROWS / 4));
+    wgmma::declare_operands("d_score", comptime!(STEP_ROWS / 4));
 
     let at = tiles_at + CUBE_POS_Y as usize * comptime!(TILE_LEN);
     let document = Document {

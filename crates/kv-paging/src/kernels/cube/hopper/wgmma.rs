@@ -1,7 +1,7 @@
 //! `wgmma`, the product of a warpgroup on Hopper, and the barriers between warpgroups, which CubeCL doesn't know: their
 //! instructions are written down as text.
 //!
-//! Sums and factors in registers have names, because an instruction in CubeCL has one result at most. Of 64 rows, a unit has
+//! Sums and operands in registers have names, because an instruction in CubeCL has one result at most. Of 64 rows, a unit has
 //! the rows `row` and `row + 8`, and two columns of each eight: of block `b`, the sums `4 * b` and `4 * b + 1` of the first
 //! row, `4 * b + 2` and `4 * b + 3` of the second.
 //!
@@ -20,12 +20,12 @@ const STEP: usize = 16;
 /// Bytes of eight rows of a panel.
 const GROUP_BYTES: usize = 8 * ROW_BYTES;
 
-/// How a factor lies in shared memory: in panels of rows of 128 bytes, whose 16-byte parts are swizzled.
+/// How an operand lies in shared memory: in panels of rows of 128 bytes, whose 16-byte parts are swizzled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Panels {
     /// Rows of a panel.
     pub(super) rows: usize,
-    /// Whether rows are inner values; otherwise they are rows of the left factor, or columns of the right one.
+    /// Whether rows are inner values; otherwise they are rows of the left operand, or columns of the right one.
     pub(super) is_outer: bool,
 }
 
@@ -90,7 +90,7 @@ impl Product {
         text + "wgmma.commit_group.sync.aligned;"
     }
 
-    /// The left factor is in shared memory.
+    /// The left operand is in shared memory.
     fn from_memory(&self, left: Panels) -> String {
         self.steps(|step| {
             let before = format!("add.s64 left, a, {}; ", left.offset(step));
@@ -98,7 +98,7 @@ impl Product {
         })
     }
 
-    /// The left factor is in registers.
+    /// The left operand is in registers.
     fn from_registers(&self, left: &str) -> String {
         self.steps(|step| {
             let words: Vec<String> = (0..4).map(|i| format!("{left}{}", 4 * step + i)).collect();
@@ -115,7 +115,7 @@ pub(super) fn declare_sums(#[comptime] name: &'static str, #[comptime] num: usiz
 
 /// Declares `num` registers of two values of 16 bits, all zero.
 #[cube]
-pub(super) fn declare_factors(#[comptime] name: &'static str, #[comptime] num: usize) {
+pub(super) fn declare_operands(#[comptime] name: &'static str, #[comptime] num: usize) {
     gpu_asm!("{text}", text = const declaration(name, num, "b32", "0"), options(nomem));
 }
 
@@ -200,7 +200,7 @@ pub(super) fn scale_sum(#[comptime] name: &'static str, #[comptime] index: usize
     gpu_asm!("mul.f32 {name}{index}, {name}{index}, {factor};", factor = in(_) factor, name = const name, index = const index, options(nomem));
 }
 
-/// Rounds two sums to a factor in registers: of 16 columns, the two blocks of eight of a row and of the row eight below.
+/// Rounds two sums to an operand in registers: of 16 columns, the two blocks of eight of a row and of the row eight below.
 #[cube]
 pub(super) fn round_sums(
     #[comptime] from: &'static str,
@@ -218,7 +218,7 @@ pub(super) fn round_sums(
     );
 }
 
-/// Starts products of 64 rows, in a group of their own; both factors are in shared memory.
+/// Starts products of 64 rows, in a group of their own; both operands are in shared memory.
 #[cube]
 pub(super) fn multiply(
     left: u32,
@@ -243,7 +243,7 @@ pub(super) fn multiply(
     );
 }
 
-/// Starts products of 64 rows, in a group of their own; the left factor is in registers.
+/// Starts products of 64 rows, in a group of their own; the left operand is in registers.
 #[cube]
 pub(super) fn multiply_registers(
     #[comptime] left: &'static str,

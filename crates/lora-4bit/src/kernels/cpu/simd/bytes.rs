@@ -102,7 +102,7 @@ pub(crate) fn is_fast() -> bool {
 }
 
 /// Rows of `x` in the form that is fastest for their number.
-pub(crate) enum ByteFactor {
+pub(crate) enum ByteOperand {
     /// One after the other.
     Rows(Vec<SplitRow>),
     /// As tiles.
@@ -113,7 +113,7 @@ pub(crate) enum ByteFactor {
 /// Rows of bytes are multiplied in multiples of this.
 pub(crate) const W_ROWS: usize = 32;
 
-impl ByteFactor {
+impl ByteOperand {
     /// The most rows of `x` that don't take longer than reading the bytes from memory.
     pub(crate) fn max_rows() -> usize {
         if has_tiles() { 16 } else { ROWS }
@@ -326,7 +326,7 @@ mod tests {
                 // In the form for this CPU, and with columns to spare. Upper and lower parts may be rounded by themselves.
                 let width = num_x.next_multiple_of(4);
                 let mut found = vec![0.0; rows * width];
-                ByteFactor::new(x, inner).dot(w, inner, width, &mut found);
+                ByteOperand::new(x, inner).dot(w, inner, width, &mut found);
                 let rows = found.chunks_exact(width).zip(expected.chunks_exact(num_x));
                 for (found, expected) in
                     rows.flat_map(|(found, expected)| found.iter().zip(expected))

@@ -3,7 +3,7 @@
 //! The 16 levels become integers, and so does every block of 64 values of `x`, with a scale of its own. The products of a
 //! block are then exact sums in integers, which the CPU adds twice as fast as floats, and only one float operation a block
 //! applies the scales. What is lost is the rounding: a level is off by at most `2^-14` of the largest, a value of `x` by at most
-//! `2^-13` of the largest of its block and mostly less; that is a result off by some 1e-4, a tenth of what factors in bf16 lose.
+//! `2^-13` of the largest of its block and mostly less; that is a result off by some 1e-4, a tenth of what operands in bf16 lose.
 //!
 //! The blocks of a row are added one after the other, so that a result has the same bits whatever the number of rows and
 //! whichever of the loops computes it.

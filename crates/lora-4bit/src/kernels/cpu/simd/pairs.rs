@@ -1,4 +1,4 @@
-//! Products of bf16 factors with f32 sums, for CPUs that multiply pairs of bf16 in one instruction.
+//! Products of bf16 operands with f32 sums, for CPUs that multiply pairs of bf16 in one instruction.
 //!
 //! One operand, `a [m, inner]`, is rounded and laid out as the instruction reads it ([`Packing`]). The other is rearranged into panels of 64 columns whose element is a
 //! pair: the values `2 p` and `2 p + 1` along the inner dimension, side by side. Both [`PairKernels::transpose`] (for
@@ -159,7 +159,7 @@ impl PairKernels {
             if let Some(kernels) = kernels {
                 tracing::debug!(
                     instruction_set = ?kernels.instruction_set,
-                    "CPU kernels for bf16 factors"
+                    "CPU kernels for bf16 operands"
                 );
             }
             kernels

@@ -3,7 +3,7 @@
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::load::{FactorBuffers, end_group, load, wait_for_groups};
+use super::load::{OperandBuffers, end_group, load, wait_for_groups};
 use super::{Instruction, Kind, mma, wgmma};
 use crate::kernels::tile::CHUNKS;
 
@@ -12,8 +12,8 @@ const ROW_TILES: usize = 8;
 
 #[cube(launch_unchecked)]
 pub(super) fn gemm<W: Float, Y: Float>(
-    a: &FactorBuffers<W>,
-    b: &FactorBuffers<W>,
+    a: &OperandBuffers<W>,
+    b: &OperandBuffers<W>,
     bias: &[Vector<f32, Const<2>>],
     residual: &[Vector<Y, Const<2>>],
     y: &mut [Vector<Y, Const<2>>],

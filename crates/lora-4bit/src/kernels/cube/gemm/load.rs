@@ -1,6 +1,6 @@
-//! Tiles of both factors on their way to shared memory.
+//! Tiles of both operands on their way to shared memory.
 //!
-//! A tile is a row of panels. A panel has 64 rows of 8 vectors: rows of the factor where its inner dimension lies along the
+//! A tile is a row of panels. A panel has 64 rows of 8 vectors: rows of the operand where its inner dimension lies along the
 //! rows, and steps of the inner dimension otherwise. Vectors of a row are permuted by its number, as `wgmma` expects of
 //! tiles with the pattern of 128 bytes, and as eight neighbouring rows lie in different banks.
 
@@ -11,15 +11,15 @@ use super::{Kind, PANEL};
 use crate::kernels::operand::Major;
 use crate::kernels::tile::{CHUNKS, VECTOR};
 
-/// A factor as the kernel reads it.
+/// An operand as the kernel reads it.
 #[derive(CubeType, CubeLaunch)]
-pub(super) struct FactorBuffers<W: Float> {
+pub(super) struct OperandBuffers<W: Float> {
     pub(super) first: Box<[Vector<W, Const<8>>]>,
     pub(super) second: Box<[Vector<W, Const<8>>]>,
     /// Vectors from one row to the next.
     pub(super) first_stride: usize,
     pub(super) second_stride: usize,
-    /// Rows or columns of the result that belong to this factor.
+    /// Rows or columns of the result that belong to this operand.
     pub(super) outer: usize,
 }
 
@@ -29,10 +29,10 @@ pub(super) fn swizzled(row: usize, chunk: usize) -> usize {
     row * CHUNKS + (chunk ^ (row % 8))
 }
 
-/// Starts to copy a factor's tile of a step; `outer` is its first row or column of the result.
+/// Starts to copy an operand's tile of a step; `outer` is its first row or column of the result.
 #[cube]
 pub(super) fn load<W: Float>(
-    factor: &FactorBuffers<W>,
+    operand: &OperandBuffers<W>,
     stage: &mut [Vector<W, Const<8>>],
     outer: usize,
     step: usize,
@@ -41,9 +41,9 @@ pub(super) fn load<W: Float>(
     #[comptime] kind: Kind,
 ) {
     let rows = comptime!([kind.rows, kind.columns][number]);
-    let (from, stride) = (&factor.first, factor.first_stride);
-    let (second, second_stride) = (&factor.second, factor.second_stride);
-    let num = factor.outer;
+    let (from, stride) = (&operand.first, operand.first_stride);
+    let (second, second_stride) = (&operand.second, operand.second_stride);
+    let num = operand.outer;
     if comptime!(kind.has_second) {
         if step < first_steps {
             load_panels(from, stage, stride, num, outer, step, rows, number, kind);

@@ -1,6 +1,6 @@
 //! Products on Hopper with tiles of 128 × 256, or narrower ones: one warpgroup copies, two multiply.
 //!
-//! A cube computes one tile after the other. The first warpgroup asks the Tensor Memory Accelerator (TMA) for the factors' tiles,
+//! A cube computes one tile after the other. The first warpgroup asks the Tensor Memory Accelerator (TMA) for the operands' tiles,
 //! as many steps ahead as fit in shared memory, across the ends of the results' tiles, too. The other two multiply 64 rows each. A
 //! stage of shared memory has two barriers: it is full, and it may be overwritten.
 //!
@@ -27,16 +27,16 @@ pub(super) const UNITS: u32 = 128 * (1 + MULTIPLIERS);
 const COPYING_REGISTERS: u32 = 40;
 const MULTIPLYING_REGISTERS: u32 = 232;
 
-/// What the accelerator knows of a factor, so that it copies `tile` of it at once: rows, and columns of 128 bytes at most.
-pub(super) fn map(factor: CubeTensor, elem: ElemType, tile: [usize; 2]) -> TensorMapArg<Tiled> {
+/// What the accelerator knows of an operand, so that it copies `tile` of it at once: rows, and columns of 128 bytes at most.
+pub(super) fn map(operand: CubeTensor, elem: ElemType, tile: [usize; 2]) -> TensorMapArg<Tiled> {
     let [rows, columns] = tile;
     let tile_size = shape![rows, columns];
-    TensorMapArg::new(TiledArgs { tile_size }, factor.into_tensor_arg(), elem)
+    TensorMapArg::new(TiledArgs { tile_size }, operand.into_tensor_arg(), elem)
         .with_swizzle(TensorMapSwizzle::B128)
         .with_prefetch(TensorMapPrefetch::B256)
 }
 
-/// Rows and columns that are copied at once, of a factor with `outer` rows or columns of the result in a tile.
+/// Rows and columns that are copied at once, of an operand with `outer` rows or columns of the result in a tile.
 pub(super) const fn tile(major: Major, outer: usize) -> [usize; 2] {
     match major {
         Major::Inner => [outer, INNER],
@@ -60,7 +60,7 @@ struct Place {
 pub(super) struct Work {
     pub(super) rows: usize,
     pub(super) columns: usize,
-    /// Steps that the first tensors of the factors have.
+    /// Steps that the first tensors of the operands have.
     pub(super) first_steps: usize,
     pub(super) steps: usize,
     /// Steps of a part.
@@ -242,7 +242,7 @@ fn copy<W: Float>(
     }
 }
 
-/// Asks for a factor's tile of a step: `num` rows or columns of the result, from `outer` on.
+/// Asks for an operand's tile of a step: `num` rows or columns of the result, from `outer` on.
 #[cube]
 fn copy_outer(
     map: u64,

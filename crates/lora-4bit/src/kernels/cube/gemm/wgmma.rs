@@ -1,7 +1,7 @@
 //! `wgmma`, Hopper's product of four warps, which CubeCL doesn't know: its instructions are written down as text.
 //!
 //! The sums live in registers that the text declares by name, because an instruction in CubeCL has one result at most. The
-//! instruction reads both factors from shared memory while the program goes on; a descriptor says how they lie there.
+//! instruction reads both operands from shared memory while the program goes on; a descriptor says how they lie there.
 //!
 //! Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Instructions".
 

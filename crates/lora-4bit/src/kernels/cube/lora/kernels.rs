@@ -113,7 +113,7 @@ fn dot<X: Float, W: Float, N: Size>(
     result[0] = plane_sum(sum);
 }
 
-/// The second factor of a layer's adapters, and what their product is added to.
+/// The second matrix of a layer's adapters, and what their product is added to.
 #[derive(CubeType, CubeLaunch)]
 pub(super) struct Expansion<W: Float, N: Size> {
     /// `[columns, slots * ranks]`.

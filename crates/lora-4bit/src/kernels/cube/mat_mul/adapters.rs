@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 
 use super::layers::{Adapters, Layers, Place};
 use super::parts::{arrive, fence};
-use super::stage::{Factor, end_group, load_factor, load_x};
+use super::stage::{RightOperand, end_group, load_right, load_x};
 use super::{CHUNKS, INNER, Kind, PLANE, READ, READY, SHRINK_ARRIVED, VECTOR};
 
 /// Parts of `x · aᵀ` that are loaded together.
@@ -224,12 +224,12 @@ pub(super) fn begin_expand<W: Float>(
     for stage in 0..comptime!(tile.stages - 1) {
         if stage < place.b_steps {
             let at = comptime!(stage * tile.stage_len() + tile.rows * CHUNKS);
-            load_factor(
+            load_right(
                 layers,
                 &mut memory[at..],
                 place,
                 stage,
-                Factor::Second,
+                RightOperand::Second,
                 kind,
             );
         }

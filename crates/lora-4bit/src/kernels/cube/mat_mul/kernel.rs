@@ -10,7 +10,7 @@ use super::adapters::{
 };
 use super::layers::{Adapters, Layer, Layers, Place, result_columns};
 use super::parts::{collect, publish};
-use super::stage::{Factor, end_group, load_factor, load_x, swizzled, wait_for_groups};
+use super::stage::{RightOperand, end_group, load_right, load_x, swizzled, wait_for_groups};
 use super::{CHUNKS, INNER, Kind, PLANE, Tile, Weights};
 
 #[cube(launch_unchecked)]
@@ -55,7 +55,7 @@ pub(super) fn mat_mul<W: Float, Y: Float>(
             let at = comptime!(stage * tile.stage_len());
             load_x(x, &mut memory[at..], &place, x_stride, step, tile);
             let to = &mut memory[comptime!(stage * tile.stage_len() + tile.rows * CHUNKS)..];
-            load_factor(layers, to, &place, step, Factor::First, kind);
+            load_right(layers, to, &place, step, RightOperand::First, kind);
         }
         end_group();
     }
@@ -185,23 +185,23 @@ fn multiply_steps<W: Float>(
             let at = free * stage_len;
             if comptime!(phase == Phase::Weight) {
                 load_x(x, &mut memory[at..], place, x_stride, next, tile);
-                load_factor(
+                load_right(
                     layers,
                     &mut memory[at + x_len..],
                     place,
                     next,
-                    Factor::First,
+                    RightOperand::First,
                     kind,
                 );
             } else if comptime!(phase == Phase::Both) {
                 if next < own_end {
                     load_x(x, &mut memory[at..], place, x_stride, next, tile);
-                    load_factor(
+                    load_right(
                         layers,
                         &mut memory[at + x_len..],
                         place,
                         next,
-                        Factor::First,
+                        RightOperand::First,
                         kind,
                     );
                 } else {
@@ -211,13 +211,13 @@ fn multiply_steps<W: Float>(
                     }
                     let next = next - own_end;
                     let to = &mut memory[at + x_len..];
-                    load_factor(layers, to, place, next, Factor::Second, kind);
+                    load_right(layers, to, place, next, RightOperand::Second, kind);
                     let to = &mut memory[at..];
                     load_h(adapters, to, place, next, kind);
                 }
             } else {
                 let to = &mut memory[at + x_len..];
-                load_factor(layers, to, place, next, Factor::Second, kind);
+                load_right(layers, to, place, next, RightOperand::Second, kind);
                 let to = &mut memory[at..];
                 load_h(adapters, to, place, next, kind);
             }

@@ -1,4 +1,4 @@
-//! Tiles of both factors on their way to shared memory.
+//! Tiles of both operands on their way to shared memory.
 
 use cubecl::frontend::barrier::copy_async;
 use cubecl::prelude::*;
@@ -30,7 +30,7 @@ pub(super) fn swizzled(row: usize, chunk: usize) -> usize {
 
 /// What `x`, or `x · aᵀ`, is multiplied with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Factor {
+pub(super) enum RightOperand {
     /// Rows of the weight, or of `a` in a tile of adapters.
     First,
     /// Rows of `b`; of a gate, and then of what it multiplies.
@@ -64,20 +64,20 @@ pub(super) fn load_x<W: Float>(
     }
 }
 
-/// Starts to copy the other factor's tile of a step.
+/// Starts to copy the other operand's tile of a step.
 #[cube]
-pub(super) fn load_factor<W: Float>(
+pub(super) fn load_right<W: Float>(
     layers: &Layers<W>,
     stage: &mut [Vector<W, Const<8>>],
     place: &Place,
     step: usize,
-    #[comptime] factor: Factor,
+    #[comptime] operand: RightOperand,
     #[comptime] kind: Kind,
 ) {
     let tile = comptime!(kind.tile);
     let (first, second, third) = (&layers.layer0, &layers.layer1, &layers.layer2);
     let three = comptime!(kind.weights == Weights::Three);
-    if comptime!(factor == Factor::First) {
+    if comptime!(operand == RightOperand::First) {
         if comptime!(kind.has_adapters) {
             if place.is_shrink {
                 let (a0, a1, a2) = (&first.a, &second.a, &third.a);
@@ -121,7 +121,7 @@ fn load_weight<W: Float>(
     }
 }
 
-/// Rows of one of three factors, from the tile's first column on.
+/// Rows of one of three operands, from the tile's first column on.
 #[cube]
 fn load_rows<W: Float>(
     from0: &[Vector<W, Const<8>>],

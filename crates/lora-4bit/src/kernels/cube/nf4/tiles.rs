@@ -2,7 +2,7 @@
 //!
 //! Each plane multiplies 16 rows of the weight, or 8 of a gate and 8 of what it multiplies, with up to 32 rows of
 //! `x`. Four units hold a block of 64 codes of a row, 16 each. A table turns a byte, two codes, into two values in bf16: half
-//! of a register of the tensor cores' left factor. The right one is `x`, of which each unit has the values that go with its
+//! of a register of the tensor cores' left operand. The right one is `x`, of which each unit has the values that go with its
 //! codes. The products of a block are summed up before they are scaled, so that only the 16 levels are rounded
 //! to bf16, not the weights.
 

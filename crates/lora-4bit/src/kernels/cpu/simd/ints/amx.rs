@@ -1,4 +1,4 @@
-//! AMX: both factors in two bytes, whose products are four tiles.
+//! AMX: both operands in two bytes, whose products are four tiles.
 //!
 //! A tile of weights has a block of 16 rows in the order of their codes; a tile of `x` has the same block of 16 rows of `x`,
 //! four values of each side by side. With `w = 256 h + l` and `x` alike, the sum of a block is `65536 hh + 256 (hl + lh) + ll`:

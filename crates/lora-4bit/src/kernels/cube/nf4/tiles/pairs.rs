@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 use super::Kind;
 use super::kernel::Memory;
 
-/// The left factor of an instruction: eight codes of the unit, four of each of its rows, which come from `at` on.
+/// The left operand of an instruction: eight codes of the unit, four of each of its rows, which come from `at` on.
 #[cube]
 pub(super) fn decode<W: Float>(
     packed: &Array<Vector<u32, Const<2>>>,
