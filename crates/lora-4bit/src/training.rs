@@ -32,9 +32,9 @@ pub use crate::kernels::training::{
 use crate::linear::Linear;
 use crate::lora::LoraWeights;
 
-mod lengths;
+mod dora;
 
-use self::lengths::Lengths;
+use self::dora::GroupDora;
 
 /// The ranks of a group's adapters take a multiple of this, the inner values of a step of the kernels.
 pub const RANKS: usize = 64;
@@ -69,7 +69,7 @@ pub struct Group {
     /// f32: `[out]`.
     bias: Option<Tensor<1>>,
     adapters: Option<Stacked>,
-    lengths: Option<Lengths>,
+    dora: Option<GroupDora>,
     layers: Vec<Part>,
 }
 
@@ -130,7 +130,7 @@ impl Group {
             row += rows;
             rank += ranks;
         }
-        let lengths = Lengths::stack(layers, &adapters, &device);
+        let dora = GroupDora::stack(layers, &adapters, &device);
         let dropout = slot.and_then(|(_, dropout)| dropout.filter(|dropout| dropout.p > 0.0));
         let adapters = (rank > 0).then(|| {
             let all: Vec<_> = (adapters.iter().zip(&parts))
@@ -147,7 +147,7 @@ impl Group {
             weight: ops::stack_weights(weights, dtype),
             bias: stack_biases(layers, &device),
             adapters,
-            lengths,
+            dora,
             layers: parts,
         }
     }
@@ -165,7 +165,7 @@ impl Group {
     ) -> (Tensor<2>, Option<Tensor<2>>) {
         let h = self.shrink(x); // [tokens, ranks]
         let bias = self.bias.clone();
-        let Some(lengths) = &self.lengths else {
+        let Some(dora) = &self.dora else {
             let epilogue = Epilogue {
                 bias,
                 residual,
@@ -173,7 +173,7 @@ impl Group {
             };
             return (self.product(x, h.as_ref(), epilogue), h);
         };
-        (self.with_lengths(lengths, (x, h.as_ref()), residual), h)
+        (self.with_dora(dora, (x, h.as_ref()), residual), h)
     }
 
     fn product(&self, x: &Tensor<2>, h: Option<&Tensor<2>>, epilogue: Epilogue) -> Tensor<2> {
@@ -230,7 +230,7 @@ impl Group {
     /// `x [tokens, in]` → `[tokens, out / 2]`
     #[must_use]
     pub fn forward_gated(&self, x: &Tensor<2>) -> Tensor<2> {
-        if self.bias.is_some() || self.lengths.is_some() {
+        if self.bias.is_some() || self.dora.is_some() {
             return swiglu(self.forward(x, None).0);
         }
         let b = self.adapters.as_ref().map(|adapters| adapters.b.clone());

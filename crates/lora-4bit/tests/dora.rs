@@ -79,7 +79,7 @@ fn layer(weight: Weight, device: &Device) -> Linear {
     linear
 }
 
-/// `W + s·B·A` and the lengths of its rows `[out, 1]`.
+/// `W + s·B·A` and the norms of its rows `[out, 1]`.
 fn sum_of(weight: Tensor<2>, a: Tensor<2>, b: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
     let sum = weight + b.matmul(a) * SCALING; // [out, in]
     let norm = (sum.clone() * sum.clone()).sum_dim(1).sqrt(); // [out, 1]
@@ -87,7 +87,7 @@ fn sum_of(weight: Tensor<2>, a: Tensor<2>, b: Tensor<2>) -> (Tensor<2>, Tensor<2
 }
 
 #[test]
-fn rows_of_the_weight_have_the_lengths_of_the_magnitude() {
+fn rows_of_the_weight_have_the_norms_of_the_magnitude() {
     let device = Device::flex();
     let x = matrix([5, K], 1, &device);
     for (weight, name) in weights(&device).into_iter().zip(["dense", "NF4"]) {

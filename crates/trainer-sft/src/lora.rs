@@ -63,7 +63,7 @@ pub(crate) fn lora_config(options: &LoraOptions, base: Option<String>) -> LoraCo
     }
 }
 
-/// An adapter that changes nothing yet: A uniform in ±1/√in (Kaiming with a = √5, as PEFT), B zero; with DoRA the lengths of
+/// An adapter that changes nothing yet: A uniform in ±1/√in (Kaiming with a = √5, as PEFT), B zero; with DoRA the norms of
 /// the rows of the base weight.
 ///
 /// `modules` are names like `q_proj`; a layer belongs when its name ends with one of them.
@@ -90,7 +90,7 @@ fn init_adapter(
                     r,
                     in_features,
                     out_features,
-                    magnitude: config.use_dora.then(|| row_lengths(linear)),
+                    magnitude: config.use_dora.then(|| row_norms(linear)),
                 },
             )
         })
@@ -173,8 +173,8 @@ fn with_names<'a>(
     })
 }
 
-/// The length of each row of a layer's weight.
-fn row_lengths(linear: &Linear) -> Vec<f32> {
+/// The norm of each row of a layer's weight.
+fn row_norms(linear: &Linear) -> Vec<f32> {
     let zeros = |rows: usize, width: usize| {
         let device = linear.weight.device();
         let data = TensorData::zeros::<f32, _>([rows, width]);

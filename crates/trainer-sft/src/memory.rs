@@ -6,13 +6,13 @@
 
 mod answers;
 mod backward;
+mod dora;
 mod dropout;
 mod fit;
 mod full;
 #[cfg(test)]
 mod held;
 mod ledger;
-mod lengths;
 mod pages;
 mod rows;
 mod step;

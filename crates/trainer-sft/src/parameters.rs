@@ -16,7 +16,7 @@ use crate::flat::{Flat, FlatLayout};
 /// What is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trainable {
-    /// A and B of the LoRA adapter in this slot, with DoRA also the lengths of rows.
+    /// A and B of the LoRA adapter in this slot, with DoRA also the magnitudes.
     Adapter {
         /// Slot of the adapter in every linear layer.
         slot: usize,
@@ -76,8 +76,8 @@ impl Trainable {
 pub enum ParameterMut<'a> {
     /// A bias or the weight of a norm: no weight decay.
     Vector(&'a mut Tensor<1>),
-    /// DoRA's lengths of rows: subject to weight decay.
-    Lengths(&'a mut Tensor<1>),
+    /// DoRA's magnitudes: subject to weight decay.
+    Magnitudes(&'a mut Tensor<1>),
     /// A weight matrix: subject to weight decay.
     Matrix(&'a mut Tensor<2>),
 }
@@ -86,7 +86,7 @@ impl ParameterMut<'_> {
     /// Makes the tensor a leaf of autodiff graphs.
     pub fn make_leaf(self) {
         match self {
-            Self::Vector(tensor) | Self::Lengths(tensor) => {
+            Self::Vector(tensor) | Self::Magnitudes(tensor) => {
                 *tensor = tensor.clone().autodiff().require_grad()
             }
             Self::Matrix(tensor) => *tensor = tensor.clone().autodiff().require_grad(),
@@ -96,7 +96,7 @@ impl ParameterMut<'_> {
     /// Takes the gradient of a leaf, as `[numel]`; `None` when the graph did not reach it.
     pub fn take_gradient(self, gradients: &mut Gradients) -> Option<Tensor<1>> {
         match self {
-            Self::Vector(tensor) | Self::Lengths(tensor) => tensor.grad_remove(gradients),
+            Self::Vector(tensor) | Self::Magnitudes(tensor) => tensor.grad_remove(gradients),
             Self::Matrix(tensor) => tensor.grad_remove(gradients).map(flat),
         }
     }
@@ -104,14 +104,14 @@ impl ParameterMut<'_> {
     /// Whether weight decay applies.
     #[must_use]
     pub fn decays(&self) -> bool {
-        matches!(self, Self::Matrix(_) | Self::Lengths(_))
+        matches!(self, Self::Matrix(_) | Self::Magnitudes(_))
     }
 
     /// Rows and columns; of a vector one row.
     #[must_use]
     pub fn dims(&self) -> [usize; 2] {
         match self {
-            Self::Vector(tensor) | Self::Lengths(tensor) => [1, tensor.dims()[0]],
+            Self::Vector(tensor) | Self::Magnitudes(tensor) => [1, tensor.dims()[0]],
             Self::Matrix(tensor) => tensor.dims(),
         }
     }
@@ -126,7 +126,7 @@ impl ParameterMut<'_> {
     #[must_use]
     pub fn value(&self) -> Tensor<1> {
         match self {
-            Self::Vector(tensor) | Self::Lengths(tensor) => (**tensor).clone(),
+            Self::Vector(tensor) | Self::Magnitudes(tensor) => (**tensor).clone(),
             Self::Matrix(tensor) => flat((**tensor).clone()),
         }
     }
@@ -134,7 +134,7 @@ impl ParameterMut<'_> {
     /// Replaces the value by `new(value)`, both `[numel]`. `new` gets the only handle, so that it may write in place.
     pub fn replace(self, new: impl FnOnce(Tensor<1>) -> Tensor<1>) {
         match self {
-            Self::Vector(tensor) | Self::Lengths(tensor) => *tensor = new(take(tensor)),
+            Self::Vector(tensor) | Self::Magnitudes(tensor) => *tensor = new(take(tensor)),
             Self::Matrix(tensor) => {
                 let dims = tensor.dims();
                 *tensor = new(flat(take(tensor))).reshape(dims);
@@ -214,7 +214,7 @@ pub fn visit_model(
 pub const LORA_A: &str = ".lora_A";
 /// How the name of an adapter's B, transposed, ends.
 pub const LORA_B: &str = ".lora_B_t";
-/// How the name of DoRA's lengths of rows ends.
+/// How the name of DoRA's magnitudes ends.
 pub const LORA_MAGNITUDE: &str = ".lora_magnitude_vector";
 /// Name of the embeddings, which are also the head of a model that ties them.
 pub const EMBEDDINGS: &str = "model.embed_tokens.weight";
@@ -243,7 +243,7 @@ fn visit_linear(
                 if let Some(dora) = &mut adapter.dora {
                     visit(
                         &format!("{name}{LORA_MAGNITUDE}"),
-                        ParameterMut::Lengths(&mut dora.magnitude),
+                        ParameterMut::Magnitudes(&mut dora.magnitude),
                     );
                 }
             }

@@ -39,7 +39,7 @@ pub struct TrainerOptions {
     pub checkpointing: Checkpointing,
     /// Dropout of the adapter's inputs.
     pub dropout: f64,
-    /// LoRA+: the rate of B (and of DoRA's lengths of rows) over that of A.
+    /// LoRA+: the rate of B (and of DoRA's magnitudes) over that of A.
     pub loraplus_lr_ratio: f64,
     /// NEFTune: the noise on the embeddings, see [`Noise`].
     pub neftune_noise_alpha: Option<f64>,

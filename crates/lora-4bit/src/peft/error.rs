@@ -139,7 +139,7 @@ pub enum PeftError {
         /// The rank that the configuration gives the module.
         rank: usize,
     },
-    /// DoRA's lengths are not one for each row of the module's weight.
+    /// DoRA's magnitudes are not one for each row of the module's weight.
     #[error(
         "{WEIGHTS_FILE}: tensor `{name}` has shape {found:?}, expected [{expected}], the rows of lora_B"
     )]

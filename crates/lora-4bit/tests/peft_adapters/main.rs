@@ -396,7 +396,7 @@ fn sixteen_bit_matrices_are_read() {
 }
 
 #[test]
-fn lengths_of_dora_are_written_and_read() {
+fn magnitudes_of_dora_are_written_and_read() {
     let mut adapter = adapter();
     adapter.config.use_dora = true;
     assert_says(

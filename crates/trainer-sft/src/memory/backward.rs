@@ -14,7 +14,7 @@ impl StepShape<'_> {
         found: &mut Found<'_>,
     ) -> Held {
         self.weight_gradients(ledger, &group, found);
-        self.lengths(ledger, &group, found);
+        self.magnitude_gradients(ledger, &group, found);
         let dz = self.scaled(ledger, &group);
         let dh = self.adapter_input(ledger, &group);
         self.adapter_gradients(ledger, &group, (x, h), found);
@@ -91,7 +91,7 @@ impl StepShape<'_> {
         let activated = self.input_gradient(ledger, &of_down);
         self.weight_gradients(ledger, &of_down, found);
         let h = self.shrink(ledger, &of_down);
-        self.lengths(ledger, &of_down, found);
+        self.magnitude_gradients(ledger, &of_down, found);
         self.adapter_gradients(ledger, &of_down, (Some(activated), h), found);
         ledger.free(dz.into_iter().chain(dh).chain(of_down.held));
         let of_normed = (Some(a.middle_normed), a.gate_up_h);

@@ -82,7 +82,7 @@ fn held_by_a_run(config: &Config) -> u64 {
         });
     }
     for (_, linear) in trainer.model.linears() {
-        // Squares of the base's lengths, and the lengths of the rows as they are.
+        // The base's squared norms, and the norms of the rows as they are.
         if linear
             .adapter(SLOT)
             .is_some_and(|adapter| adapter.dora.is_some())
@@ -214,7 +214,7 @@ fn dora_takes_what_it_multiplies_once_more() {
     // Of a weight the squares are taken in f32.
     let largest = 4 * 896 * 4864;
     assert!(dora.layer >= 2 * largest);
-    // Lengths, their gradients and moments, squares and norms of 24 layers.
+    // Magnitudes, their gradients and moments, squares and norms of 24 layers.
     let outputs = 2 * 896 + 2 * 128 + 2 * 4864 + 896;
     let most = 24 * 6 * 4 * (outputs + 7 * 128) as u64;
     let more = dora.trained - plain.trained;

@@ -205,13 +205,13 @@ impl StepShape<'_> {
                     self.keep(state, held, rank * width);
                 }
                 if self.dora && rank > 0 {
-                    // The weight and its squares, in f32, of which the lengths come.
+                    // The weight and its squares, in f32, of which the magnitudes come.
                     let both = [(); 2].map(|()| ledger.take(Use::Layer, 4 * inputs * outputs));
                     ledger.free(both);
-                    // The lengths, those of the base's rows squared, and those of the rows as they are.
-                    let [lengths, rest @ ..] =
+                    // The magnitudes, the base's squared norms, and the norms of the rows as they are.
+                    let [magnitudes, rest @ ..] =
                         [(); 3].map(|()| ledger.take(Use::Trained, 4 * outputs));
-                    self.keep(state, Some(lengths), *outputs);
+                    self.keep(state, Some(magnitudes), *outputs);
                     state.values.extend(rest);
                 }
             }
@@ -268,7 +268,7 @@ impl StepShape<'_> {
             take(4 * outputs);
         }
         if self.dora && ranks > 0 {
-            // Factors and lengths.
+            // Factors and norms.
             take(4 * outputs);
             take(4 * outputs);
         }
@@ -305,8 +305,8 @@ impl StepShape<'_> {
 
     /// What a group makes of its input.
     pub(super) fn result(&self, ledger: &mut Ledger, usage: Use, group: &Group) -> Held {
-        if self.has_lengths(group) {
-            return self.result_with_lengths(ledger, usage, group);
+        if self.has_dora(group) {
+            return self.result_with_dora(ledger, usage, group);
         }
         let shape = [self.rows(), group.outputs, group.inputs + group.ranks];
         self.product(ledger, usage, shape, self.value)
@@ -386,8 +386,8 @@ impl StepShape<'_> {
         let normed = ledger.take(Use::Layer, self.wide(hidden));
         let h = self.shrink(ledger, &of_gate_up);
         // Only without DoRA one kernel does both.
-        let gate_up = (self.has_lengths(&of_gate_up))
-            .then(|| self.result_with_lengths(ledger, Use::Layer, &of_gate_up));
+        let gate_up = (self.has_dora(&of_gate_up))
+            .then(|| self.result_with_dora(ledger, Use::Layer, &of_gate_up));
         let activated = ledger.take(Use::Layer, self.wide(inner));
         ledger.free(gate_up);
         ledger.free(of_gate_up.held.into_iter().chain(h).chain([normed]));

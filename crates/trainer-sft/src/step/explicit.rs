@@ -376,7 +376,11 @@ impl<'a> Layer<'a> {
         let (d, activated) = swiglu_backward(gate_up, d);
         sink.weights(&self.down, &[(down, &mlp.down_proj)], &activated, &dy);
         let down_h = self.down.shrink(&activated);
-        sink.lengths(&[down], self.down.lengths(&activated, down_h.as_ref(), &dy));
+        sink.magnitudes(
+            &[down],
+            self.down
+                .magnitude_gradients(&activated, down_h.as_ref(), &dy),
+        );
         let sums = sink.sums(&[down]);
         let dh = dh.as_ref();
         let gradients = (self.down).adapter_gradients(activated, down_h, &dz, dh, &sums);
@@ -384,8 +388,9 @@ impl<'a> Layer<'a> {
 
         let layers = [(gate, &mlp.gate_proj), (up, &mlp.up_proj)];
         sink.weights(&self.gate_up, &layers, &a.middle_normed, &d);
-        let lengths = (self.gate_up).lengths(&a.middle_normed, gate_up_h.as_ref(), &d);
-        sink.lengths(&[gate, up], lengths);
+        let gradients =
+            (self.gate_up).magnitude_gradients(&a.middle_normed, gate_up_h.as_ref(), &d);
+        sink.magnitudes(&[gate, up], gradients);
         let sums = sink.sums(&[gate, up]);
         let (d, gradients) = self.gate_up.backward(a.middle_normed, gate_up_h, &d, &sums);
         sink.adapters(&[gate, up], gradients);
@@ -394,7 +399,10 @@ impl<'a> Layer<'a> {
         let dy = rms_norm_backward(a.middle, norm, d, Some(dy)); // [tokens, hidden]
 
         sink.weights(&self.o, &[(o, &attn.o_proj)], &a.attended, &dy);
-        sink.lengths(&[o], self.o.lengths(&a.attended, a.o_h.as_ref(), &dy));
+        sink.magnitudes(
+            &[o],
+            self.o.magnitude_gradients(&a.attended, a.o_h.as_ref(), &dy),
+        );
         let sums = sink.sums(&[o]);
         let (d, gradients) = self.o.backward(a.attended.clone(), a.o_h, &dy, &sums);
         sink.adapters(&[o], gradients);
@@ -407,9 +415,10 @@ impl<'a> Layer<'a> {
         let d = (shared.attention).rotate_backward(d, head_norms, &shared.rotary);
         let layers = [(q, &attn.q_proj), (k, &attn.k_proj), (v, &attn.v_proj)];
         sink.weights(&self.qkv, &layers, &a.normed, &d);
-        sink.lengths(
+        sink.magnitudes(
             &[q, k, v],
-            self.qkv.lengths(&a.normed, a.qkv_h.as_ref(), &d),
+            self.qkv
+                .magnitude_gradients(&a.normed, a.qkv_h.as_ref(), &d),
         );
         let sums = sink.sums(&[q, k, v]);
         let (d, gradients) = self.qkv.backward(a.normed, a.qkv_h, &d, &sums);

@@ -20,7 +20,7 @@ pub(crate) const CASES: [&str; 4] = ["qwen2-untied", "qwen3", "qwen2-heads64", "
 /// Those of them that are trained over NF4, too.
 pub(crate) const OVER_NF4: [&str; 2] = ["qwen2-heads64", "qwen3-heads64"];
 
-/// DoRA's lengths, as PEFT names them among the matrices.
+/// DoRA's magnitudes, as PEFT names them among the matrices.
 const MAGNITUDE: &str = "magnitude_vector";
 
 /// What is trained.

@@ -37,8 +37,8 @@ impl GradientSink<'_> {
         }
     }
 
-    /// Of DoRA's lengths.
-    pub(super) fn lengths(&mut self, modules: &[&str], gradients: Vec<Option<Tensor<1>>>) {
+    /// Of DoRA's magnitudes.
+    pub(super) fn magnitudes(&mut self, modules: &[&str], gradients: Vec<Option<Tensor<1>>>) {
         for (module, gradient) in modules.iter().zip(gradients) {
             let name = format!("{}{LORA_MAGNITUDE}", self.name(module));
             self.store.add(&name, gradient);

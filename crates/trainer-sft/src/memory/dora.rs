@@ -8,17 +8,12 @@ pub(super) const ONES: usize = 64;
 
 impl StepShape<'_> {
     /// Whether a group has DoRA.
-    pub(super) fn has_lengths(&self, group: &Group) -> bool {
+    pub(super) fn has_dora(&self, group: &Group) -> bool {
         self.dora && group.ranks > 0
     }
 
     /// What a group makes of its input.
-    pub(super) fn result_with_lengths(
-        &self,
-        ledger: &mut Ledger,
-        usage: Use,
-        group: &Group,
-    ) -> Held {
+    pub(super) fn result_with_dora(&self, ledger: &mut Ledger, usage: Use, group: &Group) -> Held {
         let rows = self.rows();
         if !self.dropout {
             let shape = [rows, group.outputs, group.inputs + group.ranks];
@@ -67,12 +62,17 @@ impl StepShape<'_> {
 
     /// The gradient of a group's result times its factors.
     pub(super) fn scaled(&self, ledger: &mut Ledger, group: &Group) -> Option<Held> {
-        (self.has_lengths(group)).then(|| ledger.take(Use::Layer, self.wide(group.outputs)))
+        (self.has_dora(group)).then(|| ledger.take(Use::Layer, self.wide(group.outputs)))
     }
 
-    /// The gradients of the lengths.
-    pub(super) fn lengths(&self, ledger: &mut Ledger, group: &Group, found: &mut Found<'_>) {
-        if !self.has_lengths(group) {
+    /// The gradients of the magnitudes.
+    pub(super) fn magnitude_gradients(
+        &self,
+        ledger: &mut Ledger,
+        group: &Group,
+        found: &mut Found<'_>,
+    ) {
+        if !self.has_dora(group) {
             return;
         }
         let z = match self.dropout {

@@ -1,4 +1,4 @@
-//! DoRA in a [`Group`]: what its lengths do to the result, and their gradients.
+//! DoRA in a [`Group`]: what it does to the result, and the gradients of its magnitudes.
 
 use burn::tensor::{DType, Device, Tensor};
 
@@ -9,16 +9,16 @@ use crate::lora::{Dora, LoraWeights};
 
 /// What DoRA does to the outputs of a group. Those of layers without it have ones.
 #[derive(Clone, Debug)]
-pub(super) struct Lengths {
+pub(super) struct GroupDora {
     /// `m / ‖W + s·B·A‖`, f32: `[out]`.
     factor: Tensor<1>,
     /// `‖W + s·B·A‖`, f32: `[out]`.
     norm: Tensor<1>,
     /// Which layers have it.
-    has: Vec<bool>,
+    has_dora: Vec<bool>,
 }
 
-impl Lengths {
+impl GroupDora {
     /// Those of the layers one after the other, if one has any.
     pub(super) fn stack(
         layers: &[&Linear],
@@ -29,8 +29,8 @@ impl Lengths {
             let adapters = adapters.iter().map(Option::as_ref);
             adapters.map(|adapter| adapter.and_then(|adapter| adapter.dora.as_ref()))
         };
-        let has: Vec<bool> = all().map(|dora| dora.is_some()).collect();
-        has.contains(&true).then(|| {
+        let has_dora: Vec<bool> = all().map(|dora| dora.is_some()).collect();
+        has_dora.contains(&true).then(|| {
             let stacked = |of: &dyn Fn(&Dora) -> Tensor<1>| {
                 let parts = layers.iter().zip(all()).map(|(layer, dora)| match dora {
                     Some(dora) => of(dora),
@@ -41,7 +41,7 @@ impl Lengths {
             Self {
                 factor: stacked(&Dora::factor),
                 norm: stacked(&|dora| dora.norm().clone()),
-                has,
+                has_dora,
             }
         })
     }
@@ -58,16 +58,16 @@ impl Group {
     /// # Shapes
     ///
     /// `x [tokens, in]`, `residual [tokens, out]` → `[tokens, out]`
-    pub(super) fn with_lengths(
+    pub(super) fn with_dora(
         &self,
-        lengths: &Lengths,
+        dora: &GroupDora,
         (x, h): (&Tensor<2>, Option<&Tensor<2>>),
         residual: Option<Tensor<2>>,
     ) -> Tensor<2> {
         let bias = self.bias.clone();
-        let Some(masked) = self.through_masked(lengths, x) else {
+        let Some(masked) = self.through_masked(dora, x) else {
             let z = self.product(x, h, Epilogue::plain(x.dtype())); // [tokens, out]
-            return ops::rescale(z, &lengths.factor, bias, residual);
+            return ops::rescale(z, &dora.factor, bias, residual);
         };
         let base = Epilogue {
             bias,
@@ -79,9 +79,9 @@ impl Group {
             ProductOperand::rows(self.weight.clone(), None),
             base,
         ); // [tokens, out]
-        let y = ops::rescale(masked, &lengths.change(), None, Some(base));
+        let y = ops::rescale(masked, &dora.change(), None, Some(base));
         match self.expand(h) {
-            Some(update) => ops::rescale(update, &lengths.factor, None, Some(y)),
+            Some(update) => ops::rescale(update, &dora.factor, None, Some(y)),
             None => y,
         }
     }
@@ -91,17 +91,18 @@ impl Group {
     /// # Shapes
     ///
     /// `x [tokens, in]` → `[tokens, out]`
-    fn through_masked(&self, lengths: &Lengths, x: &Tensor<2>) -> Option<Tensor<2>> {
+    fn through_masked(&self, dora: &GroupDora, x: &Tensor<2>) -> Option<Tensor<2>> {
         let dropout = self.adapters.as_ref()?.dropout?;
         let [tokens, _] = x.dims();
-        let parts = (self.layers.iter().zip(&lengths.has)).map(|(part, &has)| match has {
-            true => ops::product(
-                ProductOperand::rows(masked(x, dropout, part.id), None),
-                ProductOperand::rows(self.weight_of(part), None),
-                Epilogue::plain(x.dtype()),
-            ),
-            false => Tensor::zeros([tokens, part.rows], (&x.device(), x.dtype())),
-        });
+        let parts =
+            (self.layers.iter().zip(&dora.has_dora)).map(|(part, &has_dora)| match has_dora {
+                true => ops::product(
+                    ProductOperand::rows(masked(x, dropout, part.id), None),
+                    ProductOperand::rows(self.weight_of(part), None),
+                    Epilogue::plain(x.dtype()),
+                ),
+                false => Tensor::zeros([tokens, part.rows], (&x.device(), x.dtype())),
+            });
         let mut parts: Vec<_> = parts.collect();
         Some(match parts.len() {
             1 => parts.swap_remove(0),
@@ -139,8 +140,8 @@ impl Group {
     /// `dy [tokens, out]` → `[tokens, out]`
     #[must_use]
     pub fn scaled(&self, dy: &Tensor<2>) -> Tensor<2> {
-        match &self.lengths {
-            Some(lengths) => ops::rescale(dy.clone(), &lengths.factor, None, None),
+        match &self.dora {
+            Some(dora) => ops::rescale(dy.clone(), &dora.factor, None, None),
             None => dy.clone(),
         }
     }
@@ -151,35 +152,35 @@ impl Group {
     ///
     /// `dy [tokens, out]` → `[tokens, out]`
     pub(super) fn change(&self, dy: &Tensor<2>) -> Option<Tensor<2>> {
-        let lengths = self.lengths.as_ref()?;
-        Some(ops::rescale(dy.clone(), &lengths.change(), None, None))
+        let dora = self.dora.as_ref()?;
+        Some(ops::rescale(dy.clone(), &dora.change(), None, None))
     }
 
-    /// The gradients of DoRA's lengths, f32: `[out]` of each layer that has it. `h` is what [`Group::forward`] gave with `x`.
+    /// The gradients of DoRA's magnitudes, f32: `[out]` of each layer that has it. `h` is what [`Group::forward`] gave with `x`.
     ///
     /// # Shapes
     ///
     /// `x [tokens, in]`, `dy [tokens, out]`, the gradient of the result
     #[must_use]
-    pub fn lengths(
+    pub fn magnitude_gradients(
         &self,
         x: &Tensor<2>,
         h: Option<&Tensor<2>>,
         dy: &Tensor<2>,
     ) -> Vec<Option<Tensor<1>>> {
-        let Some(lengths) = &self.lengths else {
+        let Some(dora) = &self.dora else {
             return vec![None; self.layers.len()];
         };
-        let z = match self.through_masked(lengths, x) {
+        let z = match self.through_masked(dora, x) {
             None => self.product(x, h, Epilogue::plain(x.dtype())),
             Some(masked) => match self.expand(h) {
                 Some(update) => masked + update,
                 None => masked,
             },
         }; // [tokens, out]
-        let dm = sum_rows(z * dy.clone()) / lengths.norm.clone(); // [out]
-        let gradients = (self.layers.iter().zip(&lengths.has))
-            .map(|(part, &has)| has.then(|| dm.clone().narrow(0, part.row, part.rows)));
+        let dm = sum_rows(z * dy.clone()) / dora.norm.clone(); // [out]
+        let gradients = (self.layers.iter().zip(&dora.has_dora))
+            .map(|(part, &has_dora)| has_dora.then(|| dm.clone().narrow(0, part.row, part.rows)));
         gradients.collect()
     }
 }
