@@ -26,16 +26,6 @@ impl AttentionBatch {
         self.layout().num_tokens()
     }
 
-    /// Sequences of the step.
-    pub fn num_sequences(&self) -> usize {
-        self.layout().sequences.len()
-    }
-
-    /// Cache row each packed token is written to.
-    pub fn slot_mapping(&self) -> &[u32] {
-        &self.layout().slot_mapping
-    }
-
     /// The plain data behind the batch.
     pub fn layout(&self) -> &BatchLayout {
         self.plan.layout()

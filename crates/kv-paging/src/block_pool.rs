@@ -57,7 +57,8 @@ impl BlockPool {
     }
 
     /// Blocks that the prefix cache can find, free or not.
-    pub fn num_cached(&self) -> usize {
+    #[cfg(test)]
+    pub(crate) fn num_cached(&self) -> usize {
         self.prefixes.len()
     }
 

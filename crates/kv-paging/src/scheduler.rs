@@ -243,17 +243,15 @@ impl Scheduler {
         }
     }
 
-    /// Forgets all prefixes cached under `key`. Nothing added from now on shares a block with anything added before.
-    pub fn forget(&mut self, key: &CacheKey) {
-        self.forget_where(|cached| cached == key);
-    }
-
-    /// [`forget`](Self::forget) for an adapter that is unloaded or replaced, under all salts.
+    /// Forgets all prefixes of an adapter that is unloaded or replaced, under all salts. Nothing added from now on shares a block
+    /// with anything added before.
     pub fn forget_adapter(&mut self, adapter: &AdapterKey) {
-        self.forget_where(|cached| cached.adapter.as_ref() == Some(adapter));
+        let matches = |cached: &CacheKey| cached.adapter.as_ref() == Some(adapter);
+        self.pool.forget(matches);
+        self.stop_sharing(matches);
     }
 
-    /// [`forget`](Self::forget) for all keys.
+    /// The same of all prefixes.
     pub fn reset_prefix_cache(&mut self) {
         self.pool.clear();
         self.stop_sharing(|_| true);
@@ -267,11 +265,6 @@ impl Scheduler {
     /// The changes of the prefix cache since the last call, in order.
     pub fn take_cache_events(&mut self) -> Vec<CacheEvent> {
         self.pool.take_events()
-    }
-
-    fn forget_where(&mut self, matches: impl Fn(&CacheKey) -> bool) {
-        self.pool.forget(&matches);
-        self.stop_sharing(matches);
     }
 
     /// Live sequences stop sharing too: what they still compute belongs to the old contents of the key.

@@ -114,11 +114,6 @@ impl QwenConfig {
         }
     }
 
-    /// Query heads that share one key/value head.
-    pub fn group_size(&self) -> usize {
-        self.num_attention_heads / self.num_key_value_heads
-    }
-
     /// The `config.json` that describes this model to transformers and to [`QwenConfig::load`].
     pub fn to_json(&self) -> Value {
         let qwen3 = self.model_type == "qwen3";

@@ -216,15 +216,6 @@ impl Constraint {
         self.finished || (self.after.is_none() && mask.is_none_or(has_end))
     }
 
-    /// Whether the text must end here: nothing but a token that ends it may come.
-    pub fn must_stop(&mut self) -> bool {
-        self.finished
-            || self.mask().is_some_and(|mask| {
-                let ends = self.ends.iter().filter(|id| mask.allows(**id));
-                mask.num_allowed() == ends.count()
-            })
-    }
-
     /// Whether the text is complete: a token has ended it, or nothing may follow and the model has no such token.
     pub fn is_finished(&self) -> bool {
         self.finished

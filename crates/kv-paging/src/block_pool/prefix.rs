@@ -155,6 +155,7 @@ impl<S: BuildHasher> PrefixCache<S> {
     }
 
     /// The number of blocks that can be found.
+    #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.by_prefix.len()
     }

@@ -311,10 +311,11 @@ fn forgotten_keys_never_hit_again_even_from_sequences_in_flight() {
     // Those added since share again.
     scheduler.add(with_key(4)).unwrap();
     assert_eq!(shape(&step(&mut scheduler)).last(), Some(&(4, 8, 1)));
-    scheduler.forget(&CacheKey::default());
+    let reloaded = AdapterKey { id: 1, ..adapter() };
+    scheduler.forget_adapter(&reloaded);
     scheduler.add(with_key(5)).unwrap();
     assert_eq!(shape(&step(&mut scheduler)).last(), Some(&(5, 8, 1)));
-    scheduler.forget(&key);
+    scheduler.reset_prefix_cache();
     scheduler.add(with_key(6)).unwrap();
     assert_eq!(shape(&step(&mut scheduler)).last(), Some(&(6, 0, 9)));
 }

@@ -183,8 +183,8 @@ impl Engine {
 
     fn forget(&mut self, key_index: usize) {
         if key_index == 0 {
-            self.scheduler.forget(&key(0));
-            self.versions[0] += 1;
+            self.scheduler.reset_prefix_cache();
+            self.versions = self.versions.map(|version| version + 1);
         } else {
             self.scheduler.forget_adapter(&adapter());
             self.versions[1] += 1;

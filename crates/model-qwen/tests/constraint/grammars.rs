@@ -3,7 +3,9 @@
 use model_qwen::{Grammar, JsonStyle};
 use serde_json::json;
 
-use crate::{ENDS, FACTORY, TOKENIZER, accepts, check, compiled, parsed, random_text, vocab_size};
+use crate::{
+    ENDS, FACTORY, TOKENIZER, accepts, check, compiled, must_stop, parsed, random_text, vocab_size,
+};
 
 fn id_of(text: &str) -> u32 {
     let ids = TOKENIZER.encode(text, false).unwrap();
@@ -139,11 +141,11 @@ fn only_tags_that_end_a_text_end_it() {
     assert!(ENDS.iter().all(|id| !mask.allows(*id)));
     let unknown = TOKENIZER.vocab_size() as u32..vocab_size() as u32;
     assert!(unknown.clone().all(|id| !mask.allows(id)));
-    assert!(!constraint.may_stop() && !constraint.must_stop());
+    assert!(!constraint.may_stop() && !must_stop(&mut constraint));
     for id in TOKENIZER.encode("yes", false).unwrap() {
         constraint.consume(id);
     }
-    assert!(constraint.may_stop() && constraint.must_stop() && !constraint.is_finished());
+    assert!(constraint.may_stop() && must_stop(&mut constraint) && !constraint.is_finished());
     let mask = constraint.mask().unwrap();
     assert_eq!(mask.ids().collect::<Vec<u32>>(), {
         let mut ends = ENDS.clone();
@@ -159,13 +161,13 @@ fn without_an_early_end_a_text_goes_on_as_long_as_it_may() {
     let digits = Grammar::Regex("[0-9]{1,3}".to_owned());
     let mut constraint = compiled(&digits);
     constraint.consume(id_of("1"));
-    assert!(constraint.may_stop() && !constraint.must_stop());
+    assert!(constraint.may_stop() && !must_stop(&mut constraint));
     let mut constraint = compiled(&digits).without_early_end();
     for _ in 0..3 {
         assert!(!constraint.may_stop());
         constraint.consume(id_of("1"));
     }
-    assert!(constraint.must_stop());
+    assert!(must_stop(&mut constraint));
 }
 
 #[test]
@@ -187,7 +189,7 @@ fn before_the_grammar_any_token_may_come_and_an_end_ends_the_free_text() {
     let mut constraint = FACTORY.compile(&Grammar::JsonObject, Some(after)).unwrap();
     for id in [id_of("a"), id_of("}")] {
         assert!(!constraint.is_active() && constraint.mask().is_none());
-        assert!(!constraint.may_stop() && !constraint.must_stop() && !constraint.is_finished());
+        assert!(!constraint.may_stop() && !must_stop(&mut constraint) && !constraint.is_finished());
         assert_eq!(constraint.instead_of(id), id);
         assert!(ENDS.iter().all(|&end| constraint.instead_of(end) == after));
         constraint.consume(id);

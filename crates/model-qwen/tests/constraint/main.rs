@@ -6,9 +6,9 @@ mod refusals;
 mod schemas;
 mod tags;
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
-use model_qwen::{Constraint, ConstraintFactory, Grammar, Tokenizer, end_tokens};
+use model_qwen::{Constraint, ConstraintFactory, Grammar, TokenMask, Tokenizer, end_tokens};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use serde_json::Value;
@@ -35,6 +35,12 @@ pub(crate) static FACTORY: LazyLock<ConstraintFactory> =
 pub(crate) fn compiled(grammar: &Grammar) -> Constraint {
     let compiled = FACTORY.compile(grammar, None);
     compiled.unwrap_or_else(|error| panic!("{grammar:?}: {error}"))
+}
+
+/// Whether nothing but a token that ends the text may come.
+pub(crate) fn must_stop(constraint: &mut Constraint) -> bool {
+    let only_ends = |mask: Arc<TokenMask>| mask.ids().all(|id| ENDS.contains(&id));
+    constraint.mask().is_some_and(only_ends)
 }
 
 /// A text of tokens drawn evenly from those that may come, and whether it came to its end.
