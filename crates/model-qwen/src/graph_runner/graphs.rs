@@ -26,7 +26,7 @@ use crate::sampling::{Draw, LogitChanges, RowMask};
 /// Recorded steps. They hold handles of the weights and of the KV cache.
 #[derive(Debug)]
 pub(super) struct Graphs {
-    graphs: BTreeMap<Kind, Captured>,
+    graphs: BTreeMap<GraphKey, Captured>,
     /// Blocks of the longest sequence.
     max_blocks: usize,
     buffers: DeviceBuffers,
@@ -68,7 +68,7 @@ impl DeviceBuffers {
 
 /// What a recorded step computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-struct Kind {
+struct GraphKey {
     /// Rows, with the padding.
     num_rows: usize,
     /// Whether rows have [stacked](QwenModel::stack_adapters) adapters.
@@ -76,12 +76,12 @@ struct Kind {
     /// Whether rows follow each other in one sequence.
     has_neighbours: bool,
     /// How the next tokens are chosen.
-    how: How,
+    choice: TokenChoice,
 }
 
 /// How a step chooses the tokens that follow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum How {
+enum TokenChoice {
     /// The most likely ones, by the int8 copy of lm_head: no logits are left.
     Int8Argmax,
     /// The most likely ones. The logits are left for sequences that choose others, for those whose tokens have to be among some that
@@ -102,7 +102,7 @@ struct Captured {
 struct Output {
     /// The token of each row, `[rows]`.
     tokens: Tensor<1, Int>,
-    /// `[rows, vocab]`; only of [`How::Argmax`].
+    /// `[rows, vocab]`; only of [`TokenChoice::Argmax`].
     logits: Option<Tensor<2>>,
 }
 
@@ -139,8 +139,7 @@ impl Graphs {
     /// Whether such a step has been recorded, and draws the tokens of all rows.
     pub(super) fn has_captured(&self, model: &QwenModel, rows: &[DecodeRow<'_>]) -> bool {
         let rows = self.that_fit(rows);
-        rows.iter().all(|row| row.draw.is_some())
-            && self.graphs.contains_key(&kind_of(model, &rows))
+        rows.iter().all(|row| row.draw.is_some()) && self.graphs.contains_key(&key_of(model, &rows))
     }
 
     /// The same rows, of which the host chooses the tokens where there is no room for the changes of their logits.
@@ -176,10 +175,10 @@ impl Graphs {
 
     /// Launches what a recorded step has, and records nothing.
     pub(super) fn compile(&self, model: &QwenModel, cache: &PagedKvCache, rows: &[DecodeRow<'_>]) {
-        let kind = kind_of(model, &self.that_fit(rows));
+        let key = key_of(model, &self.that_fit(rows));
         let (device, block_size) = (model.device(), cache.shape().block_size);
-        let step = DecodeStep::new(kind.num_rows, self.max_blocks, block_size, &device);
-        recorded(model, &step, cache, &self.buffers, kind)();
+        let step = DecodeStep::new(key.num_rows, self.max_blocks, block_size, &device);
+        recorded(model, &step, cache, &self.buffers, key)();
     }
 
     /// Replays a step, after it was recorded if it is the first of its kind. Tokens that the device chooses are on their way to
@@ -192,18 +191,18 @@ impl Graphs {
     ) -> Pending {
         let rows = &*self.that_fit(rows);
         self.upload_changes(rows);
-        let kind = kind_of(model, rows);
+        let key = key_of(model, rows);
         let (max_blocks, buffers) = (self.max_blocks, &self.buffers);
-        let captured = self.graphs.entry(kind).or_insert_with(|| {
+        let captured = self.graphs.entry(key).or_insert_with(|| {
             let start = Instant::now();
             let (device, block_size) = (model.device(), cache.shape().block_size);
-            let step = DecodeStep::new(kind.num_rows, max_blocks, block_size, &device);
-            let run = recorded(model, &step, cache, buffers, kind);
+            let step = DecodeStep::new(key.num_rows, max_blocks, block_size, &device);
+            let run = recorded(model, &step, cache, buffers, key);
             let graph = CapturedStep::capture(&device, run);
             let seconds = start.elapsed().as_secs_f32();
             match graph.is_captured() {
-                true => tracing::info!(?kind, seconds, "captured a decode step"),
-                false => tracing::info!(?kind, seconds, "recorded a decode step, without a graph"),
+                true => tracing::info!(?key, seconds, "captured a decode step"),
+                false => tracing::info!(?key, seconds, "recorded a decode step, without a graph"),
             }
             Captured { step, graph }
         });
@@ -292,11 +291,11 @@ fn recorded(
     step: &DecodeStep,
     cache: &PagedKvCache,
     buffers: &DeviceBuffers,
-    kind: Kind,
+    key: GraphKey,
 ) -> impl FnMut() -> Output + Send + 'static {
     let (model, step, buffers) = (model.clone(), step.clone(), buffers.clone());
     let kv = RecordedAttention::new(step.clone(), cache);
-    let mut kv = match kind.has_neighbours {
+    let mut kv = match key.has_neighbours {
         true => kv.of_neighbours(),
         false => kv,
     };
@@ -312,7 +311,7 @@ fn recorded(
         let frequencies = (&inv_freq, model.frequencies.scale());
         let embed = &model.embed_tokens;
         let (x, rotary) = device_begin(embed, &step, [chosen, inputs], frequencies); // [rows, hidden]
-        let adapters = match kind.has_adapters {
+        let adapters = match key.has_adapters {
             true => AdapterSelection::Stacked(Arc::new(StackedRows {
                 slots: step.values().clone(),
                 at: step.adapter_slots_at(),
@@ -320,7 +319,7 @@ fn recorded(
             false => AdapterSelection::Base,
         };
         let x = model.forward_layers(x, &rotary, &adapters, &mut kv);
-        if kind.how == How::Int8Argmax
+        if key.choice == TokenChoice::Int8Argmax
             && let Some(tokens) = int8_argmax(&model, &x, chosen)
         {
             return Output {
@@ -329,15 +328,15 @@ fn recorded(
             };
         }
         let logits = model.logits(model.final_norm(x)); // [rows, vocab]
-        match kind.how {
-            How::Draw => {
+        match key.choice {
+            TokenChoice::Draw => {
                 change_logits(&logits, changes, inputs);
                 Output {
                     tokens: draw_step(logits, &step, chosen),
                     logits: None,
                 }
             }
-            How::Int8Argmax | How::Argmax => Output {
+            TokenChoice::Int8Argmax | TokenChoice::Argmax => Output {
                 tokens: argmax_into(logits.clone(), chosen),
                 logits: Some(logits),
             },
@@ -361,22 +360,22 @@ fn int8_argmax(
 }
 
 /// Which recorded step computes these rows.
-fn kind_of(model: &QwenModel, rows: &[DecodeRow<'_>]) -> Kind {
+fn key_of(model: &QwenModel, rows: &[DecodeRow<'_>]) -> GraphKey {
     let num_rows = bucket(rows.len());
-    let how = if rows.iter().any(leaves_logits) {
-        How::Argmax
+    let choice = if rows.iter().any(leaves_logits) {
+        TokenChoice::Argmax
     } else if !rows.iter().all(is_argmax) {
-        How::Draw
+        TokenChoice::Draw
     } else if model.int8_lm_head_takes(num_rows) {
-        How::Int8Argmax
+        TokenChoice::Int8Argmax
     } else {
-        How::Argmax
+        TokenChoice::Argmax
     };
-    Kind {
+    GraphKey {
         num_rows,
         has_adapters: rows.iter().any(|row| row.adapter_slot.is_some()),
         has_neighbours: rows.iter().any(|row| row.follows),
-        how,
+        choice,
     }
 }
 
