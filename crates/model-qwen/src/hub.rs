@@ -7,7 +7,7 @@ mod download;
 #[cfg(feature = "hub")]
 mod patience;
 #[cfg(feature = "hub")]
-mod told;
+mod progress_writer;
 
 use std::path::{Path, PathBuf};
 #[cfg(feature = "hub")]

@@ -46,9 +46,9 @@ pub mod rotary;
 mod row_boundaries;
 pub mod sampling;
 pub mod save;
-mod seldom;
 mod special_tokens;
 pub mod sys;
+mod throttle;
 pub mod tokenizer;
 
 pub use burn;
@@ -76,7 +76,7 @@ pub use graph_runner::{DecodeRow, GraphRunner, Pending};
 pub use hub::{HubOptions, ResolveError, resolve_model, resolve_model_with, unfetched};
 pub use json_file::JsonFileError;
 pub use load::{
-    FolderShapes, LoadError, LoadOptions, Quantization, TellLayers, is_headless, score_weights,
+    FolderShapes, LayerProgress, LoadError, LoadOptions, Quantization, is_headless, score_weights,
 };
 pub use merge::{MergeError, MergedWeights};
 pub use model::{DecoderLayer, LINEARS, QwenModel, linear_features, linear_names};
@@ -88,6 +88,6 @@ pub use sampling::{
     ThinkingBudget, TopLogits, logprobs_of,
 };
 pub use save::SaveError;
-pub use seldom::Seldom;
 pub use special_tokens::special_tokens;
+pub use throttle::Throttle;
 pub use tokenizer::{Tokenizer, TokenizerError};

@@ -24,14 +24,14 @@ use crate::dtype::Dtype;
 use crate::json_file::JsonFileError;
 use crate::model::{DecoderLayer, Mlp, QwenModel, SelfAttention, linear_features};
 use crate::pooling::Architecture;
-use crate::seldom::Seldom;
+use crate::throttle::Throttle;
 
 pub(crate) use heads::open;
 pub use heads::{is_headless, score_weights};
 pub use shapes::FolderShapes;
 
 /// How often it is said how far a slow load is.
-const TELL_EVERY: Duration = Duration::from_secs(3);
+const REPORT_EVERY: Duration = Duration::from_secs(3);
 
 /// How the linear layers of the decoder are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -126,20 +126,20 @@ impl QwenModel {
     /// # Errors
     /// When `config.json` or the weight files are missing, broken, or do not fit each other.
     pub fn load(dir: &Path, options: &LoadOptions, device: &Device) -> Result<Self, LoadError> {
-        Self::load_telling(dir, options, device, &|_, _| {})
+        Self::load_with_progress(dir, options, device, &|_, _| {})
     }
 
-    /// [`load`](Self::load), which calls `tell` first with 0, then after each layer: (layers that are there, layers).
+    /// [`load`](Self::load), which calls `progress` first with 0, then after each layer: (layers that are there, layers).
     ///
     /// # Errors
     /// As `load`.
-    pub fn load_telling(
+    pub fn load_with_progress(
         dir: &Path,
         options: &LoadOptions,
         device: &Device,
-        tell: TellLayers<'_>,
+        progress: LayerProgress<'_>,
     ) -> Result<Self, LoadError> {
-        Self::load_with(dir, options, (device, true), tell)
+        Self::load_with(dir, options, (device, true), progress)
     }
 
     /// [`load`](Self::load) on the CPU to know whether the folder can be loaded: the pages of what was looked at do not stay in
@@ -152,7 +152,7 @@ impl QwenModel {
         dir: &Path,
         options: &LoadOptions,
         (device, keeps_pages): (&Device, bool),
-        tell: TellLayers<'_>,
+        progress: LayerProgress<'_>,
     ) -> Result<Self, LoadError> {
         use_one_queue();
         let (mut config, notes) = QwenConfig::load_with_notes(dir)?;
@@ -178,7 +178,7 @@ impl QwenModel {
             options,
             device,
             keeps_pages,
-            tell,
+            progress,
         };
         loader.check_names(dir, &config)?;
         // Exact sizes outside of the pools of a GPU, whose pages would grow to the size of the embedding.
@@ -199,7 +199,7 @@ impl QwenModel {
 }
 
 /// Hears how many layers of a model are there, and of how many.
-pub type TellLayers<'a> = &'a (dyn Fn(usize, usize) + Sync);
+pub type LayerProgress<'a> = &'a (dyn Fn(usize, usize) + Sync);
 
 /// Makes a linear layer: module name within the layer, `[out, in]`, whether it has a bias.
 pub(crate) type MakeLinear<'a> =
@@ -268,7 +268,7 @@ struct Loader<'a> {
     device: &'a Device,
     /// Whether the pages of tensors that stay in the mapped file stay in memory when they have been looked at.
     keeps_pages: bool,
-    tell: TellLayers<'a>,
+    progress: LayerProgress<'a>,
 }
 
 impl Loader<'_> {
@@ -291,11 +291,11 @@ impl Loader<'_> {
             // What is read of it from now on are a few rows.
             self.checkpoint.release(&self.checkpoint.stored(name));
         }
-        let mut log = Seldom::new(TELL_EVERY);
+        let mut log = Throttle::new(REPORT_EVERY);
         let num_layers = config.num_hidden_layers;
         let layers = (0..num_layers)
             .map(|i| {
-                (self.tell)(i, num_layers);
+                (self.progress)(i, num_layers);
                 if log.is_due() {
                     tracing::info!("loading weights: {i} of {num_layers} layers");
                 }
@@ -309,7 +309,7 @@ impl Loader<'_> {
                 )
             })
             .collect::<Result<Vec<_>, _>>()?;
-        (self.tell)(num_layers, num_layers);
+        (self.progress)(num_layers, num_layers);
         let norm = self.vector("model.norm.weight", hidden)?;
         let lm_head = (!config.tie_word_embeddings)
             .then(|| self.dense(head_name(&config), [vocab, hidden]))

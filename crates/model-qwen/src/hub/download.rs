@@ -10,7 +10,7 @@ use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
 use super::patience::{Watch, is_busy, wait_for_turn};
-use super::told::Told;
+use super::progress_writer::ProgressWriter;
 use super::{HubOptions, ResolveError, module_configs};
 use crate::modules::MODULES;
 
@@ -35,7 +35,7 @@ pub(super) const OPTIONAL_FILES: [&str; 17] = [
     "config_sentence_transformers.json",
 ];
 /// How often it is said how far a transfer without ranges is, which has no bar.
-const TELL_EVERY: Duration = Duration::from_secs(3);
+const REPORT_EVERY: Duration = Duration::from_secs(3);
 /// Times that a transfer without ranges is started.
 const ATTEMPTS: usize = 3;
 pub(super) const SINGLE_FILE: &str = "model.safetensors";
@@ -366,9 +366,9 @@ impl<'a> Download<'a> {
         // A compressed body has another length than its header says.
         let is_plain = !parts.headers.contains_key("content-encoding");
         let file = fs::File::create(path).map_err(Transfer::Disk)?;
-        let tell = |line: String| tracing::info!("{line}");
+        let report = |line: String| tracing::info!("{line}");
         let length_of_file = length.filter(|_| is_plain);
-        let mut file = Told::new((name, length_of_file), TELL_EVERY, file, tell);
+        let mut file = ProgressWriter::new((name, length_of_file), REPORT_EVERY, file, report);
         let written = io::copy(&mut body.into_reader(), &mut file).map_err(Transfer::of)?;
         match length_of_file.filter(|&length| length != written) {
             None => Ok(()),

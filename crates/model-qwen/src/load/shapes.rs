@@ -39,7 +39,7 @@ impl FolderShapes {
             options: &options,
             device: &Device::flex(),
             keeps_pages: true,
-            tell: &|_, _| {},
+            progress: &|_, _| {},
         };
         loader.check_names(dir, &config)?;
         let mut linears = BTreeMap::new();

@@ -393,10 +393,11 @@ fn an_empty_template_is_none() {
 #[test]
 fn a_load_tells_each_layer_that_is_there() {
     let told = std::sync::Mutex::new(Vec::new());
-    let tell = |num_layers, of| told.lock().unwrap().push((num_layers, of));
+    let progress = |num_layers, of| told.lock().unwrap().push((num_layers, of));
     let folder = bundled_model_dir().unwrap();
     let options = LoadOptions::default();
-    let model = QwenModel::load_telling(&folder, &options, &Device::flex(), &tell).unwrap();
+    let model =
+        QwenModel::load_with_progress(&folder, &options, &Device::flex(), &progress).unwrap();
     let of = model.config.num_hidden_layers;
     let expected: Vec<_> = (0..=of).map(|num_layers| (num_layers, of)).collect();
     assert_eq!(told.into_inner().unwrap(), expected);

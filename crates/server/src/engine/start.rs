@@ -268,8 +268,8 @@ fn load_model(
     let dir = &files.dir;
     let start = std::time::Instant::now();
     tracing::info!(dir = %dir.display(), "loading the model");
-    let tell = |num_layers, of| progress.loads(num_layers, of);
-    let mut model = QwenModel::load_telling(dir, &options, device, &tell)?;
+    let layers = |num_layers, of| progress.loads(num_layers, of);
+    let mut model = QwenModel::load_with_progress(dir, &options, device, &layers)?;
     tracing::info!(dir = %dir.display(), seconds = start.elapsed().as_secs_f32(), "model loaded");
     let vocab_size = model.config.vocab_size;
     if let Some((token, id)) = files.tokenizer.first_id_from(vocab_size) {

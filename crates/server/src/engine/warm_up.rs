@@ -9,7 +9,7 @@ use kv_paging::{DecodeToken, PagedKvCache};
 use lora_4bit::compile_only::{compile_kernels_only, real_launches};
 use model_qwen::{
     Ahead, ChoiceRow, DecodeRow, GraphRunner, MAX_LOGIT_ROWS, PackedStep, Pending, QwenModel,
-    RowMask, Sampler, SamplingParams, Seldom, TokenMask, Want,
+    RowMask, Sampler, SamplingParams, Throttle, TokenMask, Want,
 };
 
 use super::progress::StartProgress;
@@ -102,11 +102,11 @@ impl Worker {
         })?;
         let _real = real_launches();
         let steps = self.warm_up_steps();
-        let mut seldom = Seldom::new(REPORT);
+        let mut throttle = Throttle::new(REPORT);
         for (i, step) in steps.iter().enumerate() {
             progress.warms_up(i + 1, steps.len());
             catch(|| self.run_warm_up(step))?;
-            if seldom.is_due() {
+            if throttle.is_due() {
                 tracing::info!("warming up: step {} of {}", i + 1, steps.len());
             }
         }
@@ -121,11 +121,11 @@ impl Worker {
         let mut model = self.model.clone();
         // Other layers need the same kernels as the first one, but for the last, which may compute fewer rows.
         model.layers.truncate(2);
-        let mut seldom = Seldom::new(REPORT);
+        let mut throttle = Throttle::new(REPORT);
         for (i, step) in steps.iter().enumerate() {
             progress.compiles(i + 1, steps.len());
             self.compile_step(&model, step);
-            if seldom.is_due() {
+            if throttle.is_due() {
                 tracing::info!("compiling kernels: step {} of {}", i + 1, steps.len());
             }
         }

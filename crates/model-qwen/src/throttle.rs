@@ -1,16 +1,16 @@
-//! Progress that is told now and then.
+//! Progress that is reported now and then.
 
 use std::time::{Duration, Instant};
 
-/// Says when something is to be told again, such as how far a long work is.
+/// Says when something is to be reported again, such as how far a long work is.
 #[derive(Debug)]
-pub struct Seldom {
+pub struct Throttle {
     every: Duration,
-    /// When it was told, or begun.
+    /// When it was reported, or begun.
     last: Instant,
 }
 
-impl Seldom {
+impl Throttle {
     /// Due first when this time has passed.
     pub fn new(every: Duration) -> Self {
         let last = Instant::now();
@@ -33,8 +33,8 @@ mod tests {
 
     #[test]
     fn it_is_due_when_the_time_has_passed() {
-        assert!(!Seldom::new(Duration::from_secs(3600)).is_due());
-        let mut always = Seldom::new(Duration::ZERO);
+        assert!(!Throttle::new(Duration::from_secs(3600)).is_due());
+        let mut always = Throttle::new(Duration::ZERO);
         assert!(always.is_due() && always.is_due());
     }
 }
