@@ -97,7 +97,7 @@ impl QwenModel {
             let mut head = Linear::new(Weight::Dense(upload(module, &self.device())), None);
             (head.id, head.compute) = (self.lm_head.id, self.lm_head.compute);
             self.lm_head = head;
-            self.int8_head = None;
+            self.int8_lm_head = None;
         }
         if !saved.is_empty() {
             self.config.tie_word_embeddings = false;

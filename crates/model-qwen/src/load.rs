@@ -1,6 +1,6 @@
 //! From a model folder to a [`QwenModel`]: names, shapes and dtypes are checked here and nowhere else.
 
-mod heads;
+mod lm_head;
 mod names;
 mod shapes;
 mod values;
@@ -26,8 +26,8 @@ use crate::model::{DecoderLayer, Mlp, QwenModel, SelfAttention, linear_features}
 use crate::pooling::Architecture;
 use crate::throttle::Throttle;
 
-pub(crate) use heads::open;
-pub use heads::{is_headless, score_weights};
+pub(crate) use lm_head::open;
+pub use lm_head::{is_headless, score_weights};
 pub use shapes::FolderShapes;
 
 /// How often it is said how far a slow load is.
@@ -165,8 +165,8 @@ impl QwenModel {
                 dir: dir.to_owned(),
             });
         }
-        let checkpoint = heads::open(dir, &config)?;
-        if options.lm_head && heads::untie(&checkpoint, &mut config) {
+        let checkpoint = lm_head::open(dir, &config)?;
+        if options.lm_head && lm_head::untie(&checkpoint, &mut config) {
             tracing::warn!(
                 "{}: `tie_word_embeddings` is true, but lm_head.weight and the embedding are stored with other values: they are \
                  not tied",
@@ -186,7 +186,7 @@ impl QwenModel {
             device.memory_persistent_allocations(config, |config| loader.model(config))?;
         if options.int8_lm_head {
             model.copy_lm_head_int8();
-            if model.int8_head.is_some() {
+            if model.int8_lm_head.is_some() {
                 // What is read of lm_head now are a few rows.
                 checkpoint.release(&checkpoint.stored(head_name(&model.config)));
             }

@@ -4,7 +4,7 @@
 //! transformers. Activations are f32, except that on a GPU an operation whose reader would round them
 //! writes that type; weights keep the dtype they were loaded in.
 
-mod int8_head;
+mod int8_lm_head;
 
 use burn::tensor::{DType, Device, Tensor};
 use kv_paging::{Attention, Rotary};
@@ -18,7 +18,7 @@ use crate::device::is_gpu;
 use crate::kernels::{on_worker, select_rows, token_tensor};
 pub use crate::mlp::Mlp;
 use crate::rotary::RotaryFrequencies;
-pub(crate) use int8_head::Int8Head;
+pub(crate) use int8_lm_head::Int8LmHead;
 
 /// A whole model: embedding, decoder layers, final norm, head.
 #[derive(Clone, Debug)]
@@ -34,7 +34,7 @@ pub struct QwenModel {
     /// `[vocab, hidden]`; the embedding itself where `tie_word_embeddings` says so.
     pub lm_head: Linear,
     /// See [`QwenModel::copy_lm_head_int8`].
-    pub(crate) int8_head: Option<Int8Head>,
+    pub(crate) int8_lm_head: Option<Int8LmHead>,
     pub(crate) frequencies: RotaryFrequencies,
 }
 
@@ -118,7 +118,7 @@ impl QwenModel {
         let mut model = Self {
             frequencies: RotaryFrequencies::new(&config),
             lm_head: Linear::new(Weight::Dense(head), None),
-            int8_head: None,
+            int8_lm_head: None,
             config,
             embed_tokens,
             layers,
@@ -317,7 +317,7 @@ impl QwenModel {
         };
         let embedding = Weight::Dense(self.embed_tokens.clone()).num_bytes();
         let norms = 4 * self.config.hidden_size * (2 * self.layers.len() + 1);
-        let int8 = self.int8_head.as_ref().map_or(0, Int8Head::num_bytes);
+        let int8 = self.int8_lm_head.as_ref().map_or(0, Int8LmHead::num_bytes);
         linears + head + embedding + norms + int8
     }
 }

@@ -4,7 +4,7 @@ use lora_4bit::kernels::plan::{Features, Operation, Plan, Product, WeightFormat}
 use lora_4bit::{Linear, RowBounds, Weight};
 
 use crate::device::is_gpu;
-use crate::model::{Int8Head, QwenModel};
+use crate::model::{Int8LmHead, QwenModel};
 
 impl QwenModel {
     /// The boundaries up to `max_rows`: a step with so many rows is computed by other loops than a step with one row less. On a
@@ -33,7 +33,7 @@ impl QwenModel {
         let all = RowBounds::max_rows() + 1;
         let [one, many] =
             [1, all].map(|rows| plan(&self.lm_head, Operation::Forward, rows, &features));
-        let has_copy = matches!(self.int8_head, Some(Int8Head::Cpu(_)));
+        let has_copy = matches!(self.int8_lm_head, Some(Int8LmHead::Cpu(_)));
         let reads_all = (has_copy && one != many).then_some(all);
         (2..=max_rows)
             .filter(|&rows| changes(rows) || reads_all == Some(rows))

@@ -19,7 +19,7 @@ use crate::kernels::choice::{
 use crate::kernels::gpu::device_begin;
 use crate::kernels::graph::CapturedStep;
 use crate::kernels::select_rows;
-use crate::model::Int8Head;
+use crate::model::Int8LmHead;
 use crate::model::QwenModel;
 use crate::sampling::{Draw, LogitChanges, RowMask};
 
@@ -350,8 +350,8 @@ fn int8_argmax(
     x: &Tensor<2>,
     chosen: &Tensor<1, Int>,
 ) -> Option<Tensor<1, Int>> {
-    let (Weight::Dense(weight), Some(Int8Head::Gpu(copy))) =
-        (&model.lm_head.weight, &model.int8_head)
+    let (Weight::Dense(weight), Some(Int8LmHead::Gpu(copy))) =
+        (&model.lm_head.weight, &model.int8_lm_head)
     else {
         return None;
     };

@@ -12,7 +12,7 @@ pub(crate) use gpu::{
     GpuChoiceOps, argmax_into, change_logits, changes_of, draw_step, read_ids, read_logits,
 };
 pub(crate) use gpu::{
-    GpuInt8Head, PendingIds, PendingLogits, draw_tokens, largest_logits, queues_reads,
+    GpuInt8LmHead, PendingIds, PendingLogits, draw_tokens, largest_logits, queues_reads,
 };
 #[cfg(feature = "gpu")]
 pub(crate) use masks::{MaskTable, mask_logits};

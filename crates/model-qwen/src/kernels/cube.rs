@@ -7,7 +7,7 @@ mod change;
 mod choose;
 mod cross_entropy;
 mod draw;
-mod int8_head;
+mod int8_lm_head;
 mod mask;
 mod read;
 mod units;
@@ -24,7 +24,7 @@ use cubecl::ir::features::Plane;
 use cubecl::prelude::*;
 
 pub(super) use choose::{NONE, top_logits_of};
-pub(super) use int8_head::MAX_ROWS as MAX_INT8_ROWS;
+pub(super) use int8_lm_head::MAX_ROWS as MAX_INT8_ROWS;
 pub(super) use read::{PendingWords, queues};
 
 use super::choice::GpuChoiceOps;
@@ -40,7 +40,7 @@ pub(super) fn supports<const D: usize>(x: &Tensor<D>) -> bool {
 
 /// Whether lm_head `[vocab, hidden]` can be copied in int8.
 pub(super) fn can_copy_int8(weight: &Tensor<2>) -> bool {
-    int8_head::supports(weight.dims(), weight.dtype()) && has_plane_operations(&weight.device())
+    int8_lm_head::supports(weight.dims(), weight.dtype()) && has_plane_operations(&weight.device())
 }
 
 pub(super) fn has_plane_operations(device: &Device) -> bool {
@@ -171,7 +171,7 @@ impl GpuChoiceOps for Cube {
     }
 
     fn gpu_copy_lm_head(weight: FloatTensor<Self>) -> (IntTensor<Self>, FloatTensor<Self>) {
-        int8_head::copy(weight)
+        int8_lm_head::copy(weight)
     }
 
     fn gpu_choose_by_int8(
@@ -183,7 +183,7 @@ impl GpuChoiceOps for Cube {
         factors: FloatTensor<Self>,
         chosen: IntTensor<Self>,
     ) -> IntTensor<Self> {
-        int8_head::argmax(x, (norm, eps as f32), head, (codes, factors), chosen)
+        int8_lm_head::argmax(x, (norm, eps as f32), head, (codes, factors), chosen)
     }
 
     fn gpu_top_logits(logits: FloatTensor<Self>, scales: IntTensor<Self>) -> PendingWords {

@@ -254,14 +254,14 @@ pub(crate) fn draw_step(
 
 /// An int8 copy of lm_head on a GPU, and what describes its rows.
 #[derive(Debug)]
-pub(crate) struct GpuInt8Head {
+pub(crate) struct GpuInt8LmHead {
     /// `[vocab * hidden / 4]`.
     codes: Tensor<1, Int>,
     /// `[vocab * 4]`.
     factors: Tensor<1>,
 }
 
-impl GpuInt8Head {
+impl GpuInt8LmHead {
     /// The copy of `weight [vocab, hidden]`. `None` where there are no kernels for it.
     pub(crate) fn new(weight: &Tensor<2>) -> Option<Self> {
         if !cube::can_copy_int8(weight) {
@@ -283,7 +283,7 @@ impl GpuInt8Head {
         }
     }
 
-    /// Whether [`GpuInt8Head::argmax`] takes so many rows at once.
+    /// Whether [`GpuInt8LmHead::argmax`] takes so many rows at once.
     pub(crate) fn takes(rows: usize) -> bool {
         rows <= cube::MAX_INT8_ROWS
     }
@@ -770,8 +770,8 @@ pub(super) mod tests {
                 let norm = Tensor::<1>::from_data(norm.into_data(), (&gpu, DType::F32));
                 let places = TensorData::new(vec![-1; 5], [5]);
                 let places = Tensor::<1, Int>::from_data(places, (&gpu, DType::I32));
-                let copy = GpuInt8Head::new(&head).unwrap();
-                assert_eq!(copy.num_bytes(), GpuInt8Head::bytes_of(&head));
+                let copy = GpuInt8LmHead::new(&head).unwrap();
+                assert_eq!(copy.num_bytes(), GpuInt8LmHead::bytes_of(&head));
                 let chosen = copy.argmax(x.clone(), (&norm, 1e-6), &head, &places);
                 let chosen: Vec<i32> = chosen.into_data().iter().collect();
                 let written: Vec<i32> = places.into_data().iter().collect();

@@ -50,9 +50,9 @@ pub(crate) fn largest_logits(_logits: &Tensor<2>, _scales: &[f32]) -> Option<Pen
 }
 
 #[derive(Debug)]
-pub(crate) enum GpuInt8Head {}
+pub(crate) enum GpuInt8LmHead {}
 
-impl GpuInt8Head {
+impl GpuInt8LmHead {
     pub(crate) fn new(_weight: &Tensor<2>) -> Option<Self> {
         None
     }

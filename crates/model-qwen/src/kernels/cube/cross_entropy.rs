@@ -6,7 +6,7 @@
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::int8_head::max_of_cube;
+use super::int8_lm_head::max_of_cube;
 use super::{
     CubeTensor, DType, Shape, UNITS, dtype_to_elem_type, empty_device_contiguous_dtype,
     into_contiguous,

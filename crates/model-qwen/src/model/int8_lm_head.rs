@@ -9,7 +9,7 @@ use lora_4bit::{AdapterSelection, Linear, RowBounds, Weight};
 use tracing::trace_span;
 
 use super::QwenModel;
-use crate::kernels::choice::GpuInt8Head;
+use crate::kernels::choice::GpuInt8LmHead;
 use crate::kernels::on_worker;
 use crate::sampling::TopLogits;
 
@@ -18,20 +18,20 @@ const MAX_CANDIDATES: usize = 8192;
 
 /// A copy of lm_head in int8, with a bound of each row's error.
 #[derive(Clone, Debug)]
-pub(crate) enum Int8Head {
+pub(crate) enum Int8LmHead {
     Cpu(Arc<RowBounds>),
     /// CUDA graphs read it.
-    Gpu(Arc<GpuInt8Head>),
+    Gpu(Arc<GpuInt8LmHead>),
 }
 
-impl Int8Head {
+impl Int8LmHead {
     /// The copy of `weight`, where it pays.
     fn new(weight: &Weight) -> Option<Self> {
         let Weight::Dense(dense) = weight else {
             return None;
         };
         if !is_untracked_cpu(dense) {
-            let copy = GpuInt8Head::new(dense)?;
+            let copy = GpuInt8LmHead::new(dense)?;
             return Some(Self::Gpu(Arc::new(copy)));
         }
         if Self::bytes_of(weight) == 0 {
@@ -47,7 +47,7 @@ impl Int8Head {
             return 0;
         };
         if !is_untracked_cpu(dense) {
-            return GpuInt8Head::bytes_of(dense);
+            return GpuInt8LmHead::bytes_of(dense);
         }
         match RowBounds::pays() && RowBounds::supports(dense.dims(), dense.dtype()) {
             true => RowBounds::bytes_of(dense.dims()),
@@ -77,18 +77,18 @@ impl QwenModel {
         let weight = self.lm_head.weight.clone();
         // As the weights on a GPU: outside of its pools.
         let device = self.device();
-        self.int8_head =
-            device.memory_persistent_allocations(weight, |weight| Int8Head::new(&weight));
+        self.int8_lm_head =
+            device.memory_persistent_allocations(weight, |weight| Int8LmHead::new(&weight));
     }
 
     /// Bytes of memory that [`QwenModel::copy_lm_head_int8`] takes, 0 where it does nothing.
     pub fn int8_lm_head_bytes(&self) -> usize {
-        Int8Head::bytes_of(&self.lm_head.weight)
+        Int8LmHead::bytes_of(&self.lm_head.weight)
     }
 
     /// Whether the [`GraphRunner`](crate::GraphRunner) finds the most likely tokens of so many rows by the int8 copy of lm_head.
     pub fn int8_lm_head_takes(&self, rows: usize) -> bool {
-        GpuInt8Head::takes(rows) && matches!(self.int8_head, Some(Int8Head::Gpu(_)))
+        GpuInt8LmHead::takes(rows) && matches!(self.int8_lm_head, Some(Int8LmHead::Gpu(_)))
     }
 
     /// The largest logits of each row of `hidden [rows, hidden]`: the same as those of [`QwenModel::logits`] for the row by
@@ -97,7 +97,7 @@ impl QwenModel {
     /// The sum over all weights, [`TopLogits::total`], is not known: see
     /// [`Sampler::takes_largest`](crate::Sampler::takes_largest).
     pub fn largest_logits(&self, hidden: &Tensor<2>) -> Option<Vec<TopLogits>> {
-        let Some(Int8Head::Cpu(copy)) = &self.int8_head else {
+        let Some(Int8LmHead::Cpu(copy)) = &self.int8_lm_head else {
             return None;
         };
         let rows = hidden.dims()[0];
@@ -169,7 +169,7 @@ mod tests {
         assert!(model.largest_logits(&rows).is_none());
         // Whether it pays on this CPU or not.
         let copy = RowBounds::new(&model.lm_head.weight).unwrap();
-        model.int8_head = Some(Int8Head::Cpu(Arc::new(copy)));
+        model.int8_lm_head = Some(Int8LmHead::Cpu(Arc::new(copy)));
         let tops = model.largest_logits(&rows).unwrap();
         let all: Vec<f32> = model.logits(rows).into_data().try_into_vec().unwrap();
         assert_eq!(tops.len(), 3);

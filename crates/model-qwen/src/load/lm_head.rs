@@ -11,27 +11,27 @@ use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::QwenConfig;
 use crate::pooling::ScoreHead;
 
-const HEAD: &str = "lm_head.weight";
+const LM_HEAD_WEIGHT: &str = "lm_head.weight";
 const EMBEDDING: &str = "model.embed_tokens.weight";
 
-/// Maps the weight files of a folder. A head that is stored alone is the embedding, too, where both are the same.
+/// Maps the weight files of a folder. An lm_head that is stored alone is the embedding, too, where both are the same.
 pub(crate) fn open(dir: &Path, config: &QwenConfig) -> Result<Checkpoint, CheckpointError> {
     let mut checkpoint = Checkpoint::open(dir)?;
     let has_embedding = checkpoint.contains(&checkpoint.stored(EMBEDDING));
     if config.tie_word_embeddings && !has_embedding {
-        checkpoint.rename(HEAD, EMBEDDING);
+        checkpoint.rename(LM_HEAD_WEIGHT, EMBEDDING);
     }
     Ok(checkpoint)
 }
 
-/// Says that head and embedding are not the same where the files have another matrix for each, whatever `config.json` says of
+/// Says that lm_head and embedding are not the same where the files have another matrix for each, whatever `config.json` says of
 /// them, as transformers does. Returns whether it was so.
 pub(super) fn untie(checkpoint: &Checkpoint, config: &mut QwenConfig) -> bool {
     if !config.tie_word_embeddings {
         return false;
     }
     let embedding = checkpoint.stored(EMBEDDING);
-    let are_others = match (checkpoint.view(HEAD), checkpoint.view(&embedding)) {
+    let are_others = match (checkpoint.view(LM_HEAD_WEIGHT), checkpoint.view(&embedding)) {
         (Some(head), Some(embedding)) => !are_equal(&head, &embedding),
         _ => false,
     };
@@ -62,7 +62,7 @@ fn are_equal(a: &TensorView<'_>, b: &TensorView<'_>) -> bool {
 /// When the weight files cannot be read.
 pub fn is_headless(dir: &Path) -> Result<bool, LoadError> {
     let checkpoint = Checkpoint::open(dir)?;
-    Ok(checkpoint.contains("embed_tokens.weight") && !checkpoint.contains(HEAD))
+    Ok(checkpoint.contains("embed_tokens.weight") && !checkpoint.contains(LM_HEAD_WEIGHT))
 }
 
 /// The vector whose product with a hidden state is the score, `[hidden]`.
@@ -91,7 +91,7 @@ pub fn score_weights(dir: &Path, head: ScoreHead) -> Result<Vec<f32>, LoadError>
     };
     let name = &match config.tie_word_embeddings {
         true => checkpoint.stored(EMBEDDING),
-        false => HEAD.to_owned(),
+        false => LM_HEAD_WEIGHT.to_owned(),
     };
     checkpoint.check_finite(name)?;
     let row = |id: u32| {
