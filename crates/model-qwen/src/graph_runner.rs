@@ -88,8 +88,8 @@ impl GraphRunner {
         self.records_steps() && self.queues_reads
     }
 
-    /// Starts to compute one token of each row, and to choose the tokens that follow. Rows are at most as many as sequences run, or
-    /// [`MAX_LOGIT_ROWS`](crate::MAX_LOGIT_ROWS).
+    /// Starts to compute one token of each row, and to choose the tokens that follow. At most the larger of
+    /// `max_num_seqs` and [`MAX_LOGIT_ROWS`](crate::MAX_LOGIT_ROWS) rows.
     ///
     /// # Panics
     /// When a row's token is [`DecodeToken::ChosenIn`] and the runner records no steps.

@@ -62,7 +62,7 @@ pub struct LoadOptions {
     pub embeddings_on_cpu: bool,
     /// Whether to look at once for what is no number among weights that stay in the mapped file, which costs reading it. Without,
     /// that is done beside the first steps, and said in the log.
-    pub all_values: bool,
+    pub check_finite_now: bool,
     /// Whether the model computes logits. Without, lm_head may be missing, and isn't read: for embeddings and scores.
     pub lm_head: bool,
 }
@@ -77,7 +77,7 @@ impl Default for LoadOptions {
             double_quant: true,
             int8_lm_head: false,
             embeddings_on_cpu: false,
-            all_values: true,
+            check_finite_now: true,
             lm_head: true,
         }
     }
@@ -191,7 +191,7 @@ impl QwenModel {
                 checkpoint.release(&checkpoint.stored(head_name(&model.config)));
             }
         }
-        if !options.all_values {
+        if !options.check_finite_now {
             values::check_later(checkpoint, options, device);
         }
         Ok(model)
@@ -273,7 +273,7 @@ struct Loader<'a> {
 
 impl Loader<'_> {
     fn model(&self, mut config: QwenConfig) -> Result<QwenModel, LoadError> {
-        // Nobody asks for logits.
+        // A tied head is not read; a pooling model needs none.
         config.tie_word_embeddings |= !self.options.lm_head;
         let (vocab, hidden) = (config.vocab_size, config.hidden_size);
         let name = "model.embed_tokens.weight";
@@ -340,7 +340,7 @@ impl Loader<'_> {
         let stored = tensor.dtype();
         let dtype = dtype.resolve(stored, self.device);
         let is_converted = stored != dtype;
-        if is_converted || self.options.all_values || !values::may_wait(name, self.device) {
+        if is_converted || self.options.check_finite_now || !values::may_wait(name, self.device) {
             self.checkpoint.check_finite(name)?;
         }
         let tensor = match is_converted {

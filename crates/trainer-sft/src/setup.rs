@@ -146,7 +146,7 @@ fn frozen_options(config: &Config) -> LoadOptions {
         // Steps of CUDA graphs look embeddings up on the device, and where they are trained they are there, too.
         embeddings_on_cpu: config.method.method != Method::Grpo
             && !lora::trainable(0, &config.lora.modules_to_save).has_embeddings(),
-        all_values: true,
+        check_finite_now: true,
         lm_head: true,
     }
 }

@@ -1,4 +1,4 @@
-//! One test per rule; `tests/scheduler_properties.rs` checks the rules together on random traffic.
+//! One test per rule; `tests/scheduler_properties/main.rs` checks the rules together on random traffic.
 
 use super::*;
 

@@ -262,7 +262,7 @@ fn load_model(
         // On a GPU only if the KV cache has room enough besides.
         int8_lm_head: !pools && !is_gpu(device),
         embeddings_on_cpu: false,
-        all_values: false,
+        check_finite_now: false,
         lm_head: !pools,
     };
     let dir = &files.dir;

@@ -68,7 +68,7 @@ pub(crate) fn load(folder: &Path, quantization: Quantization, device: &Device) -
         double_quant: true,
         int8_lm_head: false,
         embeddings_on_cpu: false,
-        all_values: true,
+        check_finite_now: true,
         lm_head: true,
     };
     QwenModel::load(folder, &options, device).unwrap()
