@@ -110,10 +110,9 @@ impl Worker {
         files: Result<LoraAdapter, AdapterError>,
         replaces: bool,
     ) -> Result<(), AdapterError> {
-        let loaded = (self.adapters).load(&mut self.model, (name, path), files, replaces);
-        // What fails has stacked the adapters anew, too.
-        self.forget_graphs();
-        loaded?;
+        self.change_adapters(|adapters, model| {
+            adapters.load(model, (name, path), files, replaces)
+        })?;
         self.release_idle_adapters();
         self.receiver.set_adapters(self.adapters.infos());
         Ok(())

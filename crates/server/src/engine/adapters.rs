@@ -157,8 +157,7 @@ impl Adapters {
         (0..self.max_loras).find(|slot| !is_taken(slot))
     }
 
-    /// Keeps an adapter's matrices on the host, as far as there is room for them, in place of those that were not used for
-    /// the longest time.
+    /// Keeps an adapter's matrices on the host, as far as there is room for them, in place of the least recently used ones.
     fn keep(&mut self, id: AdapterId, matrices: LoraAdapter) {
         if self.max_cpu_loras == 0 {
             return;
@@ -179,8 +178,29 @@ impl Adapters {
         }
     }
 
-    /// The slot of an adapter; puts it into one first if it has none. `None` while all slots are `in_use`. Says whether the
-    /// model has changed.
+    /// The slot of an adapter that a sequence asks for; `None` if it is in no slot.
+    ///
+    /// # Errors
+    /// If the adapter is gone.
+    pub(super) fn ask_for(&mut self, id: AdapterId) -> Result<Option<usize>, SequenceError> {
+        self.clock += 1;
+        let clock = self.clock;
+        let adapter = self.get_mut(id)?;
+        adapter.used = clock;
+        Ok(adapter.slot)
+    }
+
+    /// A slot for an adapter that has none: a free one, or that of the least recently used adapter that is not `in_use`. `None`
+    /// while all are.
+    pub(super) fn vacate_slot(&mut self, in_use: impl Fn(AdapterId) -> bool) -> Option<usize> {
+        self.free_slot().or_else(|| {
+            let idle = self.all.iter_mut();
+            let idle = idle.filter(|adapter| adapter.slot.is_some() && !in_use(adapter.id));
+            idle.min_by_key(|adapter| adapter.used)?.slot.take()
+        })
+    }
+
+    /// Puts an adapter into `slot`.
     ///
     /// # Errors
     /// If its files are not what they were, or the device has no room.
@@ -188,27 +208,14 @@ impl Adapters {
         &mut self,
         model: &mut QwenModel,
         id: AdapterId,
-        in_use: impl Fn(AdapterId) -> bool,
-    ) -> Result<Option<(usize, bool)>, SequenceError> {
-        self.clock += 1;
-        let unknown = SequenceError::Aborted;
-        let place = self.all.iter().position(|adapter| adapter.id == id);
-        let place = place.ok_or(unknown)?;
-        self.all[place].used = self.clock;
-        if let Some(slot) = self.all[place].slot {
-            return Ok(Some((slot, false)));
-        }
-        let slot = self.free_slot().or_else(|| {
-            let idle = self.all.iter_mut();
-            let idle = idle.filter(|adapter| adapter.slot.is_some() && !in_use(adapter.id));
-            idle.min_by_key(|adapter| adapter.used)?.slot.take()
-        });
-        let Some(slot) = slot else { return Ok(None) };
+        slot: usize,
+    ) -> Result<(), SequenceError> {
         let failed = |reason: String| SequenceError::Failed(format!("LoRA adapter: {reason}"));
-        let matrices = match self.all[place].matrices.take() {
+        let adapter = self.get_mut(id)?;
+        let matrices = match adapter.matrices.take() {
             Some(matrices) => matrices,
             None => {
-                let path = self.all[place].info.path.clone();
+                let path = adapter.info.path.clone();
                 let read = read_adapter(&path).and_then(|matrices| {
                     self.check_rank(&path, &matrices)?;
                     Ok(matrices)
@@ -217,9 +224,14 @@ impl Adapters {
             }
         };
         put(model, slot, &matrices).map_err(failed)?;
-        self.all[place].slot = Some(slot);
+        self.get_mut(id)?.slot = Some(slot);
         self.keep(id, matrices);
-        Ok(Some((slot, true)))
+        Ok(())
+    }
+
+    fn get_mut(&mut self, id: AdapterId) -> Result<&mut Adapter, SequenceError> {
+        let found = self.all.iter_mut().find(|adapter| adapter.id == id);
+        found.ok_or(SequenceError::Aborted)
     }
 
     /// Lets no further request name an adapter.
@@ -242,23 +254,19 @@ impl Adapters {
         Ok(())
     }
 
-    /// Takes the retired adapters off `model` that are not `in_use`; what separated their blocks.
-    pub(super) fn reap(
-        &mut self,
-        model: &mut QwenModel,
-        in_use: impl Fn(AdapterId) -> bool,
-    ) -> Vec<AdapterKey> {
-        let is_done = |adapter: &Adapter| adapter.retired && !in_use(adapter.id);
-        let done: Vec<AdapterId> = self
-            .all
-            .iter()
-            .filter(|a| is_done(a))
-            .map(|a| a.id)
-            .collect();
-        let keys = done.iter().filter_map(|&id| self.cache_key(id)).collect();
+    /// The retired adapters that are not `in_use`.
+    pub(super) fn idle_retired(&self, in_use: impl Fn(AdapterId) -> bool) -> Vec<AdapterId> {
+        let retired = self.all.iter().filter(|adapter| adapter.retired);
+        let ids = retired.map(|adapter| adapter.id);
+        ids.filter(|&id| !in_use(id)).collect()
+    }
+
+    /// Takes adapters off `model`; what separated their blocks.
+    pub(super) fn remove(&mut self, model: &mut QwenModel, ids: &[AdapterId]) -> Vec<AdapterKey> {
+        let keys = ids.iter().filter_map(|&id| self.cache_key(id)).collect();
         let mut changed = false;
         self.all.retain(|adapter| {
-            let stays = !done.contains(&adapter.id);
+            let stays = !ids.contains(&adapter.id);
             if let (false, Some(slot)) = (stays, adapter.slot) {
                 model.remove_adapter(slot);
                 changed = true;

@@ -204,10 +204,4 @@ impl Worker {
             self.release_idle_adapters();
         }
     }
-
-    /// Drops recorded steps and the step ahead. Call it when tensors of the model were replaced.
-    pub(super) fn forget_graphs(&mut self) {
-        self.ahead = None;
-        self.runner.forget_graphs();
-    }
 }
