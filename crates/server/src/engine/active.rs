@@ -44,6 +44,11 @@ pub(super) struct ActiveSequence {
 }
 
 impl ActiveSequence {
+    /// Whether it was scheduled at least once.
+    pub(super) fn has_started(&self) -> bool {
+        self.permit.is_none()
+    }
+
     /// Adds the rows of logits that a chunk needs, whose first token is in row `first_row` of its step: those that predict tokens of
     /// the prompt, then the one that gives the next token.
     pub(super) fn add_rows<'a>(

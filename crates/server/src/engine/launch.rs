@@ -201,7 +201,7 @@ fn sequences_of<'a>(
     // What still waits for its first step is in no chunk.
     let started = sequences
         .iter_mut()
-        .filter(|(_, sequence)| sequence.permit.is_none());
+        .filter(|(_, sequence)| sequence.has_started());
     for (id, sequence) in started {
         if let Some(place) = places.get(id) {
             found[*place] = Some(sequence);
