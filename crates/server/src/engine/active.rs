@@ -12,8 +12,8 @@ use super::adapters::AdapterUse;
 use super::error::SequenceError;
 use super::pooling::Pooler;
 use super::receiver::{OutputSink, QueuePermit};
-use super::request::{EngineOutput, GenerateRequest, TokenLogprobs};
-use super::request_metrics::SequenceTimes;
+use super::request::{EngineOutput, FinishReason, GenerateRequest, TokenLogprobs};
+use super::request_metrics::{Ended, SequenceTimes};
 use super::speculation::Drafter;
 use crate::traces::RequestTrace;
 
@@ -41,6 +41,14 @@ pub(super) struct ActiveSequence {
     pub(super) pooler: Option<Pooler>,
     /// Log-probabilities of the prompt as far as computed; `None` once sent or never asked for.
     pub(super) prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
+}
+
+/// The end of a sequence.
+pub(super) struct SequenceEnd {
+    /// What its client is told.
+    pub(super) output: EngineOutput,
+    /// How it is counted.
+    pub(super) ended: Ended,
 }
 
 impl ActiveSequence {
@@ -110,8 +118,24 @@ impl ActiveSequence {
         goes_on.then(|| self.draw(Ahead::Drawn)).flatten()
     }
 
+    /// How it ends with `token`, its last one. A vector ends with its prompt, whatever the token.
+    pub(super) fn end(&self, token: u32) -> SequenceEnd {
+        let (output, ended) = match &self.failure {
+            Some(error) => (EngineOutput::Failed(error.clone()), Ended::Error),
+            None if self.pooler.is_some() || self.stops(token) => {
+                let reason = FinishReason::Stop;
+                (EngineOutput::Finished { reason }, Ended::Stop)
+            }
+            None => {
+                let reason = FinishReason::Length;
+                (EngineOutput::Finished { reason }, Ended::Length)
+            }
+        };
+        SequenceEnd { output, ended }
+    }
+
     /// Whether `id`, its last token, ends it with reason `Stop`.
-    pub(super) fn stops(&self, id: u32) -> bool {
+    fn stops(&self, id: u32) -> bool {
         let constraint = self.sampler.constraint();
         self.request.stop_token_ids.contains(&id) || constraint.is_some_and(Constraint::is_finished)
     }

@@ -106,6 +106,7 @@ impl Worker {
                 });
                 ended.push(Sampled {
                     id: chunk.id,
+                    // The scheduler ends a sequence with a token. This one is in no text and in no cached block.
                     token: 0,
                     finished: true,
                 });

@@ -14,8 +14,6 @@ use super::overlap::StepAhead;
 use super::parked::ParkedQueue;
 use super::receiver::EngineReceiver;
 use super::recovery::{MAX_FAILURES, catch};
-use super::request::{EngineOutput, FinishReason};
-use super::request_metrics::Ended;
 use super::speculation::Drafts;
 use crate::config::Config;
 use crate::kv_events::KvEvents;
@@ -183,21 +181,9 @@ impl Worker {
         for sampled in sampled.iter().filter(|sampled| sampled.finished) {
             ended = true;
             if let Some(sequence) = self.sequences.remove(&sampled.id) {
-                let reason = match sequence.stops(sampled.token) {
-                    true => FinishReason::Stop,
-                    false => FinishReason::Length,
-                };
-                let how = match (reason, &sequence.pooler) {
-                    _ if sequence.failure.is_some() => Ended::Error,
-                    (FinishReason::Length, None) => Ended::Length,
-                    _ => Ended::Stop,
-                };
-                self.receiver.request_metrics().record(&sequence, how);
-                let end = match sequence.failure {
-                    Some(error) => EngineOutput::Failed(error),
-                    None => EngineOutput::Finished { reason },
-                };
-                sequence.sink.send(end);
+                let end = sequence.end(sampled.token);
+                self.receiver.request_metrics().record(&sequence, end.ended);
+                sequence.sink.send(end.output);
             }
         }
         if ended {
