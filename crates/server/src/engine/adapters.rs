@@ -1,6 +1,6 @@
 //! The adapters that requests may name, and which of them are in the slots of the model.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kv_paging::AdapterKey;
 use lora_4bit::peft::LoraAdapter;
@@ -8,6 +8,7 @@ use model_qwen::QwenModel;
 
 use super::adapter_folder::{explained, read_adapter};
 use super::error::{AdapterError, SequenceError};
+use super::receiver::OnTaken;
 use super::recovery::catch;
 use super::stats::AdapterInfo;
 use crate::config::LoraOptions;
@@ -27,6 +28,17 @@ struct Adapter {
     used: u64,
     /// Its matrices, as the host keeps them for the next time.
     matrices: Option<LoraAdapter>,
+}
+
+/// An adapter to be loaded.
+#[derive(Debug)]
+pub(super) struct NewAdapter {
+    /// What requests call it.
+    pub(super) name: String,
+    /// Its PEFT folder.
+    pub(super) path: PathBuf,
+    /// What the folder holds.
+    pub(super) matrices: LoraAdapter,
 }
 
 /// The engine's adapters.
@@ -81,31 +93,39 @@ impl Adapters {
         Some(AdapterKey { id, name })
     }
 
-    /// Puts what the PEFT folder at `path` holds on `model` if a slot is free. With `replaces`, an adapter of the same name makes
-    /// room for it; otherwise the name must be new.
+    /// Whether an adapter may have a name.
+    ///
+    /// # Errors
+    /// [`AdapterError::Disabled`], or [`AdapterError::AlreadyLoaded`] if the name is taken and stays with the adapter that has it.
+    pub(super) fn check_name(&self, name: &str, on_taken: OnTaken) -> Result<(), AdapterError> {
+        if self.max_loras == 0 {
+            return Err(AdapterError::Disabled);
+        }
+        match on_taken == OnTaken::Refuse && self.find(name).is_some() {
+            true => Err(AdapterError::AlreadyLoaded {
+                name: name.to_owned(),
+            }),
+            false => Ok(()),
+        }
+    }
+
+    /// Puts an adapter on `model` if a slot is free. [`Self::check_name`] comes before; an adapter that still has its name makes
+    /// room for it.
     ///
     /// # Errors
     /// [`AdapterError`], with nothing changed.
     pub(super) fn load(
         &mut self,
         model: &mut QwenModel,
-        (name, path): (&str, &Path),
-        files: Result<LoraAdapter, AdapterError>,
-        replaces: bool,
+        NewAdapter {
+            name,
+            path,
+            matrices,
+        }: NewAdapter,
     ) -> Result<(), AdapterError> {
-        if self.max_loras == 0 {
-            return Err(AdapterError::Disabled);
-        }
-        let old = self.find(name);
-        if old.is_some() && !replaces {
-            return Err(AdapterError::AlreadyLoaded {
-                name: name.to_owned(),
-            });
-        }
-        let matrices = files?;
-        self.check_rank(path, &matrices)?;
+        self.check_rank(&path, &matrices)?;
         let invalid = |reason: String| AdapterError::Invalid {
-            path: path.to_owned(),
+            path: path.clone(),
             reason: explained(reason),
         };
         model
@@ -114,11 +134,11 @@ impl Adapters {
         let slot = self.free_slot();
         if let Some(slot) = slot {
             put(model, slot, &matrices).map_err(|reason| AdapterError::NoRoom {
-                path: path.to_owned(),
+                path: path.clone(),
                 reason,
             })?;
         }
-        if let Some(old) = old {
+        if let Some(old) = self.find(&name) {
             self.retire(old);
         }
         let id = self.next_id;
@@ -126,10 +146,7 @@ impl Adapters {
         self.clock += 1;
         self.all.push(Adapter {
             id,
-            info: AdapterInfo {
-                name: name.to_owned(),
-                path: path.to_owned(),
-            },
+            info: AdapterInfo { name, path },
             slot,
             retired: false,
             used: self.clock,

@@ -61,11 +61,11 @@ impl Worker {
                 name,
                 path,
                 files,
-                replaces,
+                on_taken,
                 reply,
             } => {
                 // The caller may have gone away; the adapter is loaded all the same.
-                let _ = reply.send(self.load_adapter(&name, &path, *files, replaces));
+                let _ = reply.send(self.load_adapter(name, path, *files, on_taken));
             }
             EngineCommand::UnloadAdapter { name, reply } => {
                 let _ = reply.send(self.unload_adapter(&name));

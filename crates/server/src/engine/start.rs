@@ -13,13 +13,14 @@ use model_qwen::{
 };
 
 use super::adapter_folder::read_adapter;
-use super::adapters::Adapters;
+use super::adapters::{Adapters, NewAdapter};
 use super::error::AdapterError;
 use super::handle::{EngineHandle, channel};
 use super::memory::{self, MemoryError};
 use super::model_info::{ModelDetails, ModelInfo};
 use super::pooling_model::{PoolingInfo, pooling_info};
 use super::progress::StartProgress;
+use super::receiver::OnTaken;
 use super::stats::EngineLimits;
 use super::worker::Worker;
 use crate::config::{Config, ConfigError, Speculation};
@@ -300,8 +301,13 @@ fn load_adapters(
                 ),
             }));
         }
-        let files = read_adapter(&module.path);
-        adapters.load(model, (&module.name, &module.path), files, false)?;
+        adapters.check_name(&module.name, OnTaken::Refuse)?;
+        let new = NewAdapter {
+            name: module.name.clone(),
+            path: module.path.clone(),
+            matrices: read_adapter(&module.path)?,
+        };
+        adapters.load(model, new)?;
     }
     Ok(adapters)
 }

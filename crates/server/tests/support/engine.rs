@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use server::engine::{
     AdapterError, AdapterInfo, EngineCommand, EngineOutput, EngineReceiver, EngineStats,
-    FinishReason, GenerateRequest, SequenceError, SpeculationStats, Submission, TokenLogprobs,
+    FinishReason, GenerateRequest, OnTaken, SequenceError, SpeculationStats, Submission,
+    TokenLogprobs,
 };
 
 use server::kv_events::KvEventCounts;
@@ -80,11 +81,11 @@ impl FakeEngine {
                 EngineCommand::LoadAdapter {
                     name,
                     path,
-                    replaces,
+                    on_taken,
                     reply,
                     ..
                 } => {
-                    if replaces {
+                    if on_taken == OnTaken::Replace {
                         adapters.retain(|adapter| adapter.name != name);
                     }
                     let result = if !path.exists() {
