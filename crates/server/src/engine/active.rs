@@ -10,6 +10,7 @@ use model_qwen::{Ahead, ChoiceRow, Constraint, Draw, SampledToken, Sampler, Want
 
 use super::adapters::AdapterUse;
 use super::error::SequenceError;
+use super::launch::LaunchedChunk;
 use super::pooling::Pooler;
 use super::receiver::{OutputSink, QueuePermit};
 use super::request::{EngineOutput, FinishReason, GenerateRequest, TokenLogprobs};
@@ -57,18 +58,17 @@ impl ActiveSequence {
         self.permit.is_none()
     }
 
-    /// Adds the rows of logits that a chunk needs, whose first token is in row `first_row` of its step: those that predict tokens of
-    /// the prompt, then the one that gives the next token.
+    /// Adds the rows of logits that a chunk needs: those that predict tokens of the prompt, then the one that gives the next token.
     pub(super) fn add_rows<'a>(
         &'a mut self,
-        chunk: &Chunk,
-        first_row: usize,
+        launched: LaunchedChunk<'_>,
         spare: &mut Vec<Sampler>,
         rows: &mut Vec<ChoiceRow<'a>>,
     ) {
         if self.pooler.is_some() {
             return;
         }
+        let LaunchedChunk { chunk, first_row } = launched;
         let num_top = self.request.prompt_logprobs.unwrap_or(0);
         rows.extend(self.unscored_prompt(chunk).map(|position| ChoiceRow {
             row: first_row + position - 1 - chunk.start,
@@ -79,7 +79,7 @@ impl ActiveSequence {
             },
         }));
         if chunk.samples {
-            self.add_token_rows(chunk, first_row, spare, rows);
+            self.add_token_rows(launched, spare, rows);
         }
     }
 

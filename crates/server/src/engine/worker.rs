@@ -131,8 +131,9 @@ impl Worker {
     /// Launches the step after this one before it waits for the tokens of this one. Most often this one was launched ahead, too.
     fn overlap_step(&mut self, step: &Step) -> Result<Vec<Sampled>, String> {
         let ahead = self.ahead.take();
-        let (launched, rest) = match ahead.and_then(|ahead| ahead.meet(&step.chunks)) {
-            Some(met) => met,
+        let taken = ahead.and_then(|ahead| ahead.take_launched(&step.chunks));
+        let (launched, rest) = match taken {
+            Some(taken) => taken,
             None => (self.launch(step.chunks.iter().collect()), Vec::new()),
         };
         let launched = self.draw_masked(launched);
