@@ -10,7 +10,7 @@ use axum::routing::{MethodRouter, post};
 use self::format::MessageFormat;
 use super::conversation::{Conversation, Prepared};
 use super::prompt::{in_turn, in_two_turns};
-use super::thoughts::can_end_thoughts;
+use super::reasoning::can_end_reasoning;
 use crate::answer::ReasoningStart;
 use crate::error::ApiError;
 use crate::protocol::anthropic::{AnswerFields, Prompt, ThinkingShown};
@@ -73,7 +73,7 @@ fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiErr
 
     let thinking = prompt.shown;
     let requested = fields.max_tokens;
-    let budget = prompt.thinking_budget.filter(|_| can_end_thoughts(state));
+    let budget = prompt.thinking_budget.filter(|_| can_end_reasoning(state));
     let style = state.json_style();
     let grammar = prompt.grammar.take().map(|asked| Asked {
         grammar: asked.grammar.styled(style),

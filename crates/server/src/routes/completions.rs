@@ -9,7 +9,7 @@ use futures::future::try_join_all;
 use model_qwen::TokenizerError;
 
 use super::completion_format::CompletionFormat;
-use super::constraint::{Constrained, Sequence, Uncompiled, sequence};
+use super::constraint::{Constrained, PlacedGrammar, Sequence, Uncompiled, sequence};
 use super::gap::{ending_at_gap, with_gap};
 use super::prompt::{Length, encode, in_two_turns};
 use crate::engine::GenerateRequest;
@@ -145,6 +145,7 @@ pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiE
         text = ending_at_gap(state, &sampling, text);
     }
     let asked = grammar.asked(state.json_style())?;
+    let placed = asked.map(PlacedGrammar::at_start);
 
     let items = fields.prompt.into_items()?;
     let (num_sequences, limit) = (
@@ -161,7 +162,7 @@ pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiE
         request: sequence,
         text,
         grammar,
-    } = sequence(state, (asked, None), &sampling, params, adapter, text);
+    } = sequence(state, placed, &sampling, params, adapter, text);
     let length = Length::of(state, &sampling, "prompt", fields.max_tokens)?;
     let echoed_logprobs = num_logprobs.filter(|_| echo);
     let mut requests = Vec::with_capacity(items.len());

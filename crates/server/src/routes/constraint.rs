@@ -52,6 +52,24 @@ pub(super) struct Sequence {
     pub(super) grammar: Option<Uncompiled>,
 }
 
+/// What an answer has to keep to, and from where on.
+#[derive(Debug)]
+pub(super) struct PlacedGrammar {
+    pub(super) grammar: Asked,
+    /// Nothing is constrained until this token has come.
+    pub(super) after_token: Option<u32>,
+}
+
+impl PlacedGrammar {
+    /// A grammar of the whole answer.
+    pub(super) fn at_start(grammar: Asked) -> Self {
+        Self {
+            grammar,
+            after_token: None,
+        }
+    }
+}
+
 /// A grammar that takes its turn to be compiled.
 pub(super) struct Uncompiled {
     asked: Asked,
@@ -127,10 +145,10 @@ fn refusal(grammars: &Grammars, asked: &Asked, error: &GrammarError) -> ApiError
     unusable_tool(&asked.tools, check).unwrap_or_else(|| asked.refusal(error))
 }
 
-/// A sequence of a request. `asked` is its grammar, and the token before which nothing is constrained.
+/// A sequence of a request.
 pub(super) fn sequence(
     state: &AppState,
-    (asked, after): (Option<Asked>, Option<u32>),
+    placed: Option<PlacedGrammar>,
     sampling: &SamplingFields,
     params: SamplingParams,
     adapter: Option<String>,
@@ -152,11 +170,15 @@ pub(super) fn sequence(
         text,
         grammar: None,
     };
-    let Some(asked) = asked else {
+    let Some(PlacedGrammar {
+        grammar: asked,
+        after_token,
+    }) = placed
+    else {
         return sequence;
     };
     let place = Place {
-        after,
+        after: after_token,
         without_early_end: sampling.ignore_eos == Some(true),
     };
     let ends = &state.model().generation_config.eos_token_ids;

@@ -10,7 +10,7 @@ use serde_json::{Map, Value};
 use super::super::constraint::{Constrained, Uncompiled};
 use super::super::conversation::{Conversation, Prepared};
 use super::super::prompt::in_two_turns;
-use super::super::thoughts::thinks;
+use super::super::reasoning::model_has_reasoning;
 use super::format::{Api, LineFormat};
 use super::{model_name, renamed};
 use crate::answer::CLOSE_THINK;
@@ -101,7 +101,7 @@ impl Work {
             None | Some(Think::Switch(false)) => false,
             Some(_) => request.shows_thinking(),
         };
-        if asks_to_think && !thinks(state) {
+        if asks_to_think && !model_has_reasoning(state) {
             let message = format!("`think`: the model `{model}` does not support thinking.");
             return Err(ApiError::bad_request("think", message));
         }

@@ -5,8 +5,8 @@ use std::time::{Instant, SystemTime};
 use serde_json::{Map, Value};
 
 use super::super::conversation::Prepared;
+use super::super::reasoning::WithoutSpace;
 use super::super::said::SaidSoFar;
-use super::super::thoughts::WithoutSpace;
 use super::chat::Work;
 use super::time::{nanoseconds, rfc3339};
 use crate::answer::{Part, arguments_object};

@@ -5,7 +5,7 @@ use std::time::Instant;
 use axum::extract::State;
 use axum::response::Response;
 
-use super::super::constraint::{Sequence, sequence};
+use super::super::constraint::{PlacedGrammar, Sequence, sequence};
 use super::super::conversation::{Conversation, Prepared};
 use super::super::gap::{ending_at_gap, with_gap};
 use super::super::prompt::{Length, encode, in_two_turns};
@@ -91,11 +91,12 @@ fn plain(
         (options, false) => options,
     };
     let grammar = request.grammar(state.json_style());
+    let grammar = grammar.map(PlacedGrammar::at_start);
     let Sequence {
         request: sequence,
         text: text_options,
         grammar,
-    } = sequence(state, (grammar, None), &sampling, params, adapter, options);
+    } = sequence(state, grammar, &sampling, params, adapter, options);
     let length = Length::of(state, &sampling, "prompt", None)?;
     let prompt = encode(state, text, true, &length)?;
     let requested = request.options.max_tokens();
