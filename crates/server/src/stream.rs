@@ -26,6 +26,7 @@ use crate::protocol::common::StreamOptions;
 use crate::protocol::sampling::TextOptions;
 use crate::protocol::usage::{CompletionTokensDetails, Usage};
 use crate::state::AppState;
+use crate::traces::RequestTrace;
 
 /// A comment is sent when nothing else was for this long; it keeps proxies patient.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -158,6 +159,32 @@ impl Choice {
         }
         Ok(all)
     }
+}
+
+/// Submits `n` choices of each request: the first one's, then the next one's. Choices of one request differ in their seeds.
+///
+/// # Errors
+/// As `submit`, which gets the index of a choice and what the engine is to generate.
+pub fn submit_choices(
+    state: &AppState,
+    requests: &[GenerateRequest],
+    n: usize,
+    submit: impl Fn(usize, GenerateRequest) -> Result<Choice, ApiError>,
+) -> Result<Vec<Choice>, ApiError> {
+    state.metrics().params_n.observe_value(n as f64);
+    if let Some(trace) = RequestTrace::current() {
+        trace.set_num_choices(n);
+    }
+    let repeated = requests
+        .iter()
+        .flat_map(|request| (0..n).map(move |i| (i, request)));
+    let choices = repeated.enumerate().map(|(index, (i, request))| {
+        let mut request = request.clone();
+        let seed = request.sampling.seed;
+        request.sampling.seed = seed.map(|seed| seed.wrapping_add(i as u64));
+        submit(index, request)
+    });
+    choices.collect()
 }
 
 /// Turns deltas into the JSON events of one endpoint.

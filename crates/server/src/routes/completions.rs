@@ -22,8 +22,7 @@ use crate::protocol::grammar::GrammarFields;
 use crate::protocol::logprobs::{LogprobLimit, TokenView};
 use crate::protocol::sampling::{MaxTokens, TextOptions};
 use crate::state::{AppState, unix_time};
-use crate::stream::{Choice, TokenCounts, sse};
-use crate::traces::RequestTrace;
+use crate::stream::{Choice, TokenCounts, sse, submit_choices};
 
 /// A checked request, ready to be submitted: one sequence per prompt, to be repeated `n` times.
 pub(super) struct Prepared {
@@ -65,27 +64,9 @@ pub async fn completions(State(state): State<AppState>, body: Body) -> Result<Re
     } = in_two_turns(&state, body, prepare).await?;
 
     let n = sampling.n();
-    state.metrics().params_n.observe_value(n as f64);
-    if let Some(trace) = RequestTrace::current() {
-        trace.set_num_choices(n);
-    }
-    let mut choices = Vec::with_capacity(requests.len() * n);
-    for (prompt, request) in requests.iter().enumerate() {
-        for i in 0..n {
-            let mut request = request.clone();
-            request.sampling.seed = request
-                .sampling
-                .seed
-                .map(|seed| seed.wrapping_add(i as u64));
-            choices.push(Choice::submit(
-                &state,
-                prompt * n + i,
-                request,
-                &text,
-                prompt_only,
-            )?);
-        }
-    }
+    let choices = submit_choices(&state, &requests, n, |index, request| {
+        Choice::submit(&state, index, request, &text, prompt_only)
+    })?;
     let prompt_lens: Arc<[usize]> = requests
         .iter()
         .map(|request| request.prompt.len())

@@ -22,8 +22,7 @@ use crate::protocol::grammar::Asked;
 use crate::protocol::sampling::{MaxTokens, TextOptions};
 use crate::protocol::tools::{self, ToolChoice, read_tools};
 use crate::state::AppState;
-use crate::stream::Choice;
-use crate::traces::RequestTrace;
+use crate::stream::{Choice, submit_choices};
 
 /// A conversation to answer, whichever API it came by.
 #[derive(Debug, Default)]
@@ -227,21 +226,13 @@ impl Prepared {
     /// # Errors
     /// As [`crate::engine::EngineHandle::submit`].
     pub(super) fn submit(&self, state: &AppState) -> Result<Vec<Choice>, ApiError> {
-        let n = self.sampling.n();
-        state.metrics().params_n.observe_value(n as f64);
-        if let Some(trace) = RequestTrace::current() {
-            trace.set_num_choices(n);
-        }
-        let choices = (0..n).map(|i| {
-            let mut request = self.request.clone();
+        let requests = std::slice::from_ref(&self.request);
+        submit_choices(state, requests, self.sampling.n(), |i, mut request| {
             // The prompt is the same for all.
             request.prompt_logprobs = request.prompt_logprobs.filter(|_| i == 0);
-            let seed = request.sampling.seed;
-            request.sampling.seed = seed.map(|seed| seed.wrapping_add(i as u64));
             let choice = Choice::submit(state, i, request, &self.text, false)?;
             Ok(choice.in_parts(self.parts.clone()))
-        });
-        choices.collect()
+        })
     }
 
     /// Lengths of the prompts, for the usage.
