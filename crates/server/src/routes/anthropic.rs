@@ -5,7 +5,7 @@ mod format;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, post};
+use axum::routing::post;
 
 use self::format::MessageFormat;
 use super::conversation::{Conversation, Prepared};
@@ -20,14 +20,15 @@ use crate::protocol::fields::Endpoint;
 use crate::protocol::grammar::Asked;
 use crate::protocol::sampling::MaxTokens;
 use crate::protocol::tools::read_choice;
+use crate::route::Route;
 use crate::state::AppState;
 use crate::stream::{Choice, TokenCounts, sse};
 
 /// The endpoints.
-pub fn routes() -> [(&'static str, MethodRouter<AppState>); 2] {
+pub(crate) fn routes() -> [Route; 2] {
     [
-        ("/v1/messages", post(messages)),
-        ("/v1/messages/count_tokens", post(count_tokens)),
+        Route::work("/v1/messages", post(messages)),
+        Route::other("/v1/messages/count_tokens", post(count_tokens)),
     ]
 }
 

@@ -9,7 +9,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{get, post};
 use futures::stream;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -21,22 +21,23 @@ use crate::error::ApiError;
 use crate::finetuning::{FineTuning, JobObject, JobRequest, MethodPart, PreviewRequest};
 use crate::protocol::body::Body;
 use crate::protocol::fields::{self, Endpoint};
+use crate::route::Route;
 use crate::state::AppState;
 
 /// Entries of an answer unless the request says otherwise, as at OpenAI, and the most.
 const LIMITS: (usize, usize) = (20, 1000);
 
 /// The endpoints.
-pub(crate) fn routes() -> [(&'static str, MethodRouter<AppState>); 8] {
+pub(crate) fn routes() -> [Route; 8] {
     [
-        ("/v1/fine_tuning/jobs", get(list).post(create)),
-        ("/v1/fine_tuning/jobs/{id}", get(retrieve)),
-        ("/v1/fine_tuning/jobs/{id}/cancel", post(cancel)),
-        ("/v1/fine_tuning/jobs/{id}/pause", post(pause)),
-        ("/v1/fine_tuning/jobs/{id}/resume", post(resume)),
-        ("/v1/fine_tuning/jobs/{id}/events", get(events)),
-        ("/v1/fine_tuning/jobs/{id}/checkpoints", get(checkpoints)),
-        ("/v1/fine_tuning/preview", post(preview)),
+        Route::other("/v1/fine_tuning/jobs", get(list).post(create)),
+        Route::other("/v1/fine_tuning/jobs/{id}", get(retrieve)),
+        Route::other("/v1/fine_tuning/jobs/{id}/cancel", post(cancel)),
+        Route::other("/v1/fine_tuning/jobs/{id}/pause", post(pause)),
+        Route::other("/v1/fine_tuning/jobs/{id}/resume", post(resume)),
+        Route::other("/v1/fine_tuning/jobs/{id}/events", get(events)),
+        Route::other("/v1/fine_tuning/jobs/{id}/checkpoints", get(checkpoints)),
+        Route::other("/v1/fine_tuning/preview", post(preview)),
     ]
 }
 
