@@ -40,5 +40,6 @@ pub use receiver::{
 };
 pub use request::{EngineOutput, FinishReason, GenerateRequest, PoolRequest, TokenLogprobs};
 pub use request_metrics::{Ended, RequestMetrics};
+pub(crate) use start::DeviceUse;
 pub use start::{Engine, StartError};
 pub use stats::{AdapterInfo, EngineLimits, EngineStats, SpeculationStats};

@@ -15,6 +15,7 @@ use super::parked::ParkedQueue;
 use super::receiver::EngineReceiver;
 use super::recovery::{MAX_FAILURES, catch};
 use super::speculation::Drafts;
+use super::start::DeviceUse;
 use crate::config::Config;
 use crate::kv_events::KvEvents;
 
@@ -30,7 +31,7 @@ pub(super) struct Worker {
     pub(super) scheduler: Scheduler,
     pub(super) runner: GraphRunner,
     pub(super) receiver: EngineReceiver,
-    pub(super) owns_device: bool,
+    pub(super) device_use: DeviceUse,
     pub(super) adapters: Adapters,
     /// Sequences whose adapters are in no slot.
     pub(super) parked: ParkedQueue,
@@ -72,7 +73,7 @@ impl Worker {
             cache,
             scheduler,
             receiver,
-            owns_device: config.owns_device,
+            device_use: DeviceUse::Shared,
             adapters,
             parked: ParkedQueue::new(),
             sequences: HashMap::new(),
