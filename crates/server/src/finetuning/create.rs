@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
+use model_qwen::json_type;
 use serde_json::{Map, Value, json};
 use trainer_sft::Training;
 use trainer_sft::config::{Config, RunConfig};
@@ -296,14 +297,10 @@ fn check_metadata(metadata: &Map<String, Value>) -> Result<(), ApiError> {
                 return refused(format!("values of at most {value} characters"), found);
             }
             other => {
-                let kind = match other {
-                    Value::Null => "null",
-                    Value::Bool(_) => "a boolean",
-                    Value::Number(_) => "a number",
-                    Value::Array(_) => "a list",
-                    _ => "an object",
-                };
-                return refused("texts as values".to_owned(), format!("{kind} at `{shown}`"));
+                return refused(
+                    "texts as values".to_owned(),
+                    format!("{} at `{shown}`", json_type(other)),
+                );
             }
         }
     }

@@ -9,11 +9,11 @@ mod tests;
 mod tools;
 mod turns;
 
-use model_qwen::Grammar;
+use model_qwen::{Grammar, json_type};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::body::{Body, kind};
+use super::body::Body;
 use super::chat::{ReasoningEffort, TemplateFields};
 use super::common::{SamplingFields, Texts};
 use super::grammar::Asked;
@@ -272,7 +272,7 @@ fn list(body: &mut Body, field: &str) -> Result<Option<Vec<Value>>, ApiError> {
     match body.take(field) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Array(items)) => Ok(Some(items)),
-        Some(other) => Err(ApiError::expected(field, "a list", kind(&other))),
+        Some(other) => Err(ApiError::expected(field, "a list", json_type(&other))),
     }
 }
 

@@ -1,11 +1,10 @@
 //! Fields that say what an answer has to keep to: OpenAI's `response_format`, vLLM's `structured_outputs`, and vLLM's older
 //! `guided_*`.
 
-use model_qwen::{Grammar, JsonStyle};
+use model_qwen::{Grammar, JsonStyle, json_type};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::body::kind;
 use super::fields::says_nothing;
 use crate::answer::Tool;
 use crate::error::ApiError;
@@ -133,7 +132,7 @@ impl GrammarFields {
 }
 
 fn bad(param: &str, expected: &str, found: &Value) -> ApiError {
-    ApiError::expected(param, expected, kind(found))
+    ApiError::expected(param, expected, json_type(found))
 }
 
 /// JSON, also as a text of JSON.

@@ -1,8 +1,8 @@
 //! `tools` and `tool_choice`.
 
+use model_qwen::json_type;
 use serde_json::{Map, Value, json};
 
-use super::body::kind;
 use crate::answer::Tool;
 use crate::error::ApiError;
 
@@ -32,7 +32,7 @@ pub fn read_tools(tools: &[Value]) -> Result<Vec<Tool>, ApiError> {
 fn read_tool(i: usize, tool: &Value) -> Result<Tool, ApiError> {
     let place = format!("tools[{i}]");
     let Value::Object(tool) = tool else {
-        return Err(ApiError::expected(&place, "an object", kind(tool)));
+        return Err(ApiError::expected(&place, "an object", json_type(tool)));
     };
     match tool.get("type") {
         None | Some(Value::Null) => {}
@@ -53,7 +53,7 @@ fn read_tool(i: usize, tool: &Value) -> Result<Tool, ApiError> {
             return Err(ApiError::expected(
                 &place,
                 "an object",
-                other.map_or("nothing", kind),
+                other.map_or("nothing", json_type),
             ));
         }
     };
@@ -67,7 +67,7 @@ fn read_tool(i: usize, tool: &Value) -> Result<Tool, ApiError> {
             ));
         }
         other => {
-            let found = other.map_or("nothing", kind);
+            let found = other.map_or("nothing", json_type);
             return Err(ApiError::expected(
                 format!("{place}.name"),
                 "a string",
@@ -83,7 +83,7 @@ fn read_tool(i: usize, tool: &Value) -> Result<Tool, ApiError> {
             return Err(ApiError::expected(
                 format!("{place}.parameters"),
                 expected,
-                kind(other),
+                json_type(other),
             ));
         }
     };
@@ -94,7 +94,7 @@ fn read_tool(i: usize, tool: &Value) -> Result<Tool, ApiError> {
             return Err(ApiError::expected(
                 format!("{place}.strict"),
                 "a boolean",
-                kind(other),
+                json_type(other),
             ));
         }
     };
@@ -131,7 +131,7 @@ fn of_object(place: &str, schema: &Map<String, Value>) -> Result<Value, ApiError
 fn shown(value: &Value) -> String {
     match value {
         Value::String(text) => format!("`{}`", text.chars().take(64).collect::<String>()),
-        other => kind(other).to_owned(),
+        other => json_type(other).to_owned(),
     }
 }
 
@@ -196,7 +196,7 @@ pub fn read_choice(choice: Option<&Value>, tools: Option<&[Value]>) -> Result<Ch
                 ));
             }
         },
-        other => return Err(ApiError::expected(PARAM, EXPECTED, kind(other))),
+        other => return Err(ApiError::expected(PARAM, EXPECTED, json_type(other))),
     };
     let mut names = tools.iter().filter_map(name_of);
     match &choice.tool_choice {
