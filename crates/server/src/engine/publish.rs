@@ -30,6 +30,7 @@ impl Worker {
             num_deferred: self.parked.len(),
             num_blocks: stats.num_blocks,
             num_free_blocks: stats.num_free_blocks,
+            kv_cache_usage: stats.kv_cache_usage(),
             block_size: self.scheduler.config().block_size,
             prefix_queries: stats.prefix_queries,
             prefix_hits: stats.prefix_hits,

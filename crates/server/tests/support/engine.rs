@@ -58,6 +58,7 @@ impl FakeEngine {
         self.receiver.publish_stats(EngineStats {
             num_blocks: 8,
             num_free_blocks: 6,
+            kv_cache_usage: 0.25,
             block_size: 16,
             speculation: Some(SpeculationStats {
                 num_drafts: 7,
