@@ -18,7 +18,7 @@ pub use options::Options;
 use super::body::Body;
 use super::chat::{ReasoningEffort, TemplateFields};
 use super::fields::{self, Endpoint};
-use super::grammar::Asked;
+use super::grammar::RequestedGrammar;
 use super::logprobs::LogprobLimit;
 use crate::error::ApiError;
 
@@ -101,9 +101,9 @@ impl Request {
     }
 
     /// What the answer has to keep to, with JSON in this style.
-    pub fn grammar(&self, style: &JsonStyle) -> Option<Asked> {
+    pub fn grammar(&self, style: &JsonStyle) -> Option<RequestedGrammar> {
         let grammar = self.grammar.clone()?;
-        Some(Asked::new("format", grammar.styled(style)))
+        Some(RequestedGrammar::new("format", grammar.styled(style)))
     }
 
     /// What the template is told of thinking.

@@ -9,7 +9,7 @@ use axum::routing::post;
 
 use self::format::MessageFormat;
 use super::conversation::{Conversation, Prepared};
-use super::prompt::{in_turn, in_two_turns};
+use super::prompt::{prepare_and_compile, prepare_request};
 use super::reasoning::can_end_reasoning;
 use crate::answer::ReasoningStart;
 use crate::error::ApiError;
@@ -17,7 +17,7 @@ use crate::protocol::anthropic::{AnswerFields, Prompt, ThinkingShown};
 use crate::protocol::anthropic_answer::TokenCount;
 use crate::protocol::body::Body;
 use crate::protocol::fields::Endpoint;
-use crate::protocol::grammar::Asked;
+use crate::protocol::grammar::RequestedGrammar;
 use crate::protocol::sampling::MaxTokens;
 use crate::protocol::tools::read_choice;
 use crate::route::Route;
@@ -42,7 +42,7 @@ struct Shown {
 
 /// Answers a conversation.
 async fn messages(State(state): State<AppState>, body: Body) -> Result<Response, ApiError> {
-    let (shown, prepared) = in_two_turns(&state, body, prepare).await?;
+    let (shown, prepared) = prepare_and_compile(&state, body, prepare).await?;
     let mut choices = prepared.submit(&state)?;
     let counts = TokenCounts::new(&prepared.prompt_lens(), 1);
     let format = MessageFormat::new(
@@ -76,7 +76,7 @@ fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiErr
     let requested = fields.max_tokens;
     let budget = prompt.thinking_budget.filter(|_| can_end_reasoning(state));
     let style = state.json_style();
-    let grammar = prompt.grammar.take().map(|asked| Asked {
+    let grammar = prompt.grammar.take().map(|asked| RequestedGrammar {
         grammar: asked.grammar.styled(style),
         ..asked
     });
@@ -132,7 +132,7 @@ async fn count_tokens(
     State(state): State<AppState>,
     body: Body,
 ) -> Result<Json<TokenCount>, ApiError> {
-    in_turn(&state, body, |state, mut body| {
+    prepare_request(&state, body, |state, mut body| {
         body.check(Endpoint::CountTokens)?;
         let prompt = Prompt::take(&mut body)?;
         drop(body);

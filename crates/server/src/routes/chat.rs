@@ -7,8 +7,8 @@ use futures::future::try_join_all;
 
 use super::chat_format::ChatFormat;
 use super::conversation::{Conversation, Prepared};
-use super::prompt::in_two_turns;
-use super::said::SaidSoFar;
+use super::prompt::prepare_and_compile;
+use super::text_joiner::TextJoiner;
 use crate::answer::ReasoningStart;
 use crate::error::ApiError;
 use crate::protocol::body::Body;
@@ -37,7 +37,7 @@ pub async fn chat_completions(
     State(state): State<AppState>,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let (shown, prepared) = in_two_turns(&state, body, prepare).await?;
+    let (shown, prepared) = prepare_and_compile(&state, body, prepare).await?;
     let choices = prepared.submit(&state)?;
     let streams = prepared.sampling.stream();
     let format = format(&state, shown, prepared);
@@ -76,7 +76,7 @@ fn format(state: &AppState, shown: Shown, prepared: Prepared) -> ChatFormat {
         shows_reasoning: shown.reasoning,
         names_tool: shown.names_tool,
         called: vec![false; n],
-        said: vec![SaidSoFar::default(); n],
+        joiners: vec![TextJoiner::default(); n],
         num_prompt_logprobs: sampling.prompt_logprobs().unwrap_or(0),
         model: prepared.model,
         role: prepared.role,
@@ -116,7 +116,7 @@ pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepar
         sampling,
         max_tokens: MaxTokens::of(fields.max_completion_tokens.or(fields.max_tokens)),
         num_logprobs,
-        grammar: grammar.asked(state.json_style())?,
+        grammar: grammar.requested(state.json_style())?,
         tool_choice,
         only_one_call: fields.parallel_tool_calls == Some(false),
         thinking_token_budget: fields.thinking_token_budget,

@@ -10,8 +10,8 @@ use model_qwen::TokenizerError;
 
 use super::completion_format::CompletionFormat;
 use super::constraint::{Constrained, PlacedGrammar, Sequence, Uncompiled, sequence};
-use super::gap::{ending_at_gap, with_gap};
-use super::prompt::{Length, encode, in_two_turns};
+use super::fim::{fim_prompt, with_fim_stop_tokens};
+use super::prompt::{Length, encode, prepare_and_compile};
 use crate::engine::GenerateRequest;
 use crate::error::ApiError;
 use crate::protocol::body::Body;
@@ -61,7 +61,7 @@ pub async fn completions(State(state): State<AppState>, body: Body) -> Result<Re
         sampling,
         num_logprobs,
         grammar: _,
-    } = in_two_turns(&state, body, prepare).await?;
+    } = prepare_and_compile(&state, body, prepare).await?;
 
     let n = sampling.n();
     let choices = submit_choices(&state, &requests, n, |index, request| {
@@ -123,9 +123,9 @@ pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiE
     let mut text = sampling.text_options(state)?;
     if fields.suffix.is_some() {
         refuse_beside_suffix(echo, &sampling)?;
-        text = ending_at_gap(state, &sampling, text);
+        text = with_fim_stop_tokens(state, &sampling, text);
     }
-    let asked = grammar.asked(state.json_style())?;
+    let asked = grammar.requested(state.json_style())?;
     let placed = asked.map(PlacedGrammar::at_start);
 
     let items = fields.prompt.into_items()?;
@@ -215,7 +215,7 @@ fn before_suffix(
     name: &str,
 ) -> Result<PromptItem, ApiError> {
     match item {
-        PromptItem::Text(text) => with_gap(state, &text, suffix).map(PromptItem::Text),
+        PromptItem::Text(text) => fim_prompt(state, &text, suffix).map(PromptItem::Text),
         PromptItem::Tokens(_) => Err(ApiError::expected(
             name,
             "a text with `suffix`",

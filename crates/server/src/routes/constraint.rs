@@ -10,7 +10,7 @@ use crate::error::ApiError;
 use crate::grammars::Grammars;
 use crate::protocol::call_grammar::unusable_tool;
 use crate::protocol::common::SamplingFields;
-use crate::protocol::grammar::Asked;
+use crate::protocol::grammar::RequestedGrammar;
 use crate::protocol::sampling::TextOptions;
 use crate::state::AppState;
 
@@ -55,14 +55,14 @@ pub(super) struct Sequence {
 /// What an answer has to keep to, and from where on.
 #[derive(Debug)]
 pub(super) struct PlacedGrammar {
-    pub(super) grammar: Asked,
+    pub(super) grammar: RequestedGrammar,
     /// Nothing is constrained until this token has come.
     pub(super) after_token: Option<u32>,
 }
 
 impl PlacedGrammar {
     /// A grammar of the whole answer.
-    pub(super) fn at_start(grammar: Asked) -> Self {
+    pub(super) fn at_start(grammar: RequestedGrammar) -> Self {
         Self {
             grammar,
             after_token: None,
@@ -72,7 +72,7 @@ impl PlacedGrammar {
 
 /// A grammar that takes its turn to be compiled.
 pub(super) struct Uncompiled {
-    asked: Asked,
+    asked: RequestedGrammar,
     place: Place,
     rename: Box<dyn FnOnce(ApiError) -> ApiError + Send>,
 }
@@ -140,7 +140,7 @@ impl Place {
 }
 
 /// 400 with the field whose fault it is.
-fn refusal(grammars: &Grammars, asked: &Asked, error: &GrammarError) -> ApiError {
+fn refusal(grammars: &Grammars, asked: &RequestedGrammar, error: &GrammarError) -> ApiError {
     let check = |grammar: &_| grammars.check(grammar);
     unusable_tool(&asked.tools, check).unwrap_or_else(|| asked.refusal(error))
 }

@@ -18,7 +18,7 @@ use crate::error::ApiError;
 use crate::protocol::call_grammar::{CallForms, after_reasoning, with_calls, with_reasoning};
 use crate::protocol::chat::{Rendered, TemplateFields, render};
 use crate::protocol::common::SamplingFields;
-use crate::protocol::grammar::Asked;
+use crate::protocol::grammar::RequestedGrammar;
 use crate::protocol::sampling::{MaxTokens, TextOptions};
 use crate::protocol::tools::{self, ToolChoice, read_tools};
 use crate::state::AppState;
@@ -40,7 +40,7 @@ pub(super) struct Conversation {
     /// Log-probabilities with so many alternatives.
     pub(super) num_logprobs: Option<usize>,
     /// What the answer has to keep to.
-    pub(super) grammar: Option<Asked>,
+    pub(super) grammar: Option<RequestedGrammar>,
     /// Which tools are called.
     pub(super) tool_choice: tools::Choice,
     /// Whether an answer has at most one call.
@@ -270,7 +270,7 @@ fn warn_of_hidden_tools() {
 /// # Errors
 /// 400 if the prompt ends inside of reasoning, and nothing says where the grammar begins.
 fn place_grammar(
-    asked: Option<Asked>,
+    asked: Option<RequestedGrammar>,
     rendered: &Rendered,
     parts: &AnswerOptions,
     is_forced: bool,
@@ -324,7 +324,7 @@ mod tests {
                 think_ids: [Some(7), Some(8)],
                 calls: None,
             };
-            let asked = Asked::new("response_format", Grammar::JsonObject);
+            let asked = RequestedGrammar::new("response_format", Grammar::JsonObject);
             let placed =
                 place_grammar(Some(asked), &Rendered::of_prompt(prompt), &parts, is_forced);
             let placed = placed.unwrap().unwrap();

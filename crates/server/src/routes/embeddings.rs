@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 
 use super::pooling::{info, length, pool, tokens};
-use super::prompt::in_turn;
+use super::prompt::prepare_request;
 use crate::engine::{PoolRequest, PoolingInfo};
 use crate::error::ApiError;
 use crate::protocol::body::Body;
@@ -39,7 +39,7 @@ impl Prepared {
 /// Vectors of texts.
 pub async fn embeddings(State(state): State<AppState>, body: Body) -> Result<Response, ApiError> {
     let pooling = of_vectors(&state)?;
-    let mut prepared = in_turn(&state, body, |state, body| {
+    let mut prepared = prepare_request(&state, body, |state, body| {
         prepare(state, body, Endpoint::Embeddings)
     })
     .await?;
@@ -87,7 +87,7 @@ pub async fn pooling(State(state): State<AppState>, body: Body) -> Result<Respon
         Some(_) => PoolingTask::Classify,
         None => PoolingTask::Embed,
     };
-    let mut prepared = in_turn(&state, body, move |state, body| {
+    let mut prepared = prepare_request(&state, body, move |state, body| {
         let given: TaskField = body.read()?;
         if given.task.is_some_and(|given| given != task) {
             let expected = match task {

@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::finetuning::{Asked, page, require_own_page, service};
+use super::finetuning::{QueryFields, page, require_own_page, service};
 use crate::blocking::blocking;
 use crate::error::ApiError;
 use crate::finetuning::{FINE_TUNE, FileObject, FineTuning, Upload};
@@ -167,7 +167,7 @@ async fn receive(own: &FineTuning, mut field: Field<'static>) -> Result<Upload, 
         .unwrap_or_else(|error| Err(ApiError::internal(error.to_string())))
 }
 
-async fn list(State(state): State<AppState>, asked: Asked) -> Result<Json<Value>, ApiError> {
+async fn list(State(state): State<AppState>, asked: QueryFields) -> Result<Json<Value>, ApiError> {
     let own = service(&state)?;
     asked.refuse_other_than(&["purpose", "limit", "order", "after"])?;
     let mut files = own.files();

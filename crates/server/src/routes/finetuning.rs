@@ -79,9 +79,9 @@ pub(super) fn require_own_page(state: &AppState, headers: &HeaderMap) -> Result<
 
 /// What the address asks for after its `?`.
 #[derive(Debug)]
-pub(super) struct Asked(Vec<(String, String)>);
+pub(super) struct QueryFields(Vec<(String, String)>);
 
-impl<S: Send + Sync> FromRequestParts<S> for Asked {
+impl<S: Send + Sync> FromRequestParts<S> for QueryFields {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
@@ -92,7 +92,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Asked {
     }
 }
 
-impl Asked {
+impl QueryFields {
     /// The last value of a parameter that says something.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         let mut values = self.0.iter().rev();
@@ -120,7 +120,7 @@ impl Asked {
 /// The entries after `after`, as a list. `limits` are the usual number of them and the most.
 pub(super) fn page<T: Serialize>(
     mut all: Vec<T>,
-    asked: &Asked,
+    asked: &QueryFields,
     limits: (usize, usize),
     id: impl Fn(&T) -> &str,
 ) -> Result<Value, ApiError> {
@@ -192,7 +192,7 @@ async fn create(
         .map(Json)
 }
 
-async fn list(State(state): State<AppState>, asked: Asked) -> Result<Json<Value>, ApiError> {
+async fn list(State(state): State<AppState>, asked: QueryFields) -> Result<Json<Value>, ApiError> {
     let own = service(&state)?;
     asked.refuse_other_than(&["after", "limit", "metadata", "metadata["])?;
     let mut jobs = own.jobs();
@@ -261,7 +261,7 @@ async fn resume(
 async fn events(
     State(state): State<AppState>,
     Path(id): Path<String>,
-    asked: Asked,
+    asked: QueryFields,
 ) -> Result<Response, ApiError> {
     let own = service(&state)?;
     asked.refuse_other_than(&["after", "limit", "stream"])?;
@@ -358,7 +358,7 @@ fn follow(own: &FineTuning, id: String, from: usize) -> Response {
 async fn checkpoints(
     State(state): State<AppState>,
     Path(id): Path<String>,
-    asked: Asked,
+    asked: QueryFields,
 ) -> Result<Json<Value>, ApiError> {
     let own = service(&state)?.clone();
     asked.refuse_other_than(&["after", "limit"])?;

@@ -7,7 +7,7 @@ use model_qwen::{ChatTemplate, RenderOptions};
 use serde_json::json;
 
 use super::pooling::{cosine, info, length, pool, tokens};
-use super::prompt::{Length, in_turn};
+use super::prompt::{Length, prepare_request};
 use crate::engine::{PoolRequest, PoolingInfo, ScoreTemplate};
 use crate::error::ApiError;
 use crate::protocol::body::Body;
@@ -42,7 +42,7 @@ struct Prepared {
 /// Scores of pairs of texts.
 pub async fn score(State(state): State<AppState>, body: Body) -> Result<Response, ApiError> {
     check_model(&state)?;
-    let prepared = in_turn(&state, body, |state, mut body| {
+    let prepared = prepare_request(&state, body, |state, mut body| {
         body.check(Endpoint::Score)?;
         let (pairs, instruction) = ScoreFields::take(&mut body)?;
         prepare(state, body, pairs, instruction.as_deref(), None)
@@ -68,7 +68,7 @@ pub async fn score(State(state): State<AppState>, body: Body) -> Result<Response
 /// Documents, the best for a query first.
 pub async fn rerank(State(state): State<AppState>, body: Body) -> Result<Response, ApiError> {
     check_model(&state)?;
-    let prepared = in_turn(&state, body, |state, mut body| {
+    let prepared = prepare_request(&state, body, |state, mut body| {
         body.check(Endpoint::Rerank)?;
         let (pairs, top_n, instruction) = RerankFields::take(&mut body)?;
         prepare(state, body, pairs, instruction.as_deref(), top_n)

@@ -9,7 +9,7 @@ use serde_json::{Map, Value};
 
 use super::super::constraint::{Constrained, Uncompiled};
 use super::super::conversation::{Conversation, Prepared};
-use super::super::prompt::in_two_turns;
+use super::super::prompt::prepare_and_compile;
 use super::super::reasoning::model_has_reasoning;
 use super::format::{Api, LineFormat};
 use super::{model_name, renamed};
@@ -48,7 +48,7 @@ impl Constrained for Work {
 /// Answers a conversation.
 pub(super) async fn chat(State(state): State<AppState>, body: Body) -> Result<Response, ApiError> {
     let started = Instant::now();
-    let work = in_two_turns(&state, body, move |state, body| {
+    let work = prepare_and_compile(&state, body, move |state, body| {
         prepare(state, body, started)
     })
     .await?;

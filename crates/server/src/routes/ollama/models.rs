@@ -8,7 +8,7 @@ use axum::Json;
 use axum::extract::State;
 use serde_json::{Map, Value, json};
 
-use super::super::gap::fills_gaps;
+use super::super::fim::supports_fim;
 use super::super::reasoning::model_has_reasoning;
 use super::model_name;
 use super::time::rfc3339;
@@ -125,7 +125,7 @@ fn capabilities(state: &AppState) -> Vec<&'static str> {
         ("completion", true),
         ("tools", shows_tools),
         ("thinking", model_has_reasoning(state)),
-        ("insert", fills_gaps(state)),
+        ("insert", supports_fim(state)),
     ];
     let has = capabilities.into_iter().filter(|(_, has)| *has);
     has.map(|(capability, _)| capability).collect()
