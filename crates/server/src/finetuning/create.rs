@@ -13,9 +13,9 @@ use super::events::{Event, Level};
 use super::files::{FINE_TUNE, no_file};
 use super::job::{JOB_PREFIX, Job, JobObject, RECORD, Status, prompts_path, run_dir};
 use super::jobs::JobEntry;
+use super::messages::Failure;
 use super::settings::{self, Paths, Refusal};
 use super::spec::{JobRequest, MethodPart};
-use super::told::Failure;
 use super::{FineTuning, disk, disk_error, new_id, now};
 use crate::error::ApiError;
 
