@@ -36,7 +36,7 @@ const MAX_UNREAD: usize = 64;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One running sequence. Dropping it before its end aborts it.
-pub struct Choice {
+pub struct RunningChoice {
     index: usize,
     state: AppState,
     deltas: Deltas,
@@ -65,7 +65,7 @@ impl Times {
     }
 }
 
-impl Choice {
+impl RunningChoice {
     /// Submits a sequence. With `prompt_only`, generated tokens are dropped (`echo` with `max_tokens` 0).
     ///
     /// # Errors
@@ -169,8 +169,8 @@ pub fn submit_choices(
     state: &AppState,
     requests: &[GenerateRequest],
     n: usize,
-    submit: impl Fn(usize, GenerateRequest) -> Result<Choice, ApiError>,
-) -> Result<Vec<Choice>, ApiError> {
+    submit: impl Fn(usize, GenerateRequest) -> Result<RunningChoice, ApiError>,
+) -> Result<Vec<RunningChoice>, ApiError> {
     state.metrics().params_n.observe_value(n as f64);
     if let Some(trace) = RequestTrace::current() {
         trace.set_num_choices(n);
@@ -275,7 +275,7 @@ impl<F: EventFormat> Events<F> {
 
 /// Answers with the choices' events as they come, in the order in which the engine produces them, then the format's end.
 /// A client that leaves, or reads nothing for a minute, ends the stream, and with it the sequences.
-pub fn sse<F: EventFormat>(choices: Vec<Choice>, format: F) -> Response {
+pub fn sse<F: EventFormat>(choices: Vec<RunningChoice>, format: F) -> Response {
     let choices = choices.into_iter().map(|choice| {
         stream::unfold(choice, |mut choice| async {
             let delta = choice.next().await?;

@@ -137,14 +137,14 @@ fn shown(value: &Value) -> String {
 
 /// `tool_choice`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Choice {
+pub struct AllowedTools {
     /// Which tools an answer may or must call.
     pub tool_choice: ToolChoice,
     /// Names of the only tools that may be called; `None` = all.
     pub allowed: Option<Vec<String>>,
 }
 
-impl From<ToolChoice> for Choice {
+impl From<ToolChoice> for AllowedTools {
     fn from(tool_choice: ToolChoice) -> Self {
         let allowed = None;
         Self {
@@ -154,7 +154,7 @@ impl From<ToolChoice> for Choice {
     }
 }
 
-impl Choice {
+impl AllowedTools {
     /// Whether a tool of this name may be called.
     pub fn allows(&self, name: &str) -> bool {
         let allowed = self.allowed.as_ref();
@@ -166,11 +166,14 @@ impl Choice {
 ///
 /// # Errors
 /// 400 if it is no choice, or one among tools that are not there.
-pub fn read_choice(choice: Option<&Value>, tools: Option<&[Value]>) -> Result<Choice, ApiError> {
+pub fn read_choice(
+    choice: Option<&Value>,
+    tools: Option<&[Value]>,
+) -> Result<AllowedTools, ApiError> {
     const PARAM: &str = "tool_choice";
     const EXPECTED: &str = "`none`, `auto`, `required`, {\"type\": \"function\", \"function\": {\"name\": …}} or {\"type\": \"allowed_tools\", …}";
     let choice = match choice {
-        None | Some(Value::Null) => return Ok(Choice::default()),
+        None | Some(Value::Null) => return Ok(AllowedTools::default()),
         Some(choice) => choice,
     };
     let tools = tools.unwrap_or_default();
@@ -237,7 +240,7 @@ pub fn name_of(tool: &Value) -> Option<&str> {
 }
 
 /// OpenAI's list of the only tools that may be called; the model reads of all.
-fn allowed(object: &Map<String, Value>, tools: &[Value]) -> Result<Choice, ApiError> {
+fn allowed(object: &Map<String, Value>, tools: &[Value]) -> Result<AllowedTools, ApiError> {
     const PLACE: &str = "tool_choice.allowed_tools";
     let allowed = object.get("allowed_tools").and_then(Value::as_object);
     let allowed = allowed.ok_or_else(|| ApiError::expected(PLACE, "an object", "none"))?;
@@ -265,7 +268,7 @@ fn allowed(object: &Map<String, Value>, tools: &[Value]) -> Result<Choice, ApiEr
             ApiError::expected(&place, "the name of one of `tools`", &found)
         })
     });
-    Ok(Choice {
+    Ok(AllowedTools {
         tool_choice,
         allowed: Some(names.collect::<Result<_, _>>()?),
     })

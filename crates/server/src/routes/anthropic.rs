@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::post;
 
 use self::format::MessageFormat;
-use super::conversation::{Conversation, Prepared};
+use super::conversation::{Conversation, PreparedChat};
 use super::prompt::{prepare_and_compile, prepare_request};
 use super::reasoning::can_end_reasoning;
 use crate::answer::ReasoningStart;
@@ -22,7 +22,7 @@ use crate::protocol::sampling::MaxTokens;
 use crate::protocol::tools::read_choice;
 use crate::route::Route;
 use crate::state::AppState;
-use crate::stream::{Choice, TokenCounts, sse};
+use crate::stream::{RunningChoice, TokenCounts, sse};
 
 /// The endpoints.
 pub(crate) fn routes() -> [Route; 2] {
@@ -61,11 +61,11 @@ async fn messages(State(state): State<AppState>, body: Body) -> Result<Response,
     // One was asked for.
     let choice = choices.pop();
     let choice = choice.ok_or_else(|| ApiError::internal("there is no answer"))?;
-    let delta = Choice::collect(choice).await?;
+    let delta = RunningChoice::collect(choice).await?;
     Ok(Json(format.response(delta)).into_response())
 }
 
-fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiError> {
+fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, PreparedChat), ApiError> {
     body.check(Endpoint::Messages)?;
     let mut prompt = Prompt::take(&mut body)?;
     let fields = AnswerFields::read(&body)?;

@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 use futures::future::try_join_all;
 
 use super::chat_format::ChatFormat;
-use super::conversation::{Conversation, Prepared};
+use super::conversation::{Conversation, PreparedChat};
 use super::prompt::prepare_and_compile;
 use super::text_joiner::TextJoiner;
 use crate::answer::ReasoningStart;
@@ -20,7 +20,7 @@ use crate::protocol::logprobs::{LogprobLimit, TokenView};
 use crate::protocol::sampling::MaxTokens;
 use crate::protocol::tools::{ToolChoice, read_choice};
 use crate::state::{AppState, unix_time};
-use crate::stream::{Choice, TokenCounts, sse};
+use crate::stream::{RunningChoice, TokenCounts, sse};
 
 /// What the answer shows.
 pub(super) struct Shown {
@@ -44,11 +44,11 @@ pub async fn chat_completions(
     if streams {
         return Ok(sse(choices, format));
     }
-    let deltas = try_join_all(choices.into_iter().map(Choice::collect)).await?;
+    let deltas = try_join_all(choices.into_iter().map(RunningChoice::collect)).await?;
     Ok(Json(format.response(deltas)).into_response())
 }
 
-fn format(state: &AppState, shown: Shown, prepared: Prepared) -> ChatFormat {
+fn format(state: &AppState, shown: Shown, prepared: PreparedChat) -> ChatFormat {
     let sampling = &prepared.sampling;
     let n = sampling.n();
     let has_reasoning = prepared.parts.reasoning != ReasoningStart::None;
@@ -84,7 +84,7 @@ fn format(state: &AppState, shown: Shown, prepared: Prepared) -> ChatFormat {
     }
 }
 
-pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiError> {
+pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, PreparedChat), ApiError> {
     body.check(Endpoint::Chat)?;
     let template: TemplateFields = body.read()?;
     let mut sampling = SamplingFields::from_body(&body, LogprobLimit::of(state))?;

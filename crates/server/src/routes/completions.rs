@@ -22,10 +22,10 @@ use crate::protocol::grammar::GrammarFields;
 use crate::protocol::logprobs::{LogprobLimit, TokenView};
 use crate::protocol::sampling::{MaxTokens, TextOptions};
 use crate::state::{AppState, unix_time};
-use crate::stream::{Choice, TokenCounts, sse, submit_choices};
+use crate::stream::{RunningChoice, TokenCounts, sse, submit_choices};
 
 /// A checked request, ready to be submitted: one sequence per prompt, to be repeated `n` times.
-pub(super) struct Prepared {
+pub(super) struct PreparedCompletion {
     pub(super) id: String,
     pub(super) model: String,
     pub(super) requests: Vec<GenerateRequest>,
@@ -39,7 +39,7 @@ pub(super) struct Prepared {
     grammar: Option<Uncompiled>,
 }
 
-impl Constrained for Prepared {
+impl Constrained for PreparedCompletion {
     fn take_grammar(&mut self) -> Option<Uncompiled> {
         self.grammar.take()
     }
@@ -51,7 +51,7 @@ impl Constrained for Prepared {
 
 /// Continues texts.
 pub async fn completions(State(state): State<AppState>, body: Body) -> Result<Response, ApiError> {
-    let Prepared {
+    let PreparedCompletion {
         id,
         model,
         requests,
@@ -65,7 +65,7 @@ pub async fn completions(State(state): State<AppState>, body: Body) -> Result<Re
 
     let n = sampling.n();
     let choices = submit_choices(&state, &requests, n, |index, request| {
-        Choice::submit(&state, index, request, &text, prompt_only)
+        RunningChoice::submit(&state, index, request, &text, prompt_only)
     })?;
     let prompt_lens: Arc<[usize]> = requests
         .iter()
@@ -95,11 +95,11 @@ pub async fn completions(State(state): State<AppState>, body: Body) -> Result<Re
     if sampling.stream() {
         return Ok(sse(choices, format));
     }
-    let deltas = try_join_all(choices.into_iter().map(Choice::collect)).await?;
+    let deltas = try_join_all(choices.into_iter().map(RunningChoice::collect)).await?;
     Ok(Json(format.response(deltas)).into_response())
 }
 
-pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiError> {
+pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<PreparedCompletion, ApiError> {
     body.check(Endpoint::Completions)?;
     let fields = CompletionFields::take(&mut body)?;
     let limit = LogprobLimit::of(state);
@@ -175,7 +175,7 @@ pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiE
         });
         echoes.push(shown);
     }
-    Ok(Prepared {
+    Ok(PreparedCompletion {
         id: format!("cmpl-{id}"),
         model,
         requests,

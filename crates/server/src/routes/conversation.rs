@@ -22,7 +22,7 @@ use crate::protocol::grammar::RequestedGrammar;
 use crate::protocol::sampling::{MaxTokens, TextOptions};
 use crate::protocol::tools::{self, ToolChoice, read_tools};
 use crate::state::AppState;
-use crate::stream::{Choice, submit_choices};
+use crate::stream::{RunningChoice, submit_choices};
 
 /// A conversation to answer, whichever API it came by.
 #[derive(Debug, Default)]
@@ -42,7 +42,7 @@ pub(super) struct Conversation {
     /// What the answer has to keep to.
     pub(super) grammar: Option<RequestedGrammar>,
     /// Which tools are called.
-    pub(super) tool_choice: tools::Choice,
+    pub(super) tool_choice: tools::AllowedTools,
     /// Whether an answer has at most one call.
     pub(super) only_one_call: bool,
     /// Most tokens of reasoning; -1 = any number.
@@ -51,7 +51,7 @@ pub(super) struct Conversation {
 
 /// A checked conversation, ready to be submitted.
 #[derive(Debug)]
-pub(super) struct Prepared {
+pub(super) struct PreparedChat {
     /// The name for the answer.
     pub(super) model: String,
     /// Prompt and settings.
@@ -70,7 +70,7 @@ pub(super) struct Prepared {
     pub(super) grammar: Option<Uncompiled>,
 }
 
-impl Constrained for Prepared {
+impl Constrained for PreparedChat {
     fn take_grammar(&mut self) -> Option<Uncompiled> {
         self.grammar.take()
     }
@@ -85,7 +85,7 @@ impl Conversation {
     ///
     /// # Errors
     /// 400 with the field, 404 for an unknown model.
-    pub(super) fn prepare(mut self, state: &AppState) -> Result<Prepared, ApiError> {
+    pub(super) fn prepare(mut self, state: &AppState) -> Result<PreparedChat, ApiError> {
         let (model, adapter) = state.resolve_model(self.model.as_deref())?;
         if self.max_tokens == MaxTokens::Exactly(0) {
             let message = "`max_tokens` must be at least 1, found 0.";
@@ -99,7 +99,7 @@ impl Conversation {
             num_logprobs,
             grammar,
             tool_choice:
-                tools::Choice {
+                tools::AllowedTools {
                     tool_choice,
                     allowed,
                 },
@@ -155,7 +155,7 @@ impl Conversation {
             max_tokens,
             ..request
         };
-        Ok(Prepared {
+        Ok(PreparedChat {
             model,
             request,
             text,
@@ -211,7 +211,7 @@ impl Conversation {
     }
 }
 
-impl Prepared {
+impl PreparedChat {
     /// The same with errors of the grammar that name fields as an endpoint does.
     pub(super) fn renamed(
         self,
@@ -225,12 +225,12 @@ impl Prepared {
     ///
     /// # Errors
     /// As [`crate::engine::EngineHandle::submit`].
-    pub(super) fn submit(&self, state: &AppState) -> Result<Vec<Choice>, ApiError> {
+    pub(super) fn submit(&self, state: &AppState) -> Result<Vec<RunningChoice>, ApiError> {
         let requests = std::slice::from_ref(&self.request);
         submit_choices(state, requests, self.sampling.n(), |i, mut request| {
             // The prompt is the same for all.
             request.prompt_logprobs = request.prompt_logprobs.filter(|_| i == 0);
-            let choice = Choice::submit(state, i, request, &self.text, false)?;
+            let choice = RunningChoice::submit(state, i, request, &self.text, false)?;
             Ok(choice.in_parts(self.parts.clone()))
         })
     }

@@ -19,7 +19,7 @@ use crate::protocol::pooling::{
 use crate::state::{AppState, unix_time};
 
 /// A checked request.
-pub(super) struct Prepared {
+pub(super) struct PreparedEmbeddings {
     pub(super) id: String,
     pub(super) model: String,
     pub(super) requests: Vec<PoolRequest>,
@@ -28,7 +28,7 @@ pub(super) struct Prepared {
     pub(super) activation: Option<bool>,
 }
 
-impl Prepared {
+impl PreparedEmbeddings {
     /// Of all texts together.
     pub(super) fn num_tokens(&self) -> usize {
         let requests = self.requests.iter();
@@ -133,7 +133,7 @@ pub(super) fn prepare(
     state: &AppState,
     mut body: Body,
     endpoint: Endpoint,
-) -> Result<Prepared, ApiError> {
+) -> Result<PreparedEmbeddings, ApiError> {
     body.check(endpoint)?;
     let pooling = info(state)?;
     let shared = PoolingFields::read(&body)?;
@@ -171,7 +171,7 @@ pub(super) fn prepare(
             cache_salt: shared.cache_salt.clone(),
         })
     });
-    Ok(Prepared {
+    Ok(PreparedEmbeddings {
         requests: requests.collect::<Result<_, ApiError>>()?,
         id,
         model,

@@ -7,7 +7,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::conversation::{Conversation, Prepared};
+use super::conversation::{Conversation, PreparedChat};
 use super::prompt::{prepare_and_compile, prepare_request};
 use super::responses_format::{Kept, ResponsesFormat};
 use super::stored_responses::stored;
@@ -77,7 +77,7 @@ pub async fn input_tokens(
     ))
 }
 
-fn format(state: &AppState, shown: Shown, prepared: Prepared) -> ResponsesFormat {
+fn format(state: &AppState, shown: Shown, prepared: PreparedChat) -> ResponsesFormat {
     let sampling = &prepared.request.sampling;
     let mut response = shown.response;
     response.temperature = decimal(sampling.temperature);
@@ -104,7 +104,7 @@ fn format(state: &AppState, shown: Shown, prepared: Prepared) -> ResponsesFormat
     }
 }
 
-fn prepare(state: &AppState, body: Body) -> Result<(Shown, Prepared), ApiError> {
+fn prepare(state: &AppState, body: Body) -> Result<(Shown, PreparedChat), ApiError> {
     let (shown, conversation, places) = read(state, body)?;
     let prepared = conversation.prepare(state);
     let mut prepared = prepared.map_err(|error| places.name(error))?;

@@ -29,7 +29,7 @@ const PREFIX: &str = "<|im_start|>system\nJudge whether the Document meets the r
 const SUFFIX: &str = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n";
 
 /// A checked request.
-struct Prepared {
+struct PreparedScores {
     id: String,
     model: String,
     /// Of a reranker the pairs, otherwise the queries and then the documents.
@@ -110,8 +110,8 @@ fn check_model(state: &AppState) -> Result<(), ApiError> {
 /// Runs the pairs through the engine.
 async fn scores(
     state: &AppState,
-    mut prepared: Prepared,
-) -> Result<(Prepared, Vec<f32>, Usage), ApiError> {
+    mut prepared: PreparedScores,
+) -> Result<(PreparedScores, Vec<f32>, Usage), ApiError> {
     let pooling = info(state)?;
     let requests = std::mem::take(&mut prepared.requests);
     let num_tokens = requests.iter().map(|request| request.prompt.len()).sum();
@@ -142,7 +142,7 @@ fn prepare(
     pairs: Pairs,
     instruction: Option<&str>,
     top_n: Option<usize>,
-) -> Result<Prepared, ApiError> {
+) -> Result<PreparedScores, ApiError> {
     let shared = PoolingFields::read(&body)?;
     let id = body.request_id().or(shared.request_id.as_deref());
     drop(body);
@@ -179,7 +179,7 @@ fn prepare(
         adapter: adapter.clone(),
         cache_salt: shared.cache_salt.clone(),
     });
-    Ok(Prepared {
+    Ok(PreparedScores {
         requests: requests.collect(),
         id,
         model,

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value};
 
 use super::super::constraint::{Constrained, Uncompiled};
-use super::super::conversation::{Conversation, Prepared};
+use super::super::conversation::{Conversation, PreparedChat};
 use super::super::prompt::prepare_and_compile;
 use super::super::reasoning::model_has_reasoning;
 use super::format::{Api, LineFormat};
@@ -30,7 +30,7 @@ pub(super) struct Work {
     pub(super) request: Request,
     /// The name the request used.
     pub(super) model: String,
-    pub(super) prepared: Option<Prepared>,
+    pub(super) prepared: Option<PreparedChat>,
     pub(super) started: Instant,
 }
 
@@ -41,7 +41,7 @@ impl Constrained for Work {
 
     fn sequences(&mut self) -> &mut [GenerateRequest] {
         let prepared = self.prepared.as_mut();
-        prepared.map_or(&mut [], Prepared::sequences)
+        prepared.map_or(&mut [], PreparedChat::sequences)
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::{Instant, SystemTime};
 
 use serde_json::{Map, Value};
 
-use super::super::conversation::Prepared;
+use super::super::conversation::PreparedChat;
 use super::super::reasoning::WithoutSpace;
 use super::super::text_joiner::TextJoiner;
 use super::chat::Work;
@@ -58,7 +58,7 @@ impl LineFormat {
     pub(super) fn new(state: &AppState, api: Api, work: &Work) -> Self {
         let prepared = work.prepared.as_ref();
         let shows_logprobs = work.request.fields.logprobs.unwrap_or(false);
-        let skips = |prepared: &Prepared| prepared.text.skip_special_tokens;
+        let skips = |prepared: &PreparedChat| prepared.text.skip_special_tokens;
         Self {
             api,
             model: work.model.clone(),

@@ -6,7 +6,7 @@ use axum::extract::State;
 use axum::response::Response;
 
 use super::super::constraint::{PlacedGrammar, Sequence, sequence};
-use super::super::conversation::{Conversation, Prepared};
+use super::super::conversation::{Conversation, PreparedChat};
 use super::super::fim::{fim_prompt, with_fim_stop_tokens};
 use super::super::prompt::{Length, encode, prepare_and_compile};
 use super::chat::Work;
@@ -80,7 +80,7 @@ fn plain(
     request: &Request,
     text: &str,
     is_fim: bool,
-) -> Result<Prepared, ApiError> {
+) -> Result<PreparedChat, ApiError> {
     let sampling = request.options.sampling();
     let (model, adapter) = state.resolve_model(Some(&model_name(state, &request.fields.model)))?;
     let num_logprobs = request.num_logprobs(LogprobLimit::of(state))?;
@@ -101,7 +101,7 @@ fn plain(
     let prompt = encode(state, text, true, &length)?;
     let requested = request.options.max_tokens();
     let max_tokens = sampling.max_tokens(state, prompt.len(), requested, "prompt")?;
-    Ok(Prepared {
+    Ok(PreparedChat {
         model,
         request: GenerateRequest {
             prompt,
