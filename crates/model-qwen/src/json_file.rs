@@ -63,7 +63,7 @@ impl JsonFile {
         match serde_json::from_str(text) {
             Ok(Value::Object(object)) => Ok(Self { path, object }),
             Ok(other) => {
-                let reason = format!("expected a JSON object, found {}", kind(&other));
+                let reason = format!("expected a JSON object, found {}", json_type(&other));
                 Err(JsonFileError::File { path, reason })
             }
             Err(error) => {
@@ -250,8 +250,8 @@ pub(crate) fn refuse_stand_in(bytes: &[u8]) -> Result<(), String> {
     }
 }
 
-/// The JSON type of `value`, for messages.
-pub(crate) fn kind(value: &Value) -> &'static str {
+/// What a JSON value is called in messages: "a number", "an object".
+pub fn json_type(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

@@ -74,7 +74,7 @@ pub use generate::{GenerateError, GenerateRequest, generate};
 pub use generation_config::{GenerationConfig, GenerationConfigError};
 pub use graph_runner::{DecodeRow, GraphRunner, Pending};
 pub use hub::{HubOptions, ResolveError, resolve_model, resolve_model_with, unfetched};
-pub use json_file::JsonFileError;
+pub use json_file::{JsonFileError, json_type};
 pub use load::{
     FolderShapes, LayerProgress, LoadError, LoadOptions, Quantization, is_headless, score_weights,
 };

@@ -7,7 +7,7 @@ use lora_4bit::ComputeDtype;
 use model_qwen::{Dtype, Quantization, parse_device};
 
 use crate::config::{Config, LoraModule, LoraOptions, MaxModelLen};
-use crate::engine::{Engine, StartError, StartProgress};
+use crate::engine::{DeviceUse, Engine, StartError, StartProgress};
 use crate::text::TextEngine;
 
 impl Engine {
@@ -197,7 +197,8 @@ impl EngineBuilder {
             Some(device) => device,
             None => parse_device(&self.config.device)?,
         };
-        let (handle, model) = Engine::start_on(&self.config, device, &StartProgress::default())?;
+        let progress = StartProgress::default();
+        let (handle, model) = Engine::start_on(&self.config, device, DeviceUse::Shared, &progress)?;
         Ok(TextEngine::new(handle, model))
     }
 }

@@ -28,7 +28,6 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use axum::http::HeaderValue;
 use clap::CommandFactory as _;
 use lora_4bit::ComputeDtype;
 use model_qwen::{Dtype, Quantization};
@@ -49,7 +48,6 @@ pub use vllm_flags::{VLLM_FLAGS, VllmFlag};
 use args::Args;
 pub(crate) use command_line::{QWEN_BURN, dashes, is_of_qwen_burn, parse, refuse};
 pub(crate) use flags::{Flags, OF_API};
-use structured_outputs::default_style;
 
 /// Everything the server needs to start, checked.
 #[derive(Clone, Debug)]
@@ -66,9 +64,6 @@ pub struct Config {
     pub api_keys: Vec<ApiKey>,
     /// `--device` as given; `model_qwen::parse_device` reads it.
     pub device: String,
-    /// Whether nothing else in the process uses the device. Then its thread sleeps while the engine does, and would keep others
-    /// waiting.
-    pub owns_device: bool,
     /// Type of the weights.
     pub dtype: Dtype,
     /// Quantization on load.
@@ -245,6 +240,7 @@ impl Config {
         let traces = traces.map(|url| TracesConfig::read(url, |name| std::env::var(name).ok()));
         let pooling = PoolingConfig::from_args(&args)?;
         let finetuning = FineTuningConfig::from_args(&args)?;
+        let api = ApiConfig::from_args(&args)?;
         let mut api_keys = args.api_key;
         if let Some(path) = &args.api_key_file {
             api_keys.extend(keys::read(path)?);
@@ -269,47 +265,7 @@ impl Config {
                     port: args.port,
                 },
             },
-            api: ApiConfig {
-                cors: CorsConfig {
-                    origins: allowed(
-                        (
-                            "--allowed-origins",
-                            "`null`, or origins such as https://example.org, with a scheme and without a path",
-                        ),
-                        &args.allowed_origins,
-                        origin,
-                    )?,
-                    methods: allowed(
-                        ("--allowed-methods", "methods such as POST"),
-                        &args.allowed_methods,
-                        |method| method.parse().ok(),
-                    )?,
-                    headers: allowed(
-                        ("--allowed-headers", "names of headers"),
-                        &args.allowed_headers,
-                        |header| header.parse().ok(),
-                    )?,
-                    credentials: args.allow_credentials,
-                },
-                trust_request_chat_template: args.trust_request_chat_template,
-                default_chat_template_kwargs: args.default_chat_template_kwargs.unwrap_or_default(),
-                max_logprobs: args.max_logprobs,
-                logprobs_mode: args.logprobs_mode,
-                return_tokens_as_token_ids: args.return_tokens_as_token_ids,
-                enable_force_include_usage: args.enable_force_include_usage,
-                reasoning_parser: args.reasoning_parser,
-                tool_call_parser: args.tool_call_parser,
-                enable_auto_tool_choice: !args.no_enable_auto_tool_choice,
-                exclude_tools_when_tool_choice_none: args.exclude_tools_when_tool_choice_none,
-                stored_responses: StoredResponses {
-                    max_num: args.max_stored_responses,
-                    max_bytes: args.max_stored_responses_bytes,
-                },
-                json_style: args.structured_outputs_config.unwrap_or_else(default_style),
-                enable_server_load_tracking: args.enable_server_load_tracking,
-                enable_tokenizer_info_endpoint: args.enable_tokenizer_info_endpoint,
-                page: !args.no_page,
-            },
+            api,
             model_sampling_defaults: args.generation_config == "auto",
             api_keys,
             device: args.device,
@@ -327,7 +283,6 @@ impl Config {
             block_size: args.block_size,
             enable_prefix_caching: !args.no_enable_prefix_caching,
             compute_dtype: args.compute_dtype,
-            owns_device: false,
             enforce_eager: args.enforce_eager,
             warm_up: !args.no_warm_up,
             kv_cache_dtype: args.kv_cache_dtype,
@@ -360,7 +315,6 @@ impl Default for Config {
             model_sampling_defaults: true,
             api_keys: Vec::new(),
             device: "auto".to_owned(),
-            owns_device: false,
             dtype: Dtype::Auto,
             quantization: Quantization::None,
             pooling: PoolingConfig::default(),
@@ -398,41 +352,6 @@ impl Default for LoraOptions {
             roots: LoraRoots::default(),
         }
     }
-}
-
-/// The values of a flag of CORS.
-fn allowed<T>(
-    (flag, expected): (&'static str, &str),
-    texts: &[units::Texts],
-    parse: impl Fn(&str) -> Option<T>,
-) -> Result<Allowed<T>, ConfigError> {
-    let texts: Vec<String> = texts.iter().flat_map(|texts| texts.0.clone()).collect();
-    Allowed::parse(&texts, parse).map_err(|text| ConfigError::Flag {
-        flag,
-        message: format!("expected `*`, {expected}; found {text:?}"),
-    })
-}
-
-/// The origin of web pages, as browsers send it: scheme, host and port.
-fn origin(text: &str) -> Option<HeaderValue> {
-    let is_host = |host: &str| !host.is_empty() && !host.contains(['/', '?', '#', '*', ' ']);
-    let is_one = |text: &str| {
-        text.split_once("://").is_some_and(|(scheme, host)| {
-            scheme
-                .chars()
-                .all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
-                && is_host(host)
-        })
-    };
-    // Who copies an address out of a browser has a slash behind the host.
-    let text = text
-        .strip_suffix('/')
-        .filter(|text| is_one(text))
-        .unwrap_or(text);
-    let is_known = text == "null" || is_one(text);
-    HeaderValue::from_str(&text.to_ascii_lowercase())
-        .ok()
-        .filter(|_| is_known)
 }
 
 /// A file's content, or the text itself if it looks like a template.

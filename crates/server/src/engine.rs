@@ -35,8 +35,11 @@ pub use model_info::{ModelDetails, ModelInfo};
 pub use pooling_model::{PoolingInfo, ScoreTemplate};
 pub(crate) use progress::StartPart;
 pub use progress::StartProgress;
-pub use receiver::{EngineCommand, EngineReceiver, OutputSink, QueuePermit, RequestId, Submission};
+pub use receiver::{
+    EngineCommand, EngineReceiver, OnTaken, OutputSink, QueuePermit, RequestId, Submission,
+};
 pub use request::{EngineOutput, FinishReason, GenerateRequest, PoolRequest, TokenLogprobs};
 pub use request_metrics::{Ended, RequestMetrics};
+pub(crate) use start::DeviceUse;
 pub use start::{Engine, StartError};
 pub use stats::{AdapterInfo, EngineLimits, EngineStats, SpeculationStats};

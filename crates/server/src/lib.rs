@@ -38,6 +38,7 @@ pub mod program;
 pub mod protocol;
 pub mod qwen_burn;
 pub mod request_id;
+mod route;
 pub mod routes;
 mod serve;
 mod special_tokens;
@@ -49,13 +50,13 @@ pub mod traces;
 mod unread;
 
 use std::future::Future;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, LazyLock, OnceLock};
 
 use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::IntoResponse as _;
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{get, post};
 use axum::serve::Listener;
 use tokio::sync::oneshot;
 
@@ -70,63 +71,84 @@ pub use state::AppState;
 use config::CorsConfig;
 use engine::StartProgress;
 use error::{ApiError, shape};
+use route::{Route, RouteKind};
 use routes::{
     anthropic, auth, chat, classify, completions, embeddings, files, finetuning as tuning, health,
     info, invocations, lora, models, ollama, render, responses, scores, stored_responses as stored,
     tokenize, track,
 };
 
+/// Every path with its kind, but for the page and the models with their names as paths.
+static KINDS: LazyLock<Vec<(&'static str, RouteKind)>> = LazyLock::new(|| {
+    let routes = routes().into_iter();
+    routes.map(|route| (route.path, route.kind)).collect()
+});
+
+/// How requests to a path count.
+fn route_kind(path: &str) -> RouteKind {
+    let known = KINDS.iter().find(|(known, _)| *known == path);
+    known.map_or(RouteKind::Other, |(_, kind)| *kind)
+}
+
+/// The paths that a line of a batch may ask for.
+fn batch_paths() -> impl Iterator<Item = &'static str> {
+    let in_batch = RouteKind::Work { in_batch: true };
+    let paths = KINDS.iter().filter(move |(_, kind)| *kind == in_batch);
+    paths.map(|(path, _)| *path)
+}
+
 /// Paths and what answers there.
-fn routes() -> [(&'static str, MethodRouter<AppState>); 32] {
-    [
-        ("/v1/chat/completions", post(chat::chat_completions)),
-        ("/v1/completions", post(completions::completions)),
-        ("/v1/responses", post(responses::create)),
-        ("/v1/responses/input_tokens", post(responses::input_tokens)),
-        (
+fn routes() -> Vec<Route> {
+    let own = [
+        Route::batch_work("/v1/chat/completions", post(chat::chat_completions)),
+        Route::batch_work("/v1/completions", post(completions::completions)),
+        Route::batch_work("/v1/responses", post(responses::create)),
+        Route::other("/v1/responses/input_tokens", post(responses::input_tokens)),
+        Route::other(
             "/v1/responses/{id}",
             get(stored::retrieve).delete(stored::delete),
         ),
-        ("/v1/responses/{id}/cancel", post(stored::cancel)),
-        ("/v1/responses/{id}/input_items", get(stored::input_items)),
-        ("/v1/embeddings", post(embeddings::embeddings)),
-        ("/pooling", post(embeddings::pooling)),
-        ("/classify", post(classify::classify)),
-        ("/score", post(scores::score)),
-        ("/v1/score", post(scores::score)),
-        ("/rerank", post(scores::rerank)),
-        ("/v1/rerank", post(scores::rerank)),
-        ("/v2/rerank", post(scores::rerank)),
-        ("/v1/models", get(models::list)),
-        ("/v1/load_lora_adapter", post(lora::load)),
-        ("/v1/unload_lora_adapter", post(lora::unload)),
-        (
+        Route::other("/v1/responses/{id}/cancel", post(stored::cancel)),
+        Route::other("/v1/responses/{id}/input_items", get(stored::input_items)),
+        Route::batch_work("/v1/embeddings", post(embeddings::embeddings)),
+        Route::batch_work("/pooling", post(embeddings::pooling)),
+        Route::work("/classify", post(classify::classify)),
+        Route::batch_work("/score", post(scores::score)),
+        Route::batch_work("/v1/score", post(scores::score)),
+        Route::batch_work("/rerank", post(scores::rerank)),
+        Route::batch_work("/v1/rerank", post(scores::rerank)),
+        Route::batch_work("/v2/rerank", post(scores::rerank)),
+        Route::other("/v1/models", get(models::list)),
+        Route::other("/v1/load_lora_adapter", post(lora::load)),
+        Route::other("/v1/unload_lora_adapter", post(lora::unload)),
+        Route::other(
             "/v1/chat/completions/render",
             post(render::chat_completions),
         ),
-        ("/v1/completions/render", post(render::completions)),
-        ("/invocations", post(invocations::invocations)),
-        ("/load", get(info::load)),
-        ("/memory", get(info::memory)),
-        ("/tokenizer_info", get(info::tokenizer)),
-        ("/tokenize", post(tokenize::tokenize)),
-        ("/detokenize", post(tokenize::detokenize)),
-        ("/health", get(health::health)),
-        ("/ping", get(health::health).post(health::health)),
-        ("/is_sleeping", get(health::is_sleeping)),
-        ("/version", get(health::version)),
-        ("/metrics", get(health::metrics)),
-        ("/openapi.json", get(openapi::openapi)),
-    ]
+        Route::other("/v1/completions/render", post(render::completions)),
+        Route::work("/invocations", post(invocations::invocations)),
+        Route::polled("/load", get(info::load)),
+        Route::polled("/memory", get(info::memory)),
+        Route::other("/tokenizer_info", get(info::tokenizer)),
+        Route::other("/tokenize", post(tokenize::tokenize)),
+        Route::other("/detokenize", post(tokenize::detokenize)),
+        Route::polled_open("/health", get(health::health)),
+        Route::polled_open("/ping", get(health::health).post(health::health)),
+        Route::other("/is_sleeping", get(health::is_sleeping)),
+        Route::polled("/version", get(health::version)),
+        Route::polled_open("/metrics", get(health::metrics)),
+        Route::other("/openapi.json", get(openapi::openapi)),
+    ];
+    let routes = own.into_iter().chain(anthropic::routes());
+    let routes = routes.chain(files::routes()).chain(tuning::routes());
+    routes.chain(ollama::routes()).collect()
 }
 
 /// The whole HTTP API.
 pub fn app(state: AppState) -> Router {
     let router = Router::new().route("/v1/models/{*id}", get(models::get).delete(models::delete));
     let mut router = page::add(router, state.api().page);
-    let routes = routes().into_iter().chain(anthropic::routes());
-    let routes = routes.chain(files::routes()).chain(tuning::routes());
-    for (path, methods) in routes.chain(ollama::routes()) {
+    for Route { path, methods, .. } in routes() {
         // A slash at the end changes nothing.
         router = router
             .route(&format!("{path}/"), methods.clone())

@@ -109,8 +109,7 @@ pub fn render(sources: Sources<'_>, format: Format) -> String {
 fn scheduler(page: &mut Exposition, sources: Sources<'_>, labels: &str) {
     let stats = sources.stats;
     let (running, waiting) = (stats.num_running as f64, stats.num_waiting as f64);
-    let used = stats.num_blocks.saturating_sub(stats.num_free_blocks) as f64
-        / stats.num_blocks.max(1) as f64;
+    let used = stats.kv_cache_usage;
     page.gauge(
         "vllm:num_requests_running",
         "Sequences that hold KV blocks",

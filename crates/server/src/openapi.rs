@@ -343,7 +343,7 @@ mod tests {
 
     use super::*;
     use crate::protocol::fields::FIELDS;
-    use crate::routes::{anthropic, files, finetuning, ollama};
+    use crate::route::RouteKind;
 
     #[test]
     fn every_route_is_described() {
@@ -357,16 +357,29 @@ mod tests {
                 .and_then(|path| path.split('/').next());
             name.is_some_and(|name| models.contains(&name))
         };
-        let routes = crate::routes()
-            .into_iter()
-            .chain(anthropic::routes())
-            .chain(ollama::routes())
-            .chain(files::routes())
-            .chain(finetuning::routes());
-        let routes = routes.map(|(path, _)| path).filter(|path| !refused(path));
+        let routes = crate::routes().into_iter().map(|route| route.path);
+        let routes = routes.filter(|path| !refused(path));
         let mut routes: BTreeSet<&str> = routes.collect();
         routes.insert("/v1/models/{id}");
         assert_eq!(described, routes);
+    }
+
+    /// What generates text has traces and is load.
+    #[test]
+    fn what_is_streamed_is_work() {
+        let mut num_streamed = 0;
+        for (path, methods) in DOCUMENT["paths"].as_object().unwrap() {
+            let content = &methods["post"]["responses"]["200"]["content"];
+            if ["text/event-stream", "application/x-ndjson"]
+                .iter()
+                .any(|kind| !content[kind].is_null())
+            {
+                let kind = crate::route_kind(path);
+                assert!(matches!(kind, RouteKind::Work { .. }), "{path}: {kind:?}");
+                num_streamed += 1;
+            }
+        }
+        assert!(num_streamed >= 6, "{num_streamed}");
     }
 
     #[test]

@@ -26,6 +26,7 @@ use crate::protocol::common::StreamOptions;
 use crate::protocol::sampling::TextOptions;
 use crate::protocol::usage::{CompletionTokensDetails, Usage};
 use crate::state::AppState;
+use crate::traces::RequestTrace;
 
 /// A comment is sent when nothing else was for this long; it keeps proxies patient.
 const KEEP_ALIVE: Duration = Duration::from_secs(15);
@@ -35,7 +36,7 @@ const MAX_UNREAD: usize = 64;
 const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// One running sequence. Dropping it before its end aborts it.
-pub struct Choice {
+pub struct RunningChoice {
     index: usize,
     state: AppState,
     deltas: Deltas,
@@ -64,7 +65,7 @@ impl Times {
     }
 }
 
-impl Choice {
+impl RunningChoice {
     /// Submits a sequence. With `prompt_only`, generated tokens are dropped (`echo` with `max_tokens` 0).
     ///
     /// # Errors
@@ -160,6 +161,32 @@ impl Choice {
     }
 }
 
+/// Submits `n` choices of each request: the first one's, then the next one's. Choices of one request differ in their seeds.
+///
+/// # Errors
+/// As `submit`, which gets the index of a choice and what the engine is to generate.
+pub fn submit_choices(
+    state: &AppState,
+    requests: &[GenerateRequest],
+    n: usize,
+    submit: impl Fn(usize, GenerateRequest) -> Result<RunningChoice, ApiError>,
+) -> Result<Vec<RunningChoice>, ApiError> {
+    state.metrics().params_n.observe_value(n as f64);
+    if let Some(trace) = RequestTrace::current() {
+        trace.set_num_choices(n);
+    }
+    let repeated = requests
+        .iter()
+        .flat_map(|request| (0..n).map(move |i| (i, request)));
+    let choices = repeated.enumerate().map(|(index, (i, request))| {
+        let mut request = request.clone();
+        let seed = request.sampling.seed;
+        request.sampling.seed = seed.map(|seed| seed.wrapping_add(i as u64));
+        submit(index, request)
+    });
+    choices.collect()
+}
+
 /// Turns deltas into the JSON events of one endpoint.
 pub trait EventFormat: Send + 'static {
     /// What ends a stream, after its last event.
@@ -248,7 +275,7 @@ impl<F: EventFormat> Events<F> {
 
 /// Answers with the choices' events as they come, in the order in which the engine produces them, then the format's end.
 /// A client that leaves, or reads nothing for a minute, ends the stream, and with it the sequences.
-pub fn sse<F: EventFormat>(choices: Vec<Choice>, format: F) -> Response {
+pub fn sse<F: EventFormat>(choices: Vec<RunningChoice>, format: F) -> Response {
     let choices = choices.into_iter().map(|choice| {
         stream::unfold(choice, |mut choice| async {
             let delta = choice.next().await?;

@@ -147,7 +147,7 @@ impl TextEngine {
     }
 
     /// Tokens and checked settings of a request.
-    fn prepare(&self, request: &TextRequest) -> Result<Prepared, TextError> {
+    fn prepare(&self, request: &TextRequest) -> Result<PreparedText, TextError> {
         let field = |field, expected, found| TextError::Field {
             field,
             expected,
@@ -200,10 +200,13 @@ impl TextEngine {
             cache_salt: None,
             prompt_logprobs: None,
         };
-        Ok(Prepared { request, text })
+        Ok(PreparedText { request, text })
     }
 
-    fn start(&self, Prepared { request, text }: Prepared) -> Result<TextStream, SubmitError> {
+    fn start(
+        &self,
+        PreparedText { request, text }: PreparedText,
+    ) -> Result<TextStream, SubmitError> {
         let num_prompt_tokens = request.prompt.len();
         let outputs = self.handle.submit(request)?;
         let text = Postprocessor::new(self.model.tokenizer.clone(), text);
@@ -218,7 +221,7 @@ impl TextEngine {
 
 /// A request that the engine can take.
 #[derive(Clone, Debug)]
-struct Prepared {
+struct PreparedText {
     request: GenerateRequest,
     text: TextOptions,
 }

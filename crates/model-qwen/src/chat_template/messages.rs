@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::TemplateError;
 use super::json;
 use super::source::block_tags;
-use crate::json_file::kind;
+use crate::json_file::json_type;
 
 /// Names under which reasoning text travels; transformers copies it to the first two.
 const REASONING_FIELDS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
@@ -35,7 +35,7 @@ impl Prepared {
                 index,
                 field: field.to_owned(),
                 expected,
-                found: kind(found).to_owned(),
+                found: json_type(found).to_owned(),
             };
             let Value::Object(message) = message else {
                 return Err(error("", "an object with role and content", message));
@@ -219,11 +219,11 @@ fn join_parts(index: usize, parts: &[Value]) -> Result<String, TemplateError> {
         };
         let part_type = match part.get("type") {
             Some(Value::String(part_type)) => part_type.as_str(),
-            Some(other) => return Err(error(".type", "a string", kind(other).to_owned())),
+            Some(other) => return Err(error(".type", "a string", json_type(other).to_owned())),
             None if part.is_object() => "text",
             None => {
                 let expected = "a part such as {\"type\": \"text\", \"text\": ...}";
-                return Err(error("", expected, kind(part).to_owned()));
+                return Err(error("", expected, json_type(part).to_owned()));
             }
         };
         let field = match part_type {
@@ -237,7 +237,7 @@ fn join_parts(index: usize, parts: &[Value]) -> Result<String, TemplateError> {
         match part.get(field) {
             Some(Value::String(text)) => texts.push(text),
             other => {
-                let found = other.map_or("nothing", kind).to_owned();
+                let found = other.map_or("nothing", json_type).to_owned();
                 return Err(error(&format!(".{field}"), "a string", found));
             }
         }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::TemplateError;
-use crate::json_file::{self, JsonFile, kind};
+use crate::json_file::{self, JsonFile, json_type};
 use crate::special_tokens::special_tokens;
 
 /// What the files of a checkpoint folder say about its chat template.
@@ -54,7 +54,7 @@ impl TemplateFiles {
                         path,
                         reason: format!(
                             "chat_template: expected a string or a list of named templates, found {}",
-                            kind(other)
+                            json_type(other)
                         ),
                     });
                 }
@@ -83,7 +83,7 @@ fn named(path: &Path, list: &[Value]) -> Result<(String, Option<String>), Templa
             entry.get(name).and_then(Value::as_str).ok_or_else(|| {
                 file(format!(
                     "chat_template[{i}].{name}: expected a string, found {}",
-                    entry.get(name).map_or("nothing", kind)
+                    entry.get(name).map_or("nothing", json_type)
                 ))
             })
         };

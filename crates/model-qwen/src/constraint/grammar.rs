@@ -6,6 +6,7 @@ use regex_syntax::escape;
 use serde_json::{Map, Value, json};
 
 use super::{ebnf, json_schema, numbers, patterns, structural_tag};
+use crate::json_file::json_type;
 
 /// Bytes of a grammar or of a regular expression, at most.
 const MAX_SOURCE_BYTES: usize = 1 << 20;
@@ -194,7 +195,10 @@ pub(super) fn object<'a>(
     keys: &[&str],
 ) -> Result<&'a Map<String, Value>, GrammarError> {
     let Value::Object(object) = value else {
-        return invalid(format!("{what}: expected an object, found {}", kind(value)));
+        return invalid(format!(
+            "{what}: expected an object, found {}",
+            json_type(value)
+        ));
     };
     let says_nothing = |value: &Value| match value {
         Value::Null | Value::Bool(false) => true,
@@ -210,18 +214,6 @@ pub(super) fn object<'a>(
             "{what}: the key `{key}` is not supported, expected {}",
             keys.join(", ")
         )),
-    }
-}
-
-/// What a JSON value is called in messages.
-pub(super) fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
     }
 }
 

@@ -11,9 +11,10 @@ use regex_syntax::escape;
 use serde_json::{Map, Value};
 
 use super::grammar::{
-    Grammar, GrammarError, JsonStyle, invalid, kind, lark_regex, lark_string, object, sized,
+    Grammar, GrammarError, JsonStyle, invalid, lark_regex, lark_string, object, sized,
 };
 use super::{json_schema, patterns};
+use crate::json_file::json_type;
 use content::{Content, one};
 use keys::{flag, list, optional_texts, text, texts};
 
@@ -184,7 +185,7 @@ impl Lark {
         let Some(name) = format.get("type").and_then(Value::as_str) else {
             return invalid(format!(
                 "a format: expected an object with `type`, found {}",
-                kind(format)
+                json_type(format)
             ));
         };
         let with = |keys: &[&str]| object(format, name, &[&["type"], keys].concat());

@@ -5,22 +5,9 @@ use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::source::{Ids, Line};
+use crate::batch_paths;
 use crate::error::ApiError;
 use crate::protocol::fields::boolean;
-
-/// What a line may ask for.
-const URLS: [&str; 10] = [
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/embeddings",
-    "/v1/responses",
-    "/score",
-    "/v1/score",
-    "/rerank",
-    "/v1/rerank",
-    "/v2/rerank",
-    "/pooling",
-];
 
 /// A request of the batch.
 #[derive(Debug)]
@@ -143,8 +130,10 @@ fn check(method: &Value, url: &Value, body: &str) -> Result<String, ApiError> {
             &method.to_string(),
         ));
     }
-    let Some(url) = url.as_str().filter(|url| URLS.contains(url)) else {
-        let expected = format!("one of {}", URLS.join(", "));
+    let is_known = |url: &&str| batch_paths().any(|path| path == *url);
+    let Some(url) = url.as_str().filter(is_known) else {
+        let known: Vec<&str> = batch_paths().collect();
+        let expected = format!("one of {}", known.join(", "));
         return Err(ApiError::expected("url", &expected, &url.to_string()));
     };
     // What is no object is refused by the API.

@@ -1,9 +1,9 @@
 //! How the HTTP API answers.
 
-use super::StoredResponses;
+use super::args::Args;
 use super::parsers::{ReasoningParser, ToolCallParser};
 use super::structured_outputs::default_style;
-use super::units;
+use super::{ConfigError, StoredResponses, units};
 use axum::http::{HeaderName, HeaderValue, Method};
 use model_qwen::{JsonStyle, LogprobsMode};
 use serde_json::{Map, Value};
@@ -70,6 +70,38 @@ pub struct ApiConfig {
     pub page: bool,
 }
 
+impl ApiConfig {
+    /// From the flags.
+    ///
+    /// # Errors
+    /// [`ConfigError::Flag`] with the flag of an origin, a method or a header.
+    pub(super) fn from_args(args: &Args) -> Result<Self, ConfigError> {
+        let template_kwargs = args.default_chat_template_kwargs.clone();
+        let json_style = args.structured_outputs_config.clone();
+        Ok(Self {
+            cors: CorsConfig::from_args(args)?,
+            trust_request_chat_template: args.trust_request_chat_template,
+            default_chat_template_kwargs: template_kwargs.unwrap_or_default(),
+            max_logprobs: args.max_logprobs,
+            logprobs_mode: args.logprobs_mode,
+            return_tokens_as_token_ids: args.return_tokens_as_token_ids,
+            enable_force_include_usage: args.enable_force_include_usage,
+            reasoning_parser: args.reasoning_parser,
+            tool_call_parser: args.tool_call_parser,
+            enable_auto_tool_choice: !args.no_enable_auto_tool_choice,
+            exclude_tools_when_tool_choice_none: args.exclude_tools_when_tool_choice_none,
+            stored_responses: StoredResponses {
+                max_num: args.max_stored_responses,
+                max_bytes: args.max_stored_responses_bytes,
+            },
+            json_style: json_style.unwrap_or_else(default_style),
+            enable_server_load_tracking: args.enable_server_load_tracking,
+            enable_tokenizer_info_endpoint: args.enable_tokenizer_info_endpoint,
+            page: !args.no_page,
+        })
+    }
+}
+
 impl Default for ApiConfig {
     fn default() -> Self {
         Self {
@@ -104,6 +136,67 @@ pub struct CorsConfig {
     pub headers: Allowed<HeaderName>,
     /// Whether the browser sends their cookies.
     pub credentials: bool,
+}
+
+impl CorsConfig {
+    fn from_args(args: &Args) -> Result<Self, ConfigError> {
+        Ok(Self {
+            origins: allowed(
+                (
+                    "--allowed-origins",
+                    "`null`, or origins such as https://example.org, with a scheme and without a path",
+                ),
+                &args.allowed_origins,
+                origin,
+            )?,
+            methods: allowed(
+                ("--allowed-methods", "methods such as POST"),
+                &args.allowed_methods,
+                |method| method.parse().ok(),
+            )?,
+            headers: allowed(
+                ("--allowed-headers", "names of headers"),
+                &args.allowed_headers,
+                |header| header.parse().ok(),
+            )?,
+            credentials: args.allow_credentials,
+        })
+    }
+}
+
+/// The values of a flag of CORS.
+fn allowed<T>(
+    (flag, expected): (&'static str, &str),
+    texts: &[units::Texts],
+    parse: impl Fn(&str) -> Option<T>,
+) -> Result<Allowed<T>, ConfigError> {
+    let texts: Vec<String> = texts.iter().flat_map(|texts| texts.0.clone()).collect();
+    Allowed::parse(&texts, parse).map_err(|text| ConfigError::Flag {
+        flag,
+        message: format!("expected `*`, {expected}; found {text:?}"),
+    })
+}
+
+/// The origin of web pages, as browsers send it: scheme, host and port.
+pub(super) fn origin(text: &str) -> Option<HeaderValue> {
+    let is_host = |host: &str| !host.is_empty() && !host.contains(['/', '?', '#', '*', ' ']);
+    let is_one = |text: &str| {
+        text.split_once("://").is_some_and(|(scheme, host)| {
+            scheme
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "+-.".contains(c))
+                && is_host(host)
+        })
+    };
+    // Who copies an address out of a browser has a slash behind the host.
+    let text = text
+        .strip_suffix('/')
+        .filter(|text| is_one(text))
+        .unwrap_or(text);
+    let is_known = text == "null" || is_one(text);
+    HeaderValue::from_str(&text.to_ascii_lowercase())
+        .ok()
+        .filter(|_| is_known)
 }
 
 /// Some or all.

@@ -348,7 +348,7 @@ fn origins_are_written_as_browsers_send_them() {
         ("*.example.org", None),
         ("https://", None),
     ] {
-        let found = super::origin(text);
+        let found = super::api::origin(text);
         assert_eq!(
             found.as_ref().map(|found| found.to_str().unwrap()),
             expected,

@@ -10,10 +10,11 @@ use model_qwen::{Ahead, ChoiceRow, Constraint, Draw, SampledToken, Sampler, Want
 
 use super::adapters::AdapterUse;
 use super::error::SequenceError;
+use super::launch::LaunchedChunk;
 use super::pooling::Pooler;
 use super::receiver::{OutputSink, QueuePermit};
-use super::request::{EngineOutput, GenerateRequest, TokenLogprobs};
-use super::request_metrics::SequenceTimes;
+use super::request::{EngineOutput, FinishReason, GenerateRequest, TokenLogprobs};
+use super::request_metrics::{Ended, SequenceTimes};
 use super::speculation::Drafter;
 use crate::traces::RequestTrace;
 
@@ -43,19 +44,31 @@ pub(super) struct ActiveSequence {
     pub(super) prompt_logprobs: Option<Vec<Option<TokenLogprobs>>>,
 }
 
+/// The end of a sequence.
+pub(super) struct SequenceEnd {
+    /// What its client is told.
+    pub(super) output: EngineOutput,
+    /// How it is counted.
+    pub(super) ended: Ended,
+}
+
 impl ActiveSequence {
-    /// Adds the rows of logits that a chunk needs, whose first token is in row `first_row` of its step: those that predict tokens of
-    /// the prompt, then the one that gives the next token.
+    /// Whether it was scheduled at least once.
+    pub(super) fn has_started(&self) -> bool {
+        self.permit.is_none()
+    }
+
+    /// Adds the rows of logits that a chunk needs: those that predict tokens of the prompt, then the one that gives the next token.
     pub(super) fn add_rows<'a>(
         &'a mut self,
-        chunk: &Chunk,
-        first_row: usize,
+        launched: LaunchedChunk<'_>,
         spare: &mut Vec<Sampler>,
         rows: &mut Vec<ChoiceRow<'a>>,
     ) {
         if self.pooler.is_some() {
             return;
         }
+        let LaunchedChunk { chunk, first_row } = launched;
         let num_top = self.request.prompt_logprobs.unwrap_or(0);
         rows.extend(self.unscored_prompt(chunk).map(|position| ChoiceRow {
             row: first_row + position - 1 - chunk.start,
@@ -66,7 +79,7 @@ impl ActiveSequence {
             },
         }));
         if chunk.samples {
-            self.add_token_rows(chunk, first_row, spare, rows);
+            self.add_token_rows(launched, spare, rows);
         }
     }
 
@@ -105,8 +118,24 @@ impl ActiveSequence {
         goes_on.then(|| self.draw(Ahead::Drawn)).flatten()
     }
 
+    /// How it ends with `token`, its last one. A vector ends with its prompt, whatever the token.
+    pub(super) fn end(&self, token: u32) -> SequenceEnd {
+        let (output, ended) = match &self.failure {
+            Some(error) => (EngineOutput::Failed(error.clone()), Ended::Error),
+            None if self.pooler.is_some() || self.stops(token) => {
+                let reason = FinishReason::Stop;
+                (EngineOutput::Finished { reason }, Ended::Stop)
+            }
+            None => {
+                let reason = FinishReason::Length;
+                (EngineOutput::Finished { reason }, Ended::Length)
+            }
+        };
+        SequenceEnd { output, ended }
+    }
+
     /// Whether `id`, its last token, ends it with reason `Stop`.
-    pub(super) fn stops(&self, id: u32) -> bool {
+    fn stops(&self, id: u32) -> bool {
         let constraint = self.sampler.constraint();
         self.request.stop_token_ids.contains(&id) || constraint.is_some_and(Constraint::is_finished)
     }

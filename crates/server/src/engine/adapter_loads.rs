@@ -1,6 +1,6 @@
 //! How adapters come and go while the engine runs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
 
@@ -8,9 +8,10 @@ use lora_4bit::peft::LoraAdapter;
 use tokio::sync::oneshot;
 
 use super::adapter_folder::read_adapter;
+use super::adapters::NewAdapter;
 use super::error::AdapterError;
 use super::handle::EngineHandle;
-use super::receiver::EngineCommand;
+use super::receiver::{EngineCommand, OnTaken};
 use super::worker::Worker;
 
 impl EngineHandle {
@@ -19,7 +20,7 @@ impl EngineHandle {
     /// # Errors
     /// [`AdapterError`], with nothing changed.
     pub async fn load_adapter(&self, name: &str, path: &Path) -> Result<(), AdapterError> {
-        self.load(name, path, false).await
+        self.load(name, path, OnTaken::Refuse).await
     }
 
     /// The same in place of an adapter `name`, if there is one; sequences that use that one finish with it.
@@ -27,7 +28,7 @@ impl EngineHandle {
     /// # Errors
     /// [`AdapterError`], with nothing changed.
     pub async fn replace_adapter(&self, name: &str, path: &Path) -> Result<(), AdapterError> {
-        self.load(name, path, true).await
+        self.load(name, path, OnTaken::Replace).await
     }
 
     /// [`Self::replace_adapter`] for a thread that may block.
@@ -39,12 +40,12 @@ impl EngineHandle {
         name: &str,
         path: &Path,
     ) -> Result<(), AdapterError> {
-        let answer = self.begin_load(name, path, true)?;
+        let answer = self.begin_load(name, path, OnTaken::Replace)?;
         answer.blocking_recv().unwrap_or(Err(AdapterError::Stopped))
     }
 
-    async fn load(&self, name: &str, path: &Path, replaces: bool) -> Result<(), AdapterError> {
-        let answer = self.begin_load(name, path, replaces)?;
+    async fn load(&self, name: &str, path: &Path, on_taken: OnTaken) -> Result<(), AdapterError> {
+        let answer = self.begin_load(name, path, on_taken)?;
         answer.await.unwrap_or(Err(AdapterError::Stopped))
     }
 
@@ -52,10 +53,11 @@ impl EngineHandle {
         &self,
         name: &str,
         path: &Path,
-        replaces: bool,
+        on_taken: OnTaken,
     ) -> Result<oneshot::Receiver<Result<(), AdapterError>>, AdapterError> {
         // The engine looks once more; nothing is read for a name that is taken already.
-        if !replaces && self.adapters().iter().any(|adapter| adapter.name == name) {
+        let is_taken = || self.adapters().iter().any(|adapter| adapter.name == name);
+        if on_taken == OnTaken::Refuse && is_taken() {
             return Err(AdapterError::AlreadyLoaded {
                 name: name.to_owned(),
             });
@@ -72,7 +74,7 @@ impl EngineHandle {
                 name,
                 path,
                 files,
-                replaces,
+                on_taken,
                 reply,
             });
         };
@@ -105,15 +107,18 @@ impl Worker {
     /// [`AdapterError`], with nothing changed.
     pub(super) fn load_adapter(
         &mut self,
-        name: &str,
-        path: &Path,
+        name: String,
+        path: PathBuf,
         files: Result<LoraAdapter, AdapterError>,
-        replaces: bool,
+        on_taken: OnTaken,
     ) -> Result<(), AdapterError> {
-        let loaded = (self.adapters).load(&mut self.model, (name, path), files, replaces);
-        // What fails has stacked the adapters anew, too.
-        self.forget_graphs();
-        loaded?;
+        self.adapters.check_name(&name, on_taken)?;
+        let new = NewAdapter {
+            name,
+            path,
+            matrices: files?,
+        };
+        self.change_adapters(|adapters, model| adapters.load(model, new))?;
         self.release_idle_adapters();
         self.receiver.set_adapters(self.adapters.infos());
         Ok(())
@@ -153,7 +158,7 @@ mod tests {
             pooling: None,
         });
         for path in [missing, broken] {
-            let _answer = handle.begin_load("a", &path, false).unwrap();
+            let _answer = handle.begin_load("a", &path, OnTaken::Refuse).unwrap();
             let Some(EngineCommand::LoadAdapter { files, .. }) = receiver.recv() else {
                 panic!("expected an adapter");
             };
@@ -161,7 +166,7 @@ mod tests {
             assert!(error.contains(path.to_str().unwrap()), "{error}");
         }
         // The caller of an engine that has ended is told.
-        let answer = handle.begin_load("a", dir.path(), false).unwrap();
+        let answer = handle.begin_load("a", dir.path(), OnTaken::Refuse).unwrap();
         drop(receiver);
         let answer = answer.blocking_recv().unwrap_or(Err(AdapterError::Stopped));
         assert!(answer.is_err());

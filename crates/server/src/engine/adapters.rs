@@ -1,6 +1,6 @@
 //! The adapters that requests may name, and which of them are in the slots of the model.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use kv_paging::AdapterKey;
 use lora_4bit::peft::LoraAdapter;
@@ -8,6 +8,7 @@ use model_qwen::QwenModel;
 
 use super::adapter_folder::{explained, read_adapter};
 use super::error::{AdapterError, SequenceError};
+use super::receiver::OnTaken;
 use super::recovery::catch;
 use super::stats::AdapterInfo;
 use crate::config::LoraOptions;
@@ -27,6 +28,17 @@ struct Adapter {
     used: u64,
     /// Its matrices, as the host keeps them for the next time.
     matrices: Option<LoraAdapter>,
+}
+
+/// An adapter to be loaded.
+#[derive(Debug)]
+pub(super) struct NewAdapter {
+    /// What requests call it.
+    pub(super) name: String,
+    /// Its PEFT folder.
+    pub(super) path: PathBuf,
+    /// What the folder holds.
+    pub(super) matrices: LoraAdapter,
 }
 
 /// The engine's adapters.
@@ -81,31 +93,39 @@ impl Adapters {
         Some(AdapterKey { id, name })
     }
 
-    /// Puts what the PEFT folder at `path` holds on `model` if a slot is free. With `replaces`, an adapter of the same name makes
-    /// room for it; otherwise the name must be new.
+    /// Whether an adapter may have a name.
+    ///
+    /// # Errors
+    /// [`AdapterError::Disabled`], or [`AdapterError::AlreadyLoaded`] if the name is taken and stays with the adapter that has it.
+    pub(super) fn check_name(&self, name: &str, on_taken: OnTaken) -> Result<(), AdapterError> {
+        if self.max_loras == 0 {
+            return Err(AdapterError::Disabled);
+        }
+        match on_taken == OnTaken::Refuse && self.find(name).is_some() {
+            true => Err(AdapterError::AlreadyLoaded {
+                name: name.to_owned(),
+            }),
+            false => Ok(()),
+        }
+    }
+
+    /// Puts an adapter on `model` if a slot is free. [`Self::check_name`] comes before; an adapter that still has its name makes
+    /// room for it.
     ///
     /// # Errors
     /// [`AdapterError`], with nothing changed.
     pub(super) fn load(
         &mut self,
         model: &mut QwenModel,
-        (name, path): (&str, &Path),
-        files: Result<LoraAdapter, AdapterError>,
-        replaces: bool,
+        NewAdapter {
+            name,
+            path,
+            matrices,
+        }: NewAdapter,
     ) -> Result<(), AdapterError> {
-        if self.max_loras == 0 {
-            return Err(AdapterError::Disabled);
-        }
-        let old = self.find(name);
-        if old.is_some() && !replaces {
-            return Err(AdapterError::AlreadyLoaded {
-                name: name.to_owned(),
-            });
-        }
-        let matrices = files?;
-        self.check_rank(path, &matrices)?;
+        self.check_rank(&path, &matrices)?;
         let invalid = |reason: String| AdapterError::Invalid {
-            path: path.to_owned(),
+            path: path.clone(),
             reason: explained(reason),
         };
         model
@@ -114,11 +134,11 @@ impl Adapters {
         let slot = self.free_slot();
         if let Some(slot) = slot {
             put(model, slot, &matrices).map_err(|reason| AdapterError::NoRoom {
-                path: path.to_owned(),
+                path: path.clone(),
                 reason,
             })?;
         }
-        if let Some(old) = old {
+        if let Some(old) = self.find(&name) {
             self.retire(old);
         }
         let id = self.next_id;
@@ -126,10 +146,7 @@ impl Adapters {
         self.clock += 1;
         self.all.push(Adapter {
             id,
-            info: AdapterInfo {
-                name: name.to_owned(),
-                path: path.to_owned(),
-            },
+            info: AdapterInfo { name, path },
             slot,
             retired: false,
             used: self.clock,
@@ -157,8 +174,7 @@ impl Adapters {
         (0..self.max_loras).find(|slot| !is_taken(slot))
     }
 
-    /// Keeps an adapter's matrices on the host, as far as there is room for them, in place of those that were not used for
-    /// the longest time.
+    /// Keeps an adapter's matrices on the host, as far as there is room for them, in place of the least recently used ones.
     fn keep(&mut self, id: AdapterId, matrices: LoraAdapter) {
         if self.max_cpu_loras == 0 {
             return;
@@ -179,8 +195,29 @@ impl Adapters {
         }
     }
 
-    /// The slot of an adapter; puts it into one first if it has none. `None` while all slots are `in_use`. Says whether the
-    /// model has changed.
+    /// The slot of an adapter that a sequence asks for; `None` if it is in no slot.
+    ///
+    /// # Errors
+    /// If the adapter is gone.
+    pub(super) fn ask_for(&mut self, id: AdapterId) -> Result<Option<usize>, SequenceError> {
+        self.clock += 1;
+        let clock = self.clock;
+        let adapter = self.get_mut(id)?;
+        adapter.used = clock;
+        Ok(adapter.slot)
+    }
+
+    /// A slot for an adapter that has none: a free one, or that of the least recently used adapter that is not `in_use`. `None`
+    /// while all are.
+    pub(super) fn vacate_slot(&mut self, in_use: impl Fn(AdapterId) -> bool) -> Option<usize> {
+        self.free_slot().or_else(|| {
+            let idle = self.all.iter_mut();
+            let idle = idle.filter(|adapter| adapter.slot.is_some() && !in_use(adapter.id));
+            idle.min_by_key(|adapter| adapter.used)?.slot.take()
+        })
+    }
+
+    /// Puts an adapter into `slot`.
     ///
     /// # Errors
     /// If its files are not what they were, or the device has no room.
@@ -188,27 +225,14 @@ impl Adapters {
         &mut self,
         model: &mut QwenModel,
         id: AdapterId,
-        in_use: impl Fn(AdapterId) -> bool,
-    ) -> Result<Option<(usize, bool)>, SequenceError> {
-        self.clock += 1;
-        let unknown = SequenceError::Aborted;
-        let place = self.all.iter().position(|adapter| adapter.id == id);
-        let place = place.ok_or(unknown)?;
-        self.all[place].used = self.clock;
-        if let Some(slot) = self.all[place].slot {
-            return Ok(Some((slot, false)));
-        }
-        let slot = self.free_slot().or_else(|| {
-            let idle = self.all.iter_mut();
-            let idle = idle.filter(|adapter| adapter.slot.is_some() && !in_use(adapter.id));
-            idle.min_by_key(|adapter| adapter.used)?.slot.take()
-        });
-        let Some(slot) = slot else { return Ok(None) };
+        slot: usize,
+    ) -> Result<(), SequenceError> {
         let failed = |reason: String| SequenceError::Failed(format!("LoRA adapter: {reason}"));
-        let matrices = match self.all[place].matrices.take() {
+        let adapter = self.get_mut(id)?;
+        let matrices = match adapter.matrices.take() {
             Some(matrices) => matrices,
             None => {
-                let path = self.all[place].info.path.clone();
+                let path = adapter.info.path.clone();
                 let read = read_adapter(&path).and_then(|matrices| {
                     self.check_rank(&path, &matrices)?;
                     Ok(matrices)
@@ -217,9 +241,14 @@ impl Adapters {
             }
         };
         put(model, slot, &matrices).map_err(failed)?;
-        self.all[place].slot = Some(slot);
+        self.get_mut(id)?.slot = Some(slot);
         self.keep(id, matrices);
-        Ok(Some((slot, true)))
+        Ok(())
+    }
+
+    fn get_mut(&mut self, id: AdapterId) -> Result<&mut Adapter, SequenceError> {
+        let found = self.all.iter_mut().find(|adapter| adapter.id == id);
+        found.ok_or(SequenceError::Aborted)
     }
 
     /// Lets no further request name an adapter.
@@ -242,23 +271,19 @@ impl Adapters {
         Ok(())
     }
 
-    /// Takes the retired adapters off `model` that are not `in_use`; what separated their blocks.
-    pub(super) fn reap(
-        &mut self,
-        model: &mut QwenModel,
-        in_use: impl Fn(AdapterId) -> bool,
-    ) -> Vec<AdapterKey> {
-        let is_done = |adapter: &Adapter| adapter.retired && !in_use(adapter.id);
-        let done: Vec<AdapterId> = self
-            .all
-            .iter()
-            .filter(|a| is_done(a))
-            .map(|a| a.id)
-            .collect();
-        let keys = done.iter().filter_map(|&id| self.cache_key(id)).collect();
+    /// The retired adapters that are not `in_use`.
+    pub(super) fn idle_retired(&self, in_use: impl Fn(AdapterId) -> bool) -> Vec<AdapterId> {
+        let retired = self.all.iter().filter(|adapter| adapter.retired);
+        let ids = retired.map(|adapter| adapter.id);
+        ids.filter(|&id| !in_use(id)).collect()
+    }
+
+    /// Takes adapters off `model`; what separated their blocks.
+    pub(super) fn remove(&mut self, model: &mut QwenModel, ids: &[AdapterId]) -> Vec<AdapterKey> {
+        let keys = ids.iter().filter_map(|&id| self.cache_key(id)).collect();
         let mut changed = false;
         self.all.retain(|adapter| {
-            let stays = !done.contains(&adapter.id);
+            let stays = !ids.contains(&adapter.id);
             if let (false, Some(slot)) = (stays, adapter.slot) {
                 model.remove_adapter(slot);
                 changed = true;

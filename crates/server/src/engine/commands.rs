@@ -6,6 +6,7 @@ use model_qwen::sys::wait_on_device;
 
 use super::receiver::EngineCommand;
 use super::request_metrics::Ended;
+use super::start::DeviceUse;
 use super::worker::Worker;
 
 impl Worker {
@@ -45,9 +46,9 @@ impl Worker {
     /// Sleeps until a command arrives; `None` once every handle is gone.
     fn sleep(&mut self) -> Option<EngineCommand> {
         let receiver = &mut self.receiver;
-        match self.owns_device {
-            true => wait_on_device(&self.device, move || receiver.recv()),
-            false => receiver.recv(),
+        match self.device_use {
+            DeviceUse::Sole => wait_on_device(&self.device, move || receiver.recv()),
+            DeviceUse::Shared => receiver.recv(),
         }
     }
 
@@ -61,11 +62,11 @@ impl Worker {
                 name,
                 path,
                 files,
-                replaces,
+                on_taken,
                 reply,
             } => {
                 // The caller may have gone away; the adapter is loaded all the same.
-                let _ = reply.send(self.load_adapter(&name, &path, *files, replaces));
+                let _ = reply.send(self.load_adapter(name, path, *files, on_taken));
             }
             EngineCommand::UnloadAdapter { name, reply } => {
                 let _ = reply.send(self.unload_adapter(&name));

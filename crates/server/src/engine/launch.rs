@@ -11,9 +11,25 @@ use super::worker::Worker;
 
 /// A step, or a part of one, that the device computes.
 pub(super) struct Launched<'a> {
-    /// Its chunks, each with the row of its first token.
-    pub(super) chunks: Vec<(&'a Chunk, usize)>,
+    pub(super) chunks: Vec<LaunchedChunk<'a>>,
     pub(super) pending: Pending,
+}
+
+/// A chunk of such a step.
+#[derive(Clone, Copy)]
+pub(super) struct LaunchedChunk<'a> {
+    pub(super) chunk: &'a Chunk,
+    /// The row of its first token in the step.
+    pub(super) first_row: usize,
+}
+
+impl<'a> LaunchedChunk<'a> {
+    /// Chunks with their first rows.
+    fn all(chunks: Vec<&'a Chunk>, first_rows: Vec<usize>) -> Vec<Self> {
+        let chunks = chunks.into_iter().zip(first_rows);
+        let launched = chunks.map(|(chunk, first_row)| Self { chunk, first_row });
+        launched.collect()
+    }
 }
 
 impl Worker {
@@ -51,7 +67,7 @@ impl Worker {
         }
         let pending = self.runner.launch(&self.model, &mut self.cache, &rows);
         Launched {
-            chunks: chunks.into_iter().zip(starts).collect(),
+            chunks: LaunchedChunk::all(chunks, starts),
             pending,
         }
     }
@@ -71,7 +87,7 @@ impl Worker {
                 packed.push(&[token], position, slot, &chunk.block_table);
             }
         }
-        let chunks: Vec<(&Chunk, usize)> = chunks.into_iter().zip(starts).collect();
+        let chunks = LaunchedChunk::all(chunks, starts);
         let rows = self.rows_to_compute(&chunks);
         let (model, cache) = (&self.model, &mut self.cache);
         let pending = match rows {
@@ -85,14 +101,17 @@ impl Worker {
     }
 
     /// The rows whose hidden states are needed, ascending. `None` if they are more than half of the step, or if a text is pooled.
-    fn rows_to_compute(&self, chunks: &[(&Chunk, usize)]) -> Option<Vec<usize>> {
+    fn rows_to_compute(&self, chunks: &[LaunchedChunk<'_>]) -> Option<Vec<usize>> {
         let mut rows = Vec::new();
-        for (chunk, first) in chunks {
+        for &LaunchedChunk { chunk, first_row } in chunks {
             if let Some(sequence) = self.sequences.get(&chunk.id) {
-                rows.extend(sequence.rows_to_compute(chunk)?.map(|row| first + row));
+                rows.extend(sequence.rows_to_compute(chunk)?.map(|row| first_row + row));
             }
         }
-        let tokens: usize = chunks.iter().map(|(chunk, _)| chunk.num_tokens()).sum();
+        let tokens: usize = chunks
+            .iter()
+            .map(|launched| launched.chunk.num_tokens())
+            .sum();
         if rows.is_empty() {
             rows.push(0);
         }
@@ -102,15 +121,19 @@ impl Worker {
     /// Lets the device draw the tokens of constrained sequences, too: while it computed the step, threads have computed which ones
     /// may come. A step with drafts is not masked here: the mask of a draft's row depends on the tokens before it.
     pub(super) fn draw_masked<'a>(&mut self, mut launched: Launched<'a>) -> Launched<'a> {
-        let has_draft = |(chunk, _): &(&Chunk, usize)| !chunk.draft.is_empty();
-        if !launched.pending.awaits_masks() || launched.chunks.iter().any(has_draft) {
+        let mut chunks = launched.chunks.iter();
+        let has_draft = chunks.any(|launched| !launched.chunk.draft.is_empty());
+        if !launched.pending.awaits_masks() || has_draft {
             return launched;
         }
         let mut masks: Vec<RowMask> = Vec::with_capacity(launched.chunks.len());
-        for &(chunk, row) in &launched.chunks {
+        for &LaunchedChunk { chunk, first_row } in &launched.chunks {
             let sequence = self.sequences.get_mut(&chunk.id);
             if let Some(mask) = sequence.and_then(|sequence| sequence.sampler.mask()) {
-                masks.push(RowMask { row, mask });
+                masks.push(RowMask {
+                    row: first_row,
+                    mask,
+                });
             }
         }
         launched.pending = self.runner.draw_masked(launched.pending, &masks);
@@ -129,9 +152,9 @@ impl Worker {
         let mut none = Vec::new();
         let spare = self.drafts.as_mut();
         let spare = spare.map_or(&mut none, |drafts| &mut drafts.spare);
-        for (sequence, (chunk, first_row)) in sequences.iter_mut().zip(&chunks) {
+        for (sequence, launched) in sequences.iter_mut().zip(&chunks) {
             if let Some(sequence) = sequence {
-                sequence.add_rows(chunk, *first_row, spare, &mut rows);
+                sequence.add_rows(*launched, spare, &mut rows);
             }
             ends.push(rows.len());
         }
@@ -141,7 +164,8 @@ impl Worker {
         let (mut sampled, mut undrawn) = (Vec::with_capacity(chunks.len()), Vec::new());
         let mut done = 0;
         let now = Instant::now();
-        for ((sequence, (chunk, _)), end) in sequences.iter_mut().zip(&chunks).zip(ends) {
+        for ((sequence, launched), end) in sequences.iter_mut().zip(&chunks).zip(ends) {
+            let chunk = launched.chunk;
             let own = choices
                 .by_ref()
                 .take(end - std::mem::replace(&mut done, end));
@@ -155,7 +179,7 @@ impl Worker {
             }
             match sequence.accept(chunk, tokens, self.drafts.as_mut(), now) {
                 Some(accepted) => sampled.extend(accepted),
-                None => undrawn.push(*chunk),
+                None => undrawn.push(chunk),
             }
         }
         self.generation_tokens += sampled.len() as u64;
@@ -174,15 +198,15 @@ impl Worker {
 /// The sequence of each chunk.
 fn sequences_of<'a>(
     sequences: &'a mut HashMap<SequenceId, ActiveSequence>,
-    chunks: &[(&Chunk, usize)],
+    chunks: &[LaunchedChunk<'_>],
 ) -> Vec<Option<&'a mut ActiveSequence>> {
-    let ids = chunks.iter().map(|(chunk, _)| chunk.id);
+    let ids = chunks.iter().map(|launched| launched.chunk.id);
     let places: HashMap<SequenceId, usize> = ids.zip(0..).collect();
     let mut found: Vec<Option<&mut ActiveSequence>> = chunks.iter().map(|_| None).collect();
     // What still waits for its first step is in no chunk.
     let started = sequences
         .iter_mut()
-        .filter(|(_, sequence)| sequence.permit.is_none());
+        .filter(|(_, sequence)| sequence.has_started());
     for (id, sequence) in started {
         if let Some(place) = places.get(id) {
             found[*place] = Some(sequence);

@@ -17,29 +17,36 @@ use std::collections::HashMap;
 use kv_paging::{Chunk, DecodeToken, SequenceId};
 use model_qwen::{DecodeRow, Draw, Pending};
 
-use super::launch::Launched;
+use super::launch::{Launched, LaunchedChunk};
 use super::worker::Worker;
 
 /// A step that was launched before the step before was committed.
 #[derive(Debug)]
 pub(super) struct StepAhead {
-    /// Row of each sequence, and the position of the token that it computes.
-    rows: HashMap<SequenceId, (usize, usize)>,
+    rows: HashMap<SequenceId, AheadRow>,
     pending: Pending,
+}
+
+/// A sequence's row in that step.
+#[derive(Clone, Copy, Debug)]
+struct AheadRow {
+    row: usize,
+    /// The position of the token that it computes.
+    position: usize,
 }
 
 impl StepAhead {
     /// The chunks that this step computes, and the rest. `None` if it computes none of them.
-    pub(super) fn meet(self, chunks: &[Chunk]) -> Option<(Launched<'_>, Vec<&Chunk>)> {
-        let (mut met, mut rest) = (Vec::with_capacity(chunks.len()), Vec::new());
+    pub(super) fn take_launched(self, chunks: &[Chunk]) -> Option<(Launched<'_>, Vec<&Chunk>)> {
+        let (mut taken, mut rest) = (Vec::with_capacity(chunks.len()), Vec::new());
         for chunk in chunks {
             match self.row_of(chunk) {
-                Some(row) => met.push((chunk, row)),
+                Some(first_row) => taken.push(LaunchedChunk { chunk, first_row }),
                 None => rest.push(chunk),
             }
         }
         let launched = Launched {
-            chunks: met,
+            chunks: taken,
             pending: self.pending,
         };
         (!launched.chunks.is_empty()).then_some((launched, rest))
@@ -47,7 +54,7 @@ impl StepAhead {
 
     /// The row that computes a chunk.
     fn row_of(&self, chunk: &Chunk) -> Option<usize> {
-        let (row, position) = *self.rows.get(&chunk.id)?;
+        let AheadRow { row, position } = *self.rows.get(&chunk.id)?;
         let is_one = chunk.num_tokens() == 1;
         (is_one && chunk.start == position).then_some(row)
     }
@@ -78,7 +85,7 @@ impl Worker {
         if !before.pending.is_drawn() {
             return None;
         }
-        let holds_back = |(chunk, _): &(&Chunk, usize)| {
+        let holds_back = |&LaunchedChunk { chunk, .. }: &LaunchedChunk<'_>| {
             let sequence = self.sequences.get(&chunk.id);
             !chunk.draft.is_empty() || sequence.is_some_and(|sequence| sequence.holds_back)
         };
@@ -86,7 +93,7 @@ impl Worker {
             return None;
         }
         let mut next: Vec<Next<'_>> = Vec::new();
-        for (chunk, row) in &before.chunks {
+        for &LaunchedChunk { chunk, first_row } in &before.chunks {
             let sequence = self.sequences.get_mut(&chunk.id);
             let Some(sequence) = sequence.filter(|_| !chunk.reaches_max_len) else {
                 continue;
@@ -94,7 +101,7 @@ impl Worker {
             if let Some(draw) = sequence.draw_next() {
                 next.push(Next {
                     chunk,
-                    row: *row,
+                    row: first_row,
                     draw,
                     adapter_slot: sequence.adapter_slot(),
                     is_constrained: sequence.sampler.may_be_constrained(1),
@@ -119,10 +126,11 @@ impl Worker {
             .collect();
         let (model, cache) = (&self.model, &self.cache);
         let pending = (self.runner).launch_ahead(&before.pending, model, cache, &rows)?;
-        let positions = rows.iter().map(|row| row.position);
+        let positions = rows.iter().map(|row| row.position).enumerate();
+        let ahead_rows = positions.map(|(row, position)| AheadRow { row, position });
         self.num_steps_ahead += 1;
         Some(StepAhead {
-            rows: ids.into_iter().zip((0..).zip(positions)).collect(),
+            rows: ids.into_iter().zip(ahead_rows).collect(),
             pending,
         })
     }

@@ -4,7 +4,10 @@ use std::collections::VecDeque;
 use std::mem;
 use std::time::{Duration, Instant};
 
-use super::adapters::{AdapterId, AdapterUse};
+use model_qwen::QwenModel;
+
+use super::adapters::{AdapterId, AdapterUse, Adapters};
+use super::error::SequenceError;
 use super::receiver::Submission;
 use super::request::EngineOutput;
 use super::request_metrics::Ended;
@@ -36,6 +39,18 @@ impl Parked {
 pub(super) type ParkedQueue = VecDeque<Parked>;
 
 impl Worker {
+    /// Changes which adapters are on the model. Recorded steps and the step ahead read the tensors that the model had before, so
+    /// they are dropped, also after a failure: it may have emptied a slot or stacked the adapters anew.
+    pub(super) fn change_adapters<T>(
+        &mut self,
+        change: impl FnOnce(&mut Adapters, &mut QwenModel) -> T,
+    ) -> T {
+        let result = change(&mut self.adapters, &mut self.model);
+        self.ahead = None;
+        self.runner.forget_graphs();
+        result
+    }
+
     /// Hands the sequences to the scheduler whose adapters are in slots or can be put there.
     pub(super) fn place_parked(&mut self) {
         let mut first_waits_long = false;
@@ -45,16 +60,8 @@ impl Worker {
                 continue;
             }
             let id = parked.adapter;
-            let sequences = &self.sequences;
-            let in_use = |id| {
-                let mut used = sequences.values().filter_map(|sequence| sequence.adapter);
-                used.any(|used| used.id == id)
-            };
-            match self.adapters.place(&mut self.model, id, in_use) {
-                Ok(Some((slot, is_new))) => {
-                    if is_new {
-                        self.forget_graphs();
-                    }
+            match self.slot_for(id) {
+                Ok(Some(slot)) => {
                     self.add_sequence(parked.submission, Some(AdapterUse { id, slot }));
                 }
                 Ok(None) => {
@@ -62,13 +69,31 @@ impl Worker {
                     self.parked.push_back(parked);
                 }
                 Err(error) => {
-                    // A slot may have been emptied for it.
-                    self.forget_graphs();
                     self.receiver.request_metrics().count(Ended::Error);
                     parked.submission.sink.send(EngineOutput::Failed(error));
                 }
             }
         }
+    }
+
+    /// The slot of an adapter; puts it into one first if it has none. `None` while running sequences use all slots.
+    ///
+    /// # Errors
+    /// If its files are not what they were, or the device has no room.
+    fn slot_for(&mut self, id: AdapterId) -> Result<Option<usize>, SequenceError> {
+        if let Some(slot) = self.adapters.ask_for(id)? {
+            return Ok(Some(slot));
+        }
+        let sequences = &self.sequences;
+        let in_use = |id| {
+            let mut used = sequences.values().filter_map(|sequence| sequence.adapter);
+            used.any(|used| used.id == id)
+        };
+        let Some(slot) = self.adapters.vacate_slot(in_use) else {
+            return Ok(None);
+        };
+        self.change_adapters(|adapters, model| adapters.place(model, id, slot))?;
+        Ok(Some(slot))
     }
 
     /// Takes the unloaded adapters off the model that no sequence uses any more. Then places parked sequences: a slot may be free.
@@ -78,12 +103,12 @@ impl Worker {
             let mut running = sequences.values().filter_map(|sequence| sequence.adapter);
             running.any(|used| used.id == id) || parked.iter().any(|parked| parked.adapter == id)
         };
-        let gone = self.adapters.reap(&mut self.model, in_use);
+        let gone = self.adapters.idle_retired(in_use);
         if !gone.is_empty() {
-            self.forget_graphs();
-        }
-        for key in gone {
-            self.scheduler.forget_adapter(&key);
+            let keys = self.change_adapters(|adapters, model| adapters.remove(model, &gone));
+            for key in keys {
+                self.scheduler.forget_adapter(&key);
+            }
         }
         if !self.parked.is_empty() {
             self.place_parked();

@@ -7,6 +7,7 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 use kv_paging::{Chunk, Sampled, SequenceId};
 use model_qwen::{Pending, PoolingType};
 
+use super::launch::LaunchedChunk;
 use super::request::EngineOutput;
 use super::worker::Worker;
 
@@ -71,16 +72,17 @@ impl Worker {
     /// What the device says, if it couldn't compute the step.
     pub(super) fn pool(
         &mut self,
-        chunks: &[(&Chunk, usize)],
+        chunks: &[LaunchedChunk<'_>],
         pending: &Pending,
     ) -> Result<Vec<Sampled>, String> {
         let Some(hidden) = pending.hidden_states() else {
             return Ok(Vec::new());
         };
-        let wanted = chunks.iter().filter_map(|(chunk, first)| {
+        let wanted = chunks.iter().filter_map(|launched| {
+            let LaunchedChunk { chunk, first_row } = *launched;
             let pooler = self.sequences.get(&chunk.id)?.pooler.as_ref()?;
             let tokens = pooler.tokens(chunk);
-            Some((*chunk, first + tokens.start..first + tokens.end))
+            Some((chunk, first_row + tokens.start..first_row + tokens.end))
         });
         let wanted: Vec<(&Chunk, Range<usize>)> = wanted.collect();
         let rows: Vec<usize> = wanted.iter().flat_map(|(_, rows)| rows.clone()).collect();
@@ -106,6 +108,7 @@ impl Worker {
                 });
                 ended.push(Sampled {
                     id: chunk.id,
+                    // The scheduler ends a sequence with a token. This one is in no text and in no cached block.
                     token: 0,
                     finished: true,
                 });

@@ -11,12 +11,12 @@ impl Worker {
             kv_events.publish(self.scheduler.take_cache_events());
         }
         let stats = self.scheduler.stats();
-        let adapters = |waiting: bool| {
+        let adapters = |started: bool| {
             let mut names: Vec<String> = (self.sequences.values())
-                .filter(|sequence| sequence.permit.is_some() == waiting)
+                .filter(|sequence| sequence.has_started() == started)
                 .filter_map(|sequence| sequence.request.adapter.clone())
                 .collect();
-            if waiting {
+            if !started {
                 let parked = self.parked.iter();
                 names.extend(parked.filter_map(|p| p.submission.request.adapter.clone()));
             }
@@ -30,6 +30,7 @@ impl Worker {
             num_deferred: self.parked.len(),
             num_blocks: stats.num_blocks,
             num_free_blocks: stats.num_free_blocks,
+            kv_cache_usage: stats.kv_cache_usage(),
             block_size: self.scheduler.config().block_size,
             prefix_queries: stats.prefix_queries,
             prefix_hits: stats.prefix_hits,
@@ -37,8 +38,8 @@ impl Worker {
             num_steps_ahead: self.num_steps_ahead,
             prompt_tokens: self.prompt_tokens,
             generation_tokens: self.generation_tokens,
-            running_adapters: adapters(false),
-            waiting_adapters: adapters(true),
+            running_adapters: adapters(true),
+            waiting_adapters: adapters(false),
             max_loras: self.adapters.max_loras(),
             kv_events: self.kv_events.as_ref().map(KvEvents::counts),
             speculation: self.drafts.as_ref().map(|drafts| drafts.stats().clone()),

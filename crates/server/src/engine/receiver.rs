@@ -37,8 +37,8 @@ pub enum EngineCommand {
         path: PathBuf,
         /// What the folder holds: it was read elsewhere, so that a slow disk keeps no request waiting.
         files: Box<Result<LoraAdapter, AdapterError>>,
-        /// Whether an adapter of this name makes room for it.
-        replaces: bool,
+        /// What happens if the name is taken.
+        on_taken: OnTaken,
         /// Where the answer goes.
         reply: oneshot::Sender<Result<(), AdapterError>>,
     },
@@ -51,6 +51,15 @@ pub enum EngineCommand {
     },
     /// No further `Submit` follows: finish what is there, then the thread may end.
     Shutdown,
+}
+
+/// What happens to an adapter whose name another one is to have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnTaken {
+    /// It stays; the new one is refused.
+    Refuse,
+    /// It makes room. Sequences that use it finish with it.
+    Replace,
 }
 
 /// A sequence on its way to the engine.

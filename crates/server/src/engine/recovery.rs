@@ -30,7 +30,7 @@ impl Worker {
             "the device failed to compute a step"
         );
         let running = self.sequences.iter();
-        let running = running.filter(|(_, sequence)| sequence.permit.is_none());
+        let running = running.filter(|(_, sequence)| sequence.has_started());
         let running: Vec<SequenceId> = running.map(|(id, _)| *id).collect();
         for id in running {
             self.scheduler.abort(id);

@@ -13,13 +13,14 @@ use model_qwen::{
 };
 
 use super::adapter_folder::read_adapter;
-use super::adapters::Adapters;
+use super::adapters::{Adapters, NewAdapter};
 use super::error::AdapterError;
 use super::handle::{EngineHandle, channel};
 use super::memory::{self, MemoryError};
 use super::model_info::{ModelDetails, ModelInfo};
 use super::pooling_model::{PoolingInfo, pooling_info};
 use super::progress::StartProgress;
+use super::receiver::OnTaken;
 use super::stats::EngineLimits;
 use super::worker::Worker;
 use crate::config::{Config, ConfigError, Speculation};
@@ -80,6 +81,15 @@ impl StartError {
     }
 }
 
+/// Who computes on an engine's device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DeviceUse {
+    /// The engine alone: the device's thread may sleep while the engine does, which would keep others waiting.
+    Sole,
+    /// Others in the process, too.
+    Shared,
+}
+
 /// Starts engines.
 #[derive(Debug)]
 pub struct Engine;
@@ -92,7 +102,7 @@ impl Engine {
     pub fn start(config: &Config) -> Result<(EngineHandle, ModelInfo), StartError> {
         config.check()?;
         let device = parse_device(&config.device)?;
-        Self::start_on(config, device, &StartProgress::default())
+        Self::start_on(config, device, DeviceUse::Shared, &StartProgress::default())
     }
 
     /// [`Self::start`] on a thread that may block, for a process whose device has no other engine.
@@ -103,15 +113,16 @@ impl Engine {
         config: &Config,
         progress: &StartProgress,
     ) -> Result<(EngineHandle, ModelInfo), StartError> {
-        let progress = progress.clone();
-        let owned = Config {
-            // A job computes on the device, too.
-            owns_device: config.finetuning.is_none(),
-            ..config.clone()
-        };
+        let (config, progress) = (config.clone(), progress.clone());
         let started = tokio::task::spawn_blocking(move || {
-            owned.check()?;
-            Self::start_on(&owned, parse_device(&owned.device)?, &progress)
+            config.check()?;
+            let device = parse_device(&config.device)?;
+            let device_use = match config.finetuning {
+                None => DeviceUse::Sole,
+                // A job computes on it, too.
+                Some(_) => DeviceUse::Shared,
+            };
+            Self::start_on(&config, device, device_use, &progress)
         });
         let started = started.await;
         started.unwrap_or_else(|error| Err(StartError::Loading(error.into())))
@@ -121,6 +132,7 @@ impl Engine {
     pub(crate) fn start_on(
         config: &Config,
         device: Device,
+        device_use: DeviceUse,
         progress: &StartProgress,
     ) -> Result<(EngineHandle, ModelInfo), StartError> {
         // An address that is taken is known before the model is loaded.
@@ -177,6 +189,7 @@ impl Engine {
             ..config.clone()
         };
         let mut worker = Worker::new(model, cache, scheduler, receiver, adapters, config);
+        worker.device_use = device_use;
         if let Some(kv_events) = kv_events {
             worker.scheduler.record_cache_events();
             worker.kv_events = Some(kv_events);
@@ -300,8 +313,13 @@ fn load_adapters(
                 ),
             }));
         }
-        let files = read_adapter(&module.path);
-        adapters.load(model, (&module.name, &module.path), files, false)?;
+        adapters.check_name(&module.name, OnTaken::Refuse)?;
+        let new = NewAdapter {
+            name: module.name.clone(),
+            path: module.path.clone(),
+            matrices: read_adapter(&module.path)?,
+        };
+        adapters.load(model, new)?;
     }
     Ok(adapters)
 }

@@ -41,6 +41,8 @@ pub struct EngineStats {
     pub num_blocks: usize,
     /// Blocks that no running sequence holds.
     pub num_free_blocks: usize,
+    /// Share of the blocks that running sequences hold, 0 to 1.
+    pub kv_cache_usage: f64,
     /// Tokens per block.
     pub block_size: usize,
     /// Prompt tokens looked up in the prefix cache.

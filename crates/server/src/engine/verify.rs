@@ -10,15 +10,15 @@ use kv_paging::{Chunk, Sampled};
 use model_qwen::{Choice, ChoiceRow, Sampler, Want};
 
 use super::active::{ActiveSequence, banned};
+use super::launch::LaunchedChunk;
 use super::speculation::Drafts;
 
 impl ActiveSequence {
-    /// Adds the rows that give the next token, and those that come after it if the draft is right. The chunk's first token is in
-    /// row `first_row`. Samplers that are `spare` take the place of copies.
+    /// Adds the rows that give the next token, and those that come after it if the draft is right. Samplers that are `spare` take the
+    /// place of copies.
     pub(super) fn add_token_rows<'a>(
         &'a mut self,
-        chunk: &Chunk,
-        first_row: usize,
+        LaunchedChunk { chunk, first_row }: LaunchedChunk<'_>,
         spare: &mut Vec<Sampler>,
         rows: &mut Vec<ChoiceRow<'a>>,
     ) {

@@ -15,9 +15,8 @@ use super::overlap::StepAhead;
 use super::parked::ParkedQueue;
 use super::receiver::EngineReceiver;
 use super::recovery::{MAX_FAILURES, catch};
-use super::request::{EngineOutput, FinishReason};
-use super::request_metrics::Ended;
 use super::speculation::Drafts;
+use super::start::DeviceUse;
 use crate::config::Config;
 use crate::kv_events::KvEvents;
 
@@ -33,7 +32,7 @@ pub(super) struct Worker {
     pub(super) scheduler: Scheduler,
     pub(super) runner: GraphRunner,
     pub(super) receiver: EngineReceiver,
-    pub(super) owns_device: bool,
+    pub(super) device_use: DeviceUse,
     pub(super) adapters: Adapters,
     /// Sequences whose adapters are in no slot.
     pub(super) parked: ParkedQueue,
@@ -75,7 +74,7 @@ impl Worker {
             cache,
             scheduler,
             receiver,
-            owns_device: config.owns_device,
+            device_use: DeviceUse::Shared,
             adapters,
             parked: ParkedQueue::new(),
             sequences: HashMap::new(),
@@ -134,8 +133,9 @@ impl Worker {
     /// Launches the step after this one before it waits for the tokens of this one. Most often this one was launched ahead, too.
     fn overlap_step(&mut self, step: &Step) -> Result<Vec<Sampled>, String> {
         let ahead = self.ahead.take();
-        let (launched, rest) = match ahead.and_then(|ahead| ahead.meet(&step.chunks)) {
-            Some(met) => met,
+        let taken = ahead.and_then(|ahead| ahead.take_launched(&step.chunks));
+        let (launched, rest) = match taken {
+            Some(taken) => taken,
             None => (self.launch(step.chunks.iter().collect()), Vec::new()),
         };
         let launched = self.draw_masked(launched);
@@ -184,31 +184,13 @@ impl Worker {
         for sampled in sampled.iter().filter(|sampled| sampled.finished) {
             ended = true;
             if let Some(sequence) = self.sequences.remove(&sampled.id) {
-                let reason = match sequence.stops(sampled.token) {
-                    true => FinishReason::Stop,
-                    false => FinishReason::Length,
-                };
-                let how = match (reason, &sequence.pooler) {
-                    _ if sequence.failure.is_some() => Ended::Error,
-                    (FinishReason::Length, None) => Ended::Length,
-                    _ => Ended::Stop,
-                };
-                self.receiver.request_metrics().record(&sequence, how);
-                let end = match sequence.failure {
-                    Some(error) => EngineOutput::Failed(error),
-                    None => EngineOutput::Finished { reason },
-                };
-                sequence.sink.send(end);
+                let end = sequence.end(sampled.token);
+                self.receiver.request_metrics().record(&sequence, end.ended);
+                sequence.sink.send(end.output);
             }
         }
         if ended {
             self.release_idle_adapters();
         }
-    }
-
-    /// Drops recorded steps and the step ahead. Call it when tensors of the model were replaced.
-    pub(super) fn forget_graphs(&mut self) {
-        self.ahead = None;
-        self.runner.forget_graphs();
     }
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
+use model_qwen::json_type;
 use serde_json::{Map, Value, json};
 use trainer_sft::Training;
 use trainer_sft::config::{Config, RunConfig};
@@ -12,9 +13,9 @@ use super::events::{Event, Level};
 use super::files::{FINE_TUNE, no_file};
 use super::job::{JOB_PREFIX, Job, JobObject, RECORD, Status, prompts_path, run_dir};
 use super::jobs::JobEntry;
+use super::messages::Failure;
 use super::settings::{self, Paths, Refusal};
 use super::spec::{JobRequest, MethodPart};
-use super::told::Failure;
 use super::{FineTuning, disk, disk_error, new_id, now};
 use crate::error::ApiError;
 
@@ -296,14 +297,10 @@ fn check_metadata(metadata: &Map<String, Value>) -> Result<(), ApiError> {
                 return refused(format!("values of at most {value} characters"), found);
             }
             other => {
-                let kind = match other {
-                    Value::Null => "null",
-                    Value::Bool(_) => "a boolean",
-                    Value::Number(_) => "a number",
-                    Value::Array(_) => "a list",
-                    _ => "an object",
-                };
-                return refused("texts as values".to_owned(), format!("{kind} at `{shown}`"));
+                return refused(
+                    "texts as values".to_owned(),
+                    format!("{} at `{shown}`", json_type(other)),
+                );
             }
         }
     }

@@ -6,20 +6,20 @@ use super::FineTuning;
 use super::events::{self, Event, Level};
 use super::job::Status;
 use super::jobs::{JobEntry, Progress};
-use super::told::Told;
+use super::messages::JobMessage;
 
 impl FineTuning {
     /// Takes what the run of a job tells into its state.
-    pub(super) fn hear(&self, id: &str, told: Told) {
-        match told {
-            Told::Start => self.training_starts(id),
-            Told::Event(event) => self.keep(id, event, |_| {}),
-            Told::Warning(text) => {
+    pub(super) fn hear(&self, id: &str, message: JobMessage) {
+        match message {
+            JobMessage::Start => self.training_starts(id),
+            JobMessage::Event(event) => self.keep(id, event, |_| {}),
+            JobMessage::Warning(text) => {
                 let job = self.state().entry(id).map(|entry| entry.job.clone());
                 let text = job.map_or(text.clone(), |job| self.with_names(&job, &text).0);
                 self.keep(id, Event::message(Level::Warn, text), |_| {});
             }
-            Told::Step {
+            JobMessage::Step {
                 event,
                 step,
                 total_steps,
@@ -31,7 +31,7 @@ impl FineTuning {
                 }
             }),
             // These are between a process and the thread that started it.
-            Told::Waits | Told::Ended(_) => {}
+            JobMessage::Waits | JobMessage::Ended(_) => {}
         }
     }
 

@@ -11,8 +11,8 @@ use model_qwen::{is_gpu, parse_device};
 use trainer_sft::WorkUnit;
 
 use super::gate::WorkUnits;
+use super::messages::{JobCommand, JobMessage};
 use super::process::COMMAND;
-use super::told::{Asked, Told};
 use super::work::{Means, Tell, Work};
 use crate::config::JobPriority;
 
@@ -50,13 +50,13 @@ pub(crate) fn run() -> ExitCode {
         Ok(_) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     };
-    tell(Told::Ended(trained));
+    tell(JobMessage::Ended(trained));
     code
 }
 
-fn tell(told: Told) {
+fn tell(message: JobMessage) {
     let mut stdout = io::stdout().lock();
-    let line = serde_json::to_string(&told).unwrap_or_default() + "\n";
+    let line = serde_json::to_string(&message).unwrap_or_default() + "\n";
     let written = stdout.write_all(line.as_bytes());
     if written.and_then(|()| stdout.flush()).is_err() {
         end();
@@ -67,9 +67,9 @@ fn tell(told: Told) {
 fn listen(input: StdinLock<'_>, turns: &Sender<bool>) {
     for line in input.lines().map_while(Result::ok) {
         match serde_json::from_str(&line) {
-            Ok(Asked::Stop) => STOP.store(true, Ordering::Relaxed),
+            Ok(JobCommand::Stop) => STOP.store(true, Ordering::Relaxed),
             // A run that has ended needs no turn.
-            Ok(Asked::Go { is_busy }) => drop(turns.send(is_busy)),
+            Ok(JobCommand::Go { is_busy }) => drop(turns.send(is_busy)),
             Err(error) => tracing::warn!(%error, "the server asks for something unknown"),
         }
     }
@@ -99,7 +99,7 @@ fn gate(work: &Work, turns: Receiver<bool>) -> Box<dyn Fn(WorkUnit) + Send + Syn
             let _ = device.sync();
             units.restart();
         }
-        tell(Told::Waits);
+        tell(JobMessage::Waits);
         let turns = turns.lock().unwrap_or_else(PoisonError::into_inner);
         // Without a server the process ends.
         let others_wait = turns.recv().unwrap_or_default();

@@ -17,8 +17,8 @@ use super::FineTuning;
 use super::events::{Event, Level};
 use super::gate::Gate;
 use super::job::Status;
+use super::messages::{End, Failure, JobCommand, JobMessage};
 use super::run::Turn;
-use super::told::{Asked, End, Failure, Told};
 use super::work::Work;
 
 /// The command of this program that works on a job.
@@ -101,7 +101,10 @@ impl FineTuning {
             "The job runs in a process of its own on {}",
             work.source.device
         );
-        self.hear(&turn.job.id, Told::Event(Event::message(Level::Info, text)));
+        self.hear(
+            &turn.job.id,
+            JobMessage::Event(Event::message(Level::Info, text)),
+        );
         let gate = self.gate(turn);
         let has_ended = AtomicBool::new(false);
         let ended = thread::scope(|scope| {
@@ -112,15 +115,15 @@ impl FineTuning {
             let lines = BufReader::new(output).split(b'\n').map_while(Result::ok);
             let mut lines = lines.map(|line| String::from_utf8_lossy(&line).into_owned());
             lines.find_map(|line| match serde_json::from_str(&line) {
-                Ok(Told::Ended(ended)) => Some(ended),
-                Ok(Told::Waits) => {
+                Ok(JobMessage::Ended(ended)) => Some(ended),
+                Ok(JobMessage::Waits) => {
                     let is_busy = gate.as_ref().is_some_and(Gate::wait_for_turn);
                     // One that is gone tells nothing more.
-                    let _ = process.ask(&Asked::Go { is_busy });
+                    let _ = process.ask(&JobCommand::Go { is_busy });
                     None
                 }
-                Ok(told) => {
-                    self.hear(&turn.job.id, told);
+                Ok(message) => {
+                    self.hear(&turn.job.id, message);
                     None
                 }
                 Err(_) => {
@@ -147,7 +150,7 @@ impl FineTuning {
                 if !was_asked {
                     was_asked = true;
                     // One that is gone needs not be asked.
-                    let _ = process.ask(&Asked::Stop);
+                    let _ = process.ask(&JobCommand::Stop);
                 }
             }
             thread::sleep(LOOK);

@@ -10,8 +10,8 @@ use super::disk::{self, Folders};
 use super::events::{Event, Level};
 use super::job::{JobError, Status, checkpoints, run_dir};
 use super::jobs::checkpoint_name;
+use super::messages::End;
 use super::run::Turn;
-use super::told::End;
 
 /// Starts the thread, and waits until the adapters of earlier jobs are served.
 pub(super) fn start(own: FineTuning, folders: Folders) -> io::Result<()> {

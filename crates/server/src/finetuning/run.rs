@@ -13,8 +13,8 @@ use super::FineTuning;
 use super::events::{Event, Level};
 use super::files::with_filename;
 use super::job::{Job, JobError, checkpoints, prompts_path, run_dir};
+use super::messages::{End, Failure};
 use super::settings::Paths;
-use super::told::{End, Failure};
 use super::work::{Means, Tell, Work};
 use crate::config::JobPriority;
 
@@ -103,7 +103,10 @@ impl FineTuning {
             gate: gate.map(|gate| Box::new(move |unit| gate.pass(unit)) as Box<_>),
         };
         let (own, id) = (self.clone(), turn.job.id.clone());
-        work.train(means, &(Arc::new(move |told| own.hear(&id, told)) as Tell))
+        work.train(
+            means,
+            &(Arc::new(move |message| own.hear(&id, message)) as Tell),
+        )
     }
 
     /// Whether jobs run on a GPU.

@@ -9,17 +9,17 @@ use trainer_sft::metrics::Record;
 use trainer_sft::{Sample, StepReport};
 
 use super::events::Event;
-use super::told::Told;
+use super::messages::JobMessage;
 
 /// Listens to a run, and tells of it.
 pub(super) struct Watcher<'a> {
-    tell: &'a dyn Fn(Told),
+    tell: &'a dyn Fn(JobMessage),
     /// The numbers of the step that is being told of.
     record: RefCell<Option<Record>>,
 }
 
 impl<'a> Watcher<'a> {
-    pub(super) fn new(tell: &'a dyn Fn(Told)) -> Self {
+    pub(super) fn new(tell: &'a dyn Fn(JobMessage)) -> Self {
         Self {
             tell,
             record: RefCell::default(),
@@ -27,7 +27,7 @@ impl<'a> Watcher<'a> {
     }
 
     fn tell(&self, event: Event) {
-        (self.tell)(Told::Event(event));
+        (self.tell)(JobMessage::Event(event));
     }
 
     /// Numbers of a step or of an evaluation.
@@ -75,7 +75,7 @@ impl<'a> Watcher<'a> {
             "Step {step}/{total_steps}: training loss={:.4}",
             report.loss
         );
-        (self.tell)(Told::Step {
+        (self.tell)(JobMessage::Step {
             event: Event::metrics(text, Value::Object(data)),
             step,
             total_steps,

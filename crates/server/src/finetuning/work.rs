@@ -12,15 +12,15 @@ use trainer_sft::{Training, WorkUnit};
 
 use super::events::{Event, Level};
 use super::gate::pool;
+use super::messages::{End, Failure, JobMessage};
 use super::settings::{self, Paths, in_settings};
 use super::spec::{Method, Source};
-use super::told::{End, Failure, Told};
 use super::warnings::heard;
 use super::watch::Watcher;
 use crate::config::JobPriority;
 
 /// Who is told.
-pub(super) type Tell = Arc<dyn Fn(Told) + Send + Sync>;
+pub(super) type Tell = Arc<dyn Fn(JobMessage) + Send + Sync>;
 
 /// What is to be trained.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -73,11 +73,11 @@ impl Work {
         let config = self.config()?;
         let pool = pool(self.priority).map_err(|error| Failure::of_server(error.to_string()))?;
         let warn = Arc::clone(tell);
-        let warn = move |text: String| warn(Told::Warning(in_settings(&text)));
+        let warn = move |text: String| warn(JobMessage::Warning(in_settings(&text)));
         let run = || {
             let watcher = Watcher::new(&**tell);
             let mut training = Training::new(&config)
-                .on_start(|| tell(Told::Start))
+                .on_start(|| tell(JobMessage::Start))
                 .on_record(|record| watcher.record(record))
                 .on_sample(|samples| watcher.samples(samples))
                 .on_checkpoint(|path| watcher.checkpoint(path))
@@ -94,7 +94,7 @@ impl Work {
             let fits = config.quantization() == self.source.quantization;
             match means.base {
                 Some(weights) if fits => training = training.base(weights),
-                Some(_) => tell(Told::Event(Event::message(
+                Some(_) => tell(JobMessage::Event(Event::message(
                     Level::Warn,
                     "The job holds its weights otherwise than the server, and loads the model a second time",
                 ))),

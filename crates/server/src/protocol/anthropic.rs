@@ -9,14 +9,14 @@ mod tests;
 mod tools;
 mod turns;
 
-use model_qwen::Grammar;
+use model_qwen::{Grammar, json_type};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::body::{Body, kind};
+use super::body::Body;
 use super::chat::{ReasoningEffort, TemplateFields};
 use super::common::{SamplingFields, Texts};
-use super::grammar::Asked;
+use super::grammar::RequestedGrammar;
 use super::object::object;
 use crate::error::ApiError;
 
@@ -149,7 +149,7 @@ pub struct Prompt {
     /// Tools, and what else the template takes.
     pub template: TemplateFields,
     /// What the answer has to keep to.
-    pub grammar: Option<Asked>,
+    pub grammar: Option<RequestedGrammar>,
     /// OpenAI's `tool_choice`.
     pub tool_choice: Option<Value>,
     /// Whether an answer has at most one call.
@@ -272,12 +272,15 @@ fn list(body: &mut Body, field: &str) -> Result<Option<Vec<Value>>, ApiError> {
     match body.take(field) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Array(items)) => Ok(Some(items)),
-        Some(other) => Err(ApiError::expected(field, "a list", kind(&other))),
+        Some(other) => Err(ApiError::expected(field, "a list", json_type(&other))),
     }
 }
 
 /// What the answer has to keep to, if there is a format.
-fn format(config: Option<&OutputConfig>, older: Option<&Value>) -> Result<Option<Asked>, ApiError> {
+fn format(
+    config: Option<&OutputConfig>,
+    older: Option<&Value>,
+) -> Result<Option<RequestedGrammar>, ApiError> {
     let format = config.and_then(|config| config.format.as_ref());
     let [format, older] = [format, older].map(|format| format.filter(|format| !format.is_null()));
     let (param, format) = match (format, older) {
@@ -297,7 +300,7 @@ fn format(config: Option<&OutputConfig>, older: Option<&Value>) -> Result<Option
         return Err(ApiError::bad_request(param, message));
     }
     match (format["type"].as_str(), &format["schema"]) {
-        (Some("json_schema"), schema @ Value::Object(_)) => Ok(Some(Asked::new(
+        (Some("json_schema"), schema @ Value::Object(_)) => Ok(Some(RequestedGrammar::new(
             format!("{param}.schema"),
             Grammar::JsonSchema(schema.clone()),
         ))),

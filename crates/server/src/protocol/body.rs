@@ -6,6 +6,7 @@ use axum::body::Bytes;
 use axum::extract::{FromRequest, Request};
 use axum::http::{HeaderMap, StatusCode, header};
 use futures::StreamExt as _;
+use model_qwen::json_type;
 use model_qwen::sys::return_freed_memory;
 use serde::Deserialize;
 use serde_json::Value;
@@ -188,7 +189,7 @@ fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
             StatusCode::BAD_REQUEST,
             format!(
                 "The request body must be a JSON object, found {}.",
-                kind(&other)
+                json_type(&other)
             ),
         )),
     }
@@ -310,18 +311,6 @@ impl Body {
     /// Its length, as it arrived.
     pub fn num_bytes(&self) -> usize {
         self.num_bytes
-    }
-}
-
-/// What a JSON value is called in messages.
-pub(super) fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
     }
 }
 

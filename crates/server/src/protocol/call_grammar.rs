@@ -6,7 +6,7 @@ mod function_form;
 use model_qwen::{Grammar, GrammarError, JsonStyle};
 use serde_json::{Value, json};
 
-use super::grammar::Asked;
+use super::grammar::RequestedGrammar;
 use super::tools::ToolChoice;
 use crate::answer::{CLOSE_CALL, CLOSE_THINK, OPEN_CALL, OPEN_FUNCTION, OPEN_THINK, Tool};
 use crate::error::ApiError;
@@ -30,7 +30,7 @@ pub(crate) struct CallForms {
 /// # Errors
 /// 400 if the answer has to be a call, and to keep to a grammar, or if a strict tool cannot be called in a form.
 pub(crate) fn with_calls(
-    asked: Option<Asked>,
+    asked: Option<RequestedGrammar>,
     choice: &ToolChoice,
     tools: &[Tool],
     CallForms {
@@ -38,7 +38,7 @@ pub(crate) fn with_calls(
         only_these,
         functions,
     }: CallForms,
-) -> Result<Option<Asked>, ApiError> {
+) -> Result<Option<RequestedGrammar>, ApiError> {
     let called: Vec<&Tool> = match choice {
         ToolChoice::None => return Ok(asked),
         ToolChoice::Auto | ToolChoice::Required => tools.iter().collect(),
@@ -58,7 +58,7 @@ pub(crate) fn with_calls(
             Some(asked) => Some(match json_format(&asked.grammar) {
                 Some(answer) if !tools.is_empty() => {
                     let calls = calls(&called, only_one, false);
-                    Asked {
+                    RequestedGrammar {
                         param: asked.param,
                         ..of_tools(
                             json!({ "type": "or", "elements": [calls, answer] }),
@@ -70,7 +70,7 @@ pub(crate) fn with_calls(
             }),
         });
     }
-    if let Some(Asked { param, .. }) = asked {
+    if let Some(RequestedGrammar { param, .. }) = asked {
         let message = format!("`tool_choice` asks for a call, which cannot keep to `{param}`.");
         return Err(ApiError::bad_request("tool_choice", message));
     }
@@ -78,16 +78,16 @@ pub(crate) fn with_calls(
     Ok(Some(of_tools(calls(&called, only_one, true), followed)))
 }
 
-fn of_tools(format: Value, tools: Vec<Tool>) -> Asked {
+fn of_tools(format: Value, tools: Vec<Tool>) -> RequestedGrammar {
     let grammar = Grammar::StructuralTag(json!({ "format": format }));
-    Asked {
+    RequestedGrammar {
         tools,
-        ..Asked::new("tools", grammar)
+        ..RequestedGrammar::new("tools", grammar)
     }
 }
 
 /// The same with reasoning before it: with its tag or without any.
-pub(crate) fn with_reasoning(asked: Asked) -> Asked {
+pub(crate) fn with_reasoning(asked: RequestedGrammar) -> RequestedGrammar {
     let Some(format) = format_of(&asked.grammar) else {
         return asked;
     };
@@ -98,7 +98,7 @@ pub(crate) fn with_reasoning(asked: Asked) -> Asked {
 ///
 /// # Errors
 /// 400 if the grammar cannot be a part of another one.
-pub(crate) fn after_reasoning(asked: Asked) -> Result<Asked, ApiError> {
+pub(crate) fn after_reasoning(asked: RequestedGrammar) -> Result<RequestedGrammar, ApiError> {
     match format_of(&asked.grammar) {
         Some(format) => Ok(reasoned(asked, "", format)),
         None => {
@@ -112,7 +112,7 @@ pub(crate) fn after_reasoning(asked: Asked) -> Result<Asked, ApiError> {
     }
 }
 
-fn reasoned(asked: Asked, begin: &str, format: Value) -> Asked {
+fn reasoned(asked: RequestedGrammar, begin: &str, format: Value) -> RequestedGrammar {
     let reasoning = json!({ "type": "tag", "begin": begin, "content": { "type": "any_text" }, "end": CLOSE_THINK });
     let line_ends = json!({ "type": "regex", "pattern": LINE_ENDS });
     let reasoned = json!({ "type": "sequence", "elements": [reasoning, line_ends, format] });
@@ -120,7 +120,7 @@ fn reasoned(asked: Asked, begin: &str, format: Value) -> Asked {
         true => reasoned,
         false => json!({ "type": "or", "elements": [reasoned, format] }),
     };
-    Asked {
+    RequestedGrammar {
         grammar: Grammar::StructuralTag(json!({ "format": format })),
         ..asked
     }

@@ -155,6 +155,23 @@ pub struct Rendered {
     pub enable_thinking: Option<bool>,
 }
 
+#[cfg(test)]
+impl Rendered {
+    /// A prompt for a new answer, of a template with reasoning.
+    pub(crate) fn of_prompt(prompt: &str) -> Self {
+        Self {
+            prompt: prompt.to_owned(),
+            role: "assistant".to_owned(),
+            last: None,
+            is_continued: false,
+            has_think_tags: true,
+            has_function_tags: false,
+            shows_tools: false,
+            enable_thinking: None,
+        }
+    }
+}
+
 /// Renders a conversation.
 ///
 /// # Errors
@@ -200,11 +217,17 @@ pub fn render(
         last: last.map(messages::text),
         role,
         is_continued: continue_final_message,
-        has_think_tags: source.contains(OPEN_THINK) || source.contains(CLOSE_THINK),
+        has_think_tags: has_think_tags(&template),
         has_function_tags: source.contains(OPEN_FUNCTION),
         shows_tools: shows_tools(&template),
         enable_thinking,
     })
+}
+
+/// Whether a template names `<think>` or `</think>`.
+pub(crate) fn has_think_tags(template: &ChatTemplate) -> bool {
+    let source = template.source();
+    source.contains(OPEN_THINK) || source.contains(CLOSE_THINK)
 }
 
 /// Whether the model sees the tools of a request.

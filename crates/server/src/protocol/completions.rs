@@ -25,7 +25,7 @@ pub struct CompletionFields {
     pub logprobs: Option<i64>,
     /// Begin the answer with the prompt.
     pub echo: Option<bool>,
-    /// What follows the answer, for models that fill gaps.
+    /// What follows the answer, for models that fill in the middle.
     pub suffix: Option<String>,
     /// Let the tokenizer add its special tokens to a text prompt; true by default.
     pub add_special_tokens: Option<bool>,

@@ -1,11 +1,10 @@
 //! Fields that say what an answer has to keep to: OpenAI's `response_format`, vLLM's `structured_outputs`, and vLLM's older
 //! `guided_*`.
 
-use model_qwen::{Grammar, JsonStyle};
+use model_qwen::{Grammar, JsonStyle, json_type};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::body::kind;
 use super::fields::says_nothing;
 use crate::answer::Tool;
 use crate::error::ApiError;
@@ -35,7 +34,7 @@ pub struct GrammarFields {
 
 /// A grammar, and the field that it came in.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Asked {
+pub struct RequestedGrammar {
     /// What the answer has to keep to.
     pub grammar: Grammar,
     /// The field.
@@ -44,7 +43,7 @@ pub struct Asked {
     pub tools: Vec<Tool>,
 }
 
-impl Asked {
+impl RequestedGrammar {
     /// A grammar without tools.
     pub fn new(param: impl Into<String>, grammar: Grammar) -> Self {
         Self {
@@ -66,7 +65,7 @@ impl GrammarFields {
     ///
     /// # Errors
     /// 400 with the field: for what is not understood, and for more than one grammar.
-    pub fn asked(self, defaults: &JsonStyle) -> Result<Option<Asked>, ApiError> {
+    pub fn requested(self, defaults: &JsonStyle) -> Result<Option<RequestedGrammar>, ApiError> {
         let mut style = defaults.clone();
         let mut asked = Vec::new();
         match self.guided_decoding_backend.as_deref() {
@@ -108,7 +107,7 @@ impl GrammarFields {
         ];
         for older in older.into_iter().flatten() {
             let (param, grammar) = older?;
-            asked.push(Asked::new(param, grammar));
+            asked.push(RequestedGrammar::new(param, grammar));
         }
         if let Some(pattern) = self.guided_whitespace_pattern {
             const PARAM: &str = "guided_whitespace_pattern";
@@ -125,7 +124,7 @@ impl GrammarFields {
             let message = format!("Only one grammar is possible: found `{first}` and `{second}`.");
             return Err(ApiError::bad_request(second, message));
         }
-        Ok(asked.pop().map(|asked| Asked {
+        Ok(asked.pop().map(|asked| RequestedGrammar {
             grammar: asked.grammar.styled(&style),
             ..asked
         }))
@@ -133,7 +132,7 @@ impl GrammarFields {
 }
 
 fn bad(param: &str, expected: &str, found: &Value) -> ApiError {
-    ApiError::expected(param, expected, kind(found))
+    ApiError::expected(param, expected, json_type(found))
 }
 
 /// JSON, also as a text of JSON.
@@ -174,7 +173,7 @@ fn object<'a>(
     }
 }
 
-fn response_format(format: &Value) -> Result<Option<Asked>, ApiError> {
+fn response_format(format: &Value) -> Result<Option<RequestedGrammar>, ApiError> {
     let param = "response_format";
     let Value::Object(fields) = format else {
         return Err(bad(param, "an object", format));
@@ -194,7 +193,7 @@ fn response_format(format: &Value) -> Result<Option<Asked>, ApiError> {
         }
         "json_object" => {
             object(param, format, &["type"])?;
-            Ok(Some(Asked::new(param, Grammar::JsonObject)))
+            Ok(Some(RequestedGrammar::new(param, Grammar::JsonObject)))
         }
         "json_schema" => {
             let fields = object(param, format, &["type", "json_schema"])?;
@@ -202,7 +201,7 @@ fn response_format(format: &Value) -> Result<Option<Asked>, ApiError> {
         }
         "structural_tag" => {
             let tag = Grammar::StructuralTag(format.clone());
-            Ok(Some(Asked::new(param, tag)))
+            Ok(Some(RequestedGrammar::new(param, tag)))
         }
         other => {
             let message = format!(
@@ -214,7 +213,7 @@ fn response_format(format: &Value) -> Result<Option<Asked>, ApiError> {
 }
 
 /// `{"name", "schema", "strict", "description"}`.
-fn json_schema(format: &Value) -> Result<Asked, ApiError> {
+fn json_schema(format: &Value) -> Result<RequestedGrammar, ApiError> {
     let param = "response_format.json_schema";
     let fields = object(param, format, &["name", "description", "schema", "strict"])?;
     let key = |key: &str| format!("{param}.{key}");
@@ -232,7 +231,7 @@ fn json_schema(format: &Value) -> Result<Asked, ApiError> {
         Value::Null => Err(bad(&param, "a JSON schema", &Value::Null)),
         schema => {
             let schema = json(&param, schema.clone())?;
-            Ok(Asked::new(param, Grammar::JsonSchema(schema)))
+            Ok(RequestedGrammar::new(param, Grammar::JsonSchema(schema)))
         }
     }
 }
@@ -252,7 +251,7 @@ const SETTINGS: [&str; 3] = [
 ];
 
 /// Refuses a setting of JSON beside a grammar that writes none.
-fn check_setting(param: &str, is_set: bool, asked: &Asked) -> Result<(), ApiError> {
+fn check_setting(param: &str, is_set: bool, asked: &RequestedGrammar) -> Result<(), ApiError> {
     let writes_json = matches!(
         asked.grammar,
         Grammar::JsonSchema(_) | Grammar::JsonObject | Grammar::StructuralTag(_)
@@ -268,7 +267,7 @@ fn check_setting(param: &str, is_set: bool, asked: &Asked) -> Result<(), ApiErro
 }
 
 /// One of [`KINDS`], and [`SETTINGS`].
-fn structured_outputs(value: &Value, style: &mut JsonStyle) -> Result<Asked, ApiError> {
+fn structured_outputs(value: &Value, style: &mut JsonStyle) -> Result<RequestedGrammar, ApiError> {
     let param = "structured_outputs";
     let fields = object(param, value, &[KINDS.as_slice(), &SETTINGS].concat())?;
     let key = |key: &str| format!("{param}.{key}");
@@ -326,7 +325,7 @@ fn structured_outputs(value: &Value, style: &mut JsonStyle) -> Result<Asked, Api
         (_, Value::String(source)) => Grammar::from_source(source.clone()),
         (_, other) => return Err(bad(&param, "a string", other)),
     };
-    let asked = Asked::new(param, grammar);
+    let asked = RequestedGrammar::new(param, grammar);
     for name in SETTINGS {
         let is_set = fields.get(name).is_some_and(|value| !says_nothing(value));
         check_setting(&format!("structured_outputs.{name}"), is_set, &asked)?;
@@ -341,9 +340,9 @@ mod tests {
 
     use super::*;
 
-    fn asked(fields: Value) -> Result<Option<Asked>, ApiError> {
+    fn asked(fields: Value) -> Result<Option<RequestedGrammar>, ApiError> {
         let fields: GrammarFields = serde_json::from_value(fields).unwrap();
-        fields.asked(&JsonStyle::default())
+        fields.requested(&JsonStyle::default())
     }
 
     #[test]
@@ -408,7 +407,7 @@ mod tests {
                 Grammar::StructuralTag(json!({"format": {"type": "any_text"}})),
             ),
         ] {
-            let expected = Asked::new(param, grammar);
+            let expected = RequestedGrammar::new(param, grammar);
             assert_eq!(asked(fields.clone()).unwrap(), Some(expected), "{fields}");
         }
         assert_eq!(
@@ -524,7 +523,7 @@ mod tests {
     fn settings_are_in_the_schema() {
         let fields =
             json!({"structured_outputs": {"json_object": true, "disable_any_whitespace": true}});
-        let Some(Asked {
+        let Some(RequestedGrammar {
             grammar: Grammar::JsonSchema(schema),
             ..
         }) = asked(fields).unwrap()
@@ -533,7 +532,7 @@ mod tests {
         };
         assert_eq!(schema["x-guidance"], json!({"whitespace_flexible": false}));
         let fields = json!({"guided_json": {"type": "object"}, "guided_whitespace_pattern": " ?"});
-        let Some(Asked {
+        let Some(RequestedGrammar {
             grammar: Grammar::JsonSchema(schema),
             ..
         }) = asked(fields).unwrap()

@@ -1,8 +1,8 @@
 //! Messages in the forms that OpenAI's and vLLM's clients send, made into the one form that templates know.
 
+use model_qwen::json_type;
 use serde_json::{Map, Value, json};
 
-use super::body::kind;
 use crate::error::ApiError;
 
 /// Roles that every template is expected to know.
@@ -46,7 +46,7 @@ fn one(
     for field in ["reasoning", "reasoning_content"] {
         if let Some(other) = message.get(field).filter(|value| !value.is_string()) {
             let place = format!("messages[{i}].{field}");
-            return Err(ApiError::expected(&place, "a string", kind(other)));
+            return Err(ApiError::expected(&place, "a string", json_type(other)));
         }
     }
     let place = format!("messages[{i}].content");
@@ -90,7 +90,7 @@ fn role(i: usize, message: &Map<String, Value>, template: &str) -> Result<String
             known if ROLES.contains(&known) || names(known) => return Ok(known.to_owned()),
             unknown => format!("`{unknown}`"),
         },
-        Some(other) => kind(other).to_owned(),
+        Some(other) => json_type(other).to_owned(),
         None => "nothing".to_owned(),
     };
     Err(ApiError::expected(
@@ -110,7 +110,7 @@ fn take_calls(i: usize, message: &mut Map<String, Value>) -> Result<(), ApiError
     let calls = match message.get_mut("tool_calls") {
         None => return Ok(()),
         Some(Value::Array(calls)) => calls,
-        Some(other) => return Err(ApiError::expected(&place, "a list", kind(other))),
+        Some(other) => return Err(ApiError::expected(&place, "a list", json_type(other))),
     };
     for (j, call) in calls.iter_mut().enumerate() {
         check_call(&format!("{place}[{j}]"), call)?;
@@ -124,7 +124,7 @@ fn take_calls(i: usize, message: &mut Map<String, Value>) -> Result<(), ApiError
 /// Arguments that are no JSON are what the model wrote: it may see them again.
 fn check_call(place: &str, call: &mut Value) -> Result<(), ApiError> {
     let Value::Object(call) = call else {
-        return Err(ApiError::expected(place, "an object", kind(call)));
+        return Err(ApiError::expected(place, "an object", json_type(call)));
     };
     match call.get("type") {
         None | Some(Value::Null) => {}
@@ -141,7 +141,7 @@ fn check_call(place: &str, call: &mut Value) -> Result<(), ApiError> {
             return Err(ApiError::expected(
                 format!("{place}.type"),
                 "`function`",
-                kind(other),
+                json_type(other),
             ));
         }
     }
@@ -149,14 +149,14 @@ fn check_call(place: &str, call: &mut Value) -> Result<(), ApiError> {
     let function = match call.get_mut("function") {
         Some(Value::Object(function)) => function,
         other => {
-            let found = other.map_or("nothing", |other| kind(other));
+            let found = other.map_or("nothing", |other| json_type(other));
             return Err(ApiError::expected(&place, "an object", found));
         }
     };
     match function.get("name") {
         Some(Value::String(_)) => {}
         other => {
-            let found = other.map_or("nothing", kind);
+            let found = other.map_or("nothing", json_type);
             return Err(ApiError::expected(
                 format!("{place}.name"),
                 "a string",
@@ -174,7 +174,7 @@ fn check_call(place: &str, call: &mut Value) -> Result<(), ApiError> {
             return Err(ApiError::expected(
                 format!("{place}.arguments"),
                 expected,
-                kind(other),
+                json_type(other),
             ));
         }
     }
@@ -190,7 +190,7 @@ fn parts_of(place: &str, parts: Vec<Value>) -> Result<Value, ApiError> {
             Value::Object(part) => part,
             other => {
                 let expected = "a part such as {\"type\": \"text\", \"text\": …}";
-                return Err(ApiError::expected(&place, expected, kind(&other)));
+                return Err(ApiError::expected(&place, expected, json_type(&other)));
             }
         };
         let field = match part.get("type") {
@@ -212,14 +212,14 @@ fn parts_of(place: &str, parts: Vec<Value>) -> Result<Value, ApiError> {
                 return Err(ApiError::expected(
                     format!("{place}.type"),
                     "a string",
-                    kind(other),
+                    json_type(other),
                 ));
             }
         };
         match part.shift_remove(field) {
             Some(Value::String(text)) => Ok(json!({ "type": "text", "text": text })),
             other => {
-                let found = other.as_ref().map_or("nothing", kind);
+                let found = other.as_ref().map_or("nothing", json_type);
                 Err(ApiError::expected(
                     format!("{place}.{field}"),
                     "a string",

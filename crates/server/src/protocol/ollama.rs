@@ -8,17 +8,17 @@ mod options;
 #[cfg(test)]
 mod tests;
 
-use model_qwen::{Grammar, JsonStyle};
+use model_qwen::{Grammar, JsonStyle, json_type};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 pub use embed::{EmbedFields, PromptFields, take_input, take_pooling_options};
 pub use options::Options;
 
-use super::body::{Body, kind};
+use super::body::Body;
 use super::chat::{ReasoningEffort, TemplateFields};
 use super::fields::{self, Endpoint};
-use super::grammar::Asked;
+use super::grammar::RequestedGrammar;
 use super::logprobs::LogprobLimit;
 use crate::error::ApiError;
 
@@ -101,9 +101,9 @@ impl Request {
     }
 
     /// What the answer has to keep to, with JSON in this style.
-    pub fn grammar(&self, style: &JsonStyle) -> Option<Asked> {
+    pub fn grammar(&self, style: &JsonStyle) -> Option<RequestedGrammar> {
         let grammar = self.grammar.clone()?;
-        Some(Asked::new("format", grammar.styled(style)))
+        Some(RequestedGrammar::new("format", grammar.styled(style)))
     }
 
     /// What the template is told of thinking.
@@ -158,7 +158,7 @@ pub fn take_messages(body: &mut Body) -> Result<Option<Vec<Map<String, Value>>>,
         None | Some(Value::Null) => Ok(None),
         Some(Value::Array(messages)) if messages.is_empty() => Ok(None),
         Some(Value::Array(messages)) => messages::read(messages).map(Some),
-        Some(other) => Err(ApiError::expected("messages", "a list", kind(&other))),
+        Some(other) => Err(ApiError::expected("messages", "a list", json_type(&other))),
     }
 }
 
@@ -170,7 +170,7 @@ pub fn take_tools(body: &mut Body) -> Result<Option<Vec<Value>>, ApiError> {
     match body.take("tools") {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Array(tools)) => Ok(Some(tools)),
-        Some(other) => Err(ApiError::expected("tools", "a list", kind(&other))),
+        Some(other) => Err(ApiError::expected("tools", "a list", json_type(&other))),
     }
 }
 
@@ -179,7 +179,11 @@ fn take_options(body: &mut Body) -> Result<Map<String, Value>, ApiError> {
     match body.take("options") {
         None | Some(Value::Null) => Ok(Map::new()),
         Some(Value::Object(options)) => Ok(options),
-        Some(other) => Err(ApiError::expected("options", "an object", kind(&other))),
+        Some(other) => Err(ApiError::expected(
+            "options",
+            "an object",
+            json_type(&other),
+        )),
     }
 }
 
@@ -218,7 +222,7 @@ fn read_format(format: Option<&Value>) -> Result<Option<Grammar>, ApiError> {
             let expected = "`json` or an object, a JSON schema";
             let found = match other {
                 Value::String(text) => format!("`{}`", text.chars().take(64).collect::<String>()),
-                other => kind(other).to_owned(),
+                other => json_type(other).to_owned(),
             };
             Err(ApiError::expected("format", expected, &found))
         }

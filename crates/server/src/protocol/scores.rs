@@ -1,5 +1,6 @@
 //! Bodies of `/score` and `/rerank`.
 
+use model_qwen::json_type;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -166,10 +167,7 @@ impl RerankFields {
 /// A text or several, each as it is or as an object with `text`.
 fn texts(name: &str, value: Value) -> Result<Vec<String>, ApiError> {
     let wrong = |param: String, found: &Value| {
-        let message = format!(
-            "`{param}` must be a text, found {}.",
-            super::body::kind(found)
-        );
+        let message = format!("`{param}` must be a text, found {}.", json_type(found));
         ApiError::bad_request(param, message)
     };
     let text = |param: String, value: Value| match value {

@@ -1,8 +1,8 @@
 //! `tools` and `tool_choice`.
 
+use model_qwen::json_type;
 use serde_json::{Map, Value, json};
 
-use super::body::kind;
 use crate::answer::Tool;
 use crate::error::ApiError;
 
@@ -32,7 +32,7 @@ pub fn read_tools(tools: &[Value]) -> Result<Vec<Tool>, ApiError> {
 fn read_tool(i: usize, tool: &Value) -> Result<Tool, ApiError> {
     let place = format!("tools[{i}]");
     let Value::Object(tool) = tool else {
-        return Err(ApiError::expected(&place, "an object", kind(tool)));
+        return Err(ApiError::expected(&place, "an object", json_type(tool)));
     };
     match tool.get("type") {
         None | Some(Value::Null) => {}
@@ -53,7 +53,7 @@ fn read_tool(i: usize, tool: &Value) -> Result<Tool, ApiError> {
             return Err(ApiError::expected(
                 &place,
                 "an object",
-                other.map_or("nothing", kind),
+                other.map_or("nothing", json_type),
             ));
         }
     };
@@ -67,7 +67,7 @@ fn read_tool(i: usize, tool: &Value) -> Result<Tool, ApiError> {
             ));
         }
         other => {
-            let found = other.map_or("nothing", kind);
+            let found = other.map_or("nothing", json_type);
             return Err(ApiError::expected(
                 format!("{place}.name"),
                 "a string",
@@ -83,7 +83,7 @@ fn read_tool(i: usize, tool: &Value) -> Result<Tool, ApiError> {
             return Err(ApiError::expected(
                 format!("{place}.parameters"),
                 expected,
-                kind(other),
+                json_type(other),
             ));
         }
     };
@@ -94,7 +94,7 @@ fn read_tool(i: usize, tool: &Value) -> Result<Tool, ApiError> {
             return Err(ApiError::expected(
                 format!("{place}.strict"),
                 "a boolean",
-                kind(other),
+                json_type(other),
             ));
         }
     };
@@ -131,20 +131,20 @@ fn of_object(place: &str, schema: &Map<String, Value>) -> Result<Value, ApiError
 fn shown(value: &Value) -> String {
     match value {
         Value::String(text) => format!("`{}`", text.chars().take(64).collect::<String>()),
-        other => kind(other).to_owned(),
+        other => json_type(other).to_owned(),
     }
 }
 
 /// `tool_choice`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Choice {
+pub struct AllowedTools {
     /// Which tools an answer may or must call.
     pub tool_choice: ToolChoice,
     /// Names of the only tools that may be called; `None` = all.
     pub allowed: Option<Vec<String>>,
 }
 
-impl From<ToolChoice> for Choice {
+impl From<ToolChoice> for AllowedTools {
     fn from(tool_choice: ToolChoice) -> Self {
         let allowed = None;
         Self {
@@ -154,7 +154,7 @@ impl From<ToolChoice> for Choice {
     }
 }
 
-impl Choice {
+impl AllowedTools {
     /// Whether a tool of this name may be called.
     pub fn allows(&self, name: &str) -> bool {
         let allowed = self.allowed.as_ref();
@@ -166,11 +166,14 @@ impl Choice {
 ///
 /// # Errors
 /// 400 if it is no choice, or one among tools that are not there.
-pub fn read_choice(choice: Option<&Value>, tools: Option<&[Value]>) -> Result<Choice, ApiError> {
+pub fn read_choice(
+    choice: Option<&Value>,
+    tools: Option<&[Value]>,
+) -> Result<AllowedTools, ApiError> {
     const PARAM: &str = "tool_choice";
     const EXPECTED: &str = "`none`, `auto`, `required`, {\"type\": \"function\", \"function\": {\"name\": …}} or {\"type\": \"allowed_tools\", …}";
     let choice = match choice {
-        None | Some(Value::Null) => return Ok(Choice::default()),
+        None | Some(Value::Null) => return Ok(AllowedTools::default()),
         Some(choice) => choice,
     };
     let tools = tools.unwrap_or_default();
@@ -196,7 +199,7 @@ pub fn read_choice(choice: Option<&Value>, tools: Option<&[Value]>) -> Result<Ch
                 ));
             }
         },
-        other => return Err(ApiError::expected(PARAM, EXPECTED, kind(other))),
+        other => return Err(ApiError::expected(PARAM, EXPECTED, json_type(other))),
     };
     let mut names = tools.iter().filter_map(name_of);
     match &choice.tool_choice {
@@ -237,7 +240,7 @@ pub fn name_of(tool: &Value) -> Option<&str> {
 }
 
 /// OpenAI's list of the only tools that may be called; the model reads of all.
-fn allowed(object: &Map<String, Value>, tools: &[Value]) -> Result<Choice, ApiError> {
+fn allowed(object: &Map<String, Value>, tools: &[Value]) -> Result<AllowedTools, ApiError> {
     const PLACE: &str = "tool_choice.allowed_tools";
     let allowed = object.get("allowed_tools").and_then(Value::as_object);
     let allowed = allowed.ok_or_else(|| ApiError::expected(PLACE, "an object", "none"))?;
@@ -265,7 +268,7 @@ fn allowed(object: &Map<String, Value>, tools: &[Value]) -> Result<Choice, ApiEr
             ApiError::expected(&place, "the name of one of `tools`", &found)
         })
     });
-    Ok(Choice {
+    Ok(AllowedTools {
         tool_choice,
         allowed: Some(names.collect::<Result<_, _>>()?),
     })

@@ -5,29 +5,30 @@ mod format;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, post};
+use axum::routing::post;
 
 use self::format::MessageFormat;
-use super::conversation::{Conversation, Prepared};
-use super::prompt::{in_turn, in_two_turns};
-use super::thoughts::can_end_thoughts;
+use super::conversation::{Conversation, PreparedChat};
+use super::prompt::{prepare_and_compile, prepare_request};
+use super::reasoning::can_end_reasoning;
 use crate::answer::ReasoningStart;
 use crate::error::ApiError;
 use crate::protocol::anthropic::{AnswerFields, Prompt, ThinkingShown};
 use crate::protocol::anthropic_answer::TokenCount;
 use crate::protocol::body::Body;
 use crate::protocol::fields::Endpoint;
-use crate::protocol::grammar::Asked;
+use crate::protocol::grammar::RequestedGrammar;
 use crate::protocol::sampling::MaxTokens;
 use crate::protocol::tools::read_choice;
+use crate::route::Route;
 use crate::state::AppState;
-use crate::stream::{Choice, TokenCounts, sse};
+use crate::stream::{RunningChoice, TokenCounts, sse};
 
 /// The endpoints.
-pub fn routes() -> [(&'static str, MethodRouter<AppState>); 2] {
+pub(crate) fn routes() -> [Route; 2] {
     [
-        ("/v1/messages", post(messages)),
-        ("/v1/messages/count_tokens", post(count_tokens)),
+        Route::work("/v1/messages", post(messages)),
+        Route::other("/v1/messages/count_tokens", post(count_tokens)),
     ]
 }
 
@@ -41,7 +42,7 @@ struct Shown {
 
 /// Answers a conversation.
 async fn messages(State(state): State<AppState>, body: Body) -> Result<Response, ApiError> {
-    let (shown, prepared) = in_two_turns(&state, body, prepare).await?;
+    let (shown, prepared) = prepare_and_compile(&state, body, prepare).await?;
     let mut choices = prepared.submit(&state)?;
     let counts = TokenCounts::new(&prepared.prompt_lens(), 1);
     let format = MessageFormat::new(
@@ -60,11 +61,11 @@ async fn messages(State(state): State<AppState>, body: Body) -> Result<Response,
     // One was asked for.
     let choice = choices.pop();
     let choice = choice.ok_or_else(|| ApiError::internal("there is no answer"))?;
-    let delta = Choice::collect(choice).await?;
+    let delta = RunningChoice::collect(choice).await?;
     Ok(Json(format.response(delta)).into_response())
 }
 
-fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiError> {
+fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, PreparedChat), ApiError> {
     body.check(Endpoint::Messages)?;
     let mut prompt = Prompt::take(&mut body)?;
     let fields = AnswerFields::read(&body)?;
@@ -73,9 +74,9 @@ fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiErr
 
     let thinking = prompt.shown;
     let requested = fields.max_tokens;
-    let budget = prompt.thinking_budget.filter(|_| can_end_thoughts(state));
+    let budget = prompt.thinking_budget.filter(|_| can_end_reasoning(state));
     let style = state.json_style();
-    let grammar = prompt.grammar.take().map(|asked| Asked {
+    let grammar = prompt.grammar.take().map(|asked| RequestedGrammar {
         grammar: asked.grammar.styled(style),
         ..asked
     });
@@ -131,7 +132,7 @@ async fn count_tokens(
     State(state): State<AppState>,
     body: Body,
 ) -> Result<Json<TokenCount>, ApiError> {
-    in_turn(&state, body, |state, mut body| {
+    prepare_request(&state, body, |state, mut body| {
         body.check(Endpoint::CountTokens)?;
         let prompt = Prompt::take(&mut body)?;
         drop(body);

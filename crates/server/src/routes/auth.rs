@@ -7,11 +7,11 @@ use axum::response::Response;
 
 use crate::error::ApiError;
 use crate::page;
+use crate::route::RouteKind;
+use crate::route_kind;
 use crate::state::AppState;
 
 const X_API_KEY: &str = "x-api-key";
-/// Paths that load balancers and scrapers read without a key.
-const OPEN: [&str; 3] = ["/health", "/ping", "/metrics"];
 
 /// Lets a request pass if it brings a key or needs none.
 pub async fn require_api_key(
@@ -31,7 +31,8 @@ pub async fn require_api_key(
     let header = header.and_then(|value| value.to_str().ok()).map(str::trim);
     let is_authorized = state.authorizes(bearer) | state.authorizes(header);
     let path = request.uri().path().trim_end_matches('/');
-    let is_open = OPEN.contains(&path) || page::is_for_page(&request, state.api().page);
+    let is_open = route_kind(path) == RouteKind::Polled { is_open: true }
+        || page::is_for_page(&request, state.api().page);
     if is_open || is_authorized {
         return Ok(next.run(request).await);
     }

@@ -6,9 +6,9 @@ use axum::response::{IntoResponse, Response};
 use futures::future::try_join_all;
 
 use super::chat_format::ChatFormat;
-use super::conversation::{Conversation, Prepared};
-use super::prompt::in_two_turns;
-use super::said::SaidSoFar;
+use super::conversation::{Conversation, PreparedChat};
+use super::prompt::prepare_and_compile;
+use super::text_joiner::TextJoiner;
 use crate::answer::ReasoningStart;
 use crate::error::ApiError;
 use crate::protocol::body::Body;
@@ -20,7 +20,7 @@ use crate::protocol::logprobs::{LogprobLimit, TokenView};
 use crate::protocol::sampling::MaxTokens;
 use crate::protocol::tools::{ToolChoice, read_choice};
 use crate::state::{AppState, unix_time};
-use crate::stream::{Choice, TokenCounts, sse};
+use crate::stream::{RunningChoice, TokenCounts, sse};
 
 /// What the answer shows.
 pub(super) struct Shown {
@@ -37,18 +37,18 @@ pub async fn chat_completions(
     State(state): State<AppState>,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let (shown, prepared) = in_two_turns(&state, body, prepare).await?;
+    let (shown, prepared) = prepare_and_compile(&state, body, prepare).await?;
     let choices = prepared.submit(&state)?;
     let streams = prepared.sampling.stream();
     let format = format(&state, shown, prepared);
     if streams {
         return Ok(sse(choices, format));
     }
-    let deltas = try_join_all(choices.into_iter().map(Choice::collect)).await?;
+    let deltas = try_join_all(choices.into_iter().map(RunningChoice::collect)).await?;
     Ok(Json(format.response(deltas)).into_response())
 }
 
-fn format(state: &AppState, shown: Shown, prepared: Prepared) -> ChatFormat {
+fn format(state: &AppState, shown: Shown, prepared: PreparedChat) -> ChatFormat {
     let sampling = &prepared.sampling;
     let n = sampling.n();
     let has_reasoning = prepared.parts.reasoning != ReasoningStart::None;
@@ -76,7 +76,7 @@ fn format(state: &AppState, shown: Shown, prepared: Prepared) -> ChatFormat {
         shows_reasoning: shown.reasoning,
         names_tool: shown.names_tool,
         called: vec![false; n],
-        said: vec![SaidSoFar::default(); n],
+        joiners: vec![TextJoiner::default(); n],
         num_prompt_logprobs: sampling.prompt_logprobs().unwrap_or(0),
         model: prepared.model,
         role: prepared.role,
@@ -84,7 +84,7 @@ fn format(state: &AppState, shown: Shown, prepared: Prepared) -> ChatFormat {
     }
 }
 
-pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepared), ApiError> {
+pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, PreparedChat), ApiError> {
     body.check(Endpoint::Chat)?;
     let template: TemplateFields = body.read()?;
     let mut sampling = SamplingFields::from_body(&body, LogprobLimit::of(state))?;
@@ -116,7 +116,7 @@ pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<(Shown, Prepar
         sampling,
         max_tokens: MaxTokens::of(fields.max_completion_tokens.or(fields.max_tokens)),
         num_logprobs,
-        grammar: grammar.asked(state.json_style())?,
+        grammar: grammar.requested(state.json_style())?,
         tool_choice,
         only_one_call: fields.parallel_tool_calls == Some(false),
         thinking_token_budget: fields.thinking_token_budget,

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::said::SaidSoFar;
+use super::text_joiner::TextJoiner;
 use crate::answer::Part;
 use crate::engine::FinishReason;
 use crate::postprocess::Delta;
@@ -47,8 +47,8 @@ pub(super) struct ChatFormat {
     pub(super) names_tool: bool,
     /// Per choice, whether it has called a tool.
     pub(super) called: Vec<bool>,
-    /// Per choice, what it has said.
-    pub(super) said: Vec<SaidSoFar>,
+    /// Per choice, what joins its texts.
+    pub(super) joiners: Vec<TextJoiner>,
     /// The prompt's tokens.
     pub(super) prompt: Vec<u32>,
     /// Alternatives per token of the prompt.
@@ -107,9 +107,9 @@ impl ChatFormat {
         let mut reasoning = String::new();
         let mut tool_calls = Vec::<ToolCall>::new();
         let mut has_reasoning = false;
-        let mut said = SaidSoFar::default();
+        let mut joiner = TextJoiner::default();
         for part in parts {
-            match said.take(part) {
+            match joiner.take(part) {
                 Part::Reasoning(text) => {
                     has_reasoning = true;
                     reasoning.push_str(&text);
@@ -233,9 +233,9 @@ impl EventFormat for ChatFormat {
         let mut token_ids = self.returns_token_ids.then_some(delta.token_ids);
         let is_call = |part: &Part| matches!(part, Part::Call { .. });
         self.called[index] |= delta.parts.iter().any(is_call);
-        let said = &mut self.said[index];
+        let joiner = &mut self.joiners[index];
         let parts: Vec<Part> = (delta.parts.into_iter())
-            .map(|part| said.take(part))
+            .map(|part| joiner.take(part))
             .collect();
         let parts = parts.into_iter();
         let mut deltas: Vec<ChatDelta> = parts.filter_map(|part| self.shown(part)).collect();

@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::embeddings::prepare;
 use super::pooling::{info, pool};
-use super::prompt::in_turn;
+use super::prompt::prepare_request;
 use crate::error::ApiError;
 use crate::protocol::body::Body;
 use crate::protocol::classify::{Classified, ClassifyResponse};
@@ -21,7 +21,7 @@ pub async fn classify(State(state): State<AppState>, body: Body) -> Result<Respo
                        with a `…ForSequenceClassification`.";
         return Err(ApiError::bad_request("model", message));
     }
-    let mut prepared = in_turn(&state, body, |state, body| {
+    let mut prepared = prepare_request(&state, body, |state, body| {
         prepare(state, body, Endpoint::Classify)
     })
     .await?;

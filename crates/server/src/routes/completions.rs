@@ -9,9 +9,9 @@ use futures::future::try_join_all;
 use model_qwen::TokenizerError;
 
 use super::completion_format::CompletionFormat;
-use super::constraint::{Constrained, Sequence, Uncompiled, sequence};
-use super::gap::{ending_at_gap, with_gap};
-use super::prompt::{Length, encode, in_two_turns};
+use super::constraint::{Constrained, PlacedGrammar, Sequence, Uncompiled, sequence};
+use super::fim::{fim_prompt, with_fim_stop_tokens};
+use super::prompt::{Length, encode, prepare_and_compile};
 use crate::engine::GenerateRequest;
 use crate::error::ApiError;
 use crate::protocol::body::Body;
@@ -22,11 +22,10 @@ use crate::protocol::grammar::GrammarFields;
 use crate::protocol::logprobs::{LogprobLimit, TokenView};
 use crate::protocol::sampling::{MaxTokens, TextOptions};
 use crate::state::{AppState, unix_time};
-use crate::stream::{Choice, TokenCounts, sse};
-use crate::traces::RequestTrace;
+use crate::stream::{RunningChoice, TokenCounts, sse, submit_choices};
 
 /// A checked request, ready to be submitted: one sequence per prompt, to be repeated `n` times.
-pub(super) struct Prepared {
+pub(super) struct PreparedCompletion {
     pub(super) id: String,
     pub(super) model: String,
     pub(super) requests: Vec<GenerateRequest>,
@@ -40,7 +39,7 @@ pub(super) struct Prepared {
     grammar: Option<Uncompiled>,
 }
 
-impl Constrained for Prepared {
+impl Constrained for PreparedCompletion {
     fn take_grammar(&mut self) -> Option<Uncompiled> {
         self.grammar.take()
     }
@@ -52,7 +51,7 @@ impl Constrained for Prepared {
 
 /// Continues texts.
 pub async fn completions(State(state): State<AppState>, body: Body) -> Result<Response, ApiError> {
-    let Prepared {
+    let PreparedCompletion {
         id,
         model,
         requests,
@@ -62,30 +61,12 @@ pub async fn completions(State(state): State<AppState>, body: Body) -> Result<Re
         sampling,
         num_logprobs,
         grammar: _,
-    } = in_two_turns(&state, body, prepare).await?;
+    } = prepare_and_compile(&state, body, prepare).await?;
 
     let n = sampling.n();
-    state.metrics().params_n.observe_value(n as f64);
-    if let Some(trace) = RequestTrace::current() {
-        trace.set_num_choices(n);
-    }
-    let mut choices = Vec::with_capacity(requests.len() * n);
-    for (prompt, request) in requests.iter().enumerate() {
-        for i in 0..n {
-            let mut request = request.clone();
-            request.sampling.seed = request
-                .sampling
-                .seed
-                .map(|seed| seed.wrapping_add(i as u64));
-            choices.push(Choice::submit(
-                &state,
-                prompt * n + i,
-                request,
-                &text,
-                prompt_only,
-            )?);
-        }
-    }
+    let choices = submit_choices(&state, &requests, n, |index, request| {
+        RunningChoice::submit(&state, index, request, &text, prompt_only)
+    })?;
     let prompt_lens: Arc<[usize]> = requests
         .iter()
         .map(|request| request.prompt.len())
@@ -114,11 +95,11 @@ pub async fn completions(State(state): State<AppState>, body: Body) -> Result<Re
     if sampling.stream() {
         return Ok(sse(choices, format));
     }
-    let deltas = try_join_all(choices.into_iter().map(Choice::collect)).await?;
+    let deltas = try_join_all(choices.into_iter().map(RunningChoice::collect)).await?;
     Ok(Json(format.response(deltas)).into_response())
 }
 
-pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiError> {
+pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<PreparedCompletion, ApiError> {
     body.check(Endpoint::Completions)?;
     let fields = CompletionFields::take(&mut body)?;
     let limit = LogprobLimit::of(state);
@@ -142,9 +123,10 @@ pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiE
     let mut text = sampling.text_options(state)?;
     if fields.suffix.is_some() {
         refuse_beside_suffix(echo, &sampling)?;
-        text = ending_at_gap(state, &sampling, text);
+        text = with_fim_stop_tokens(state, &sampling, text);
     }
-    let asked = grammar.asked(state.json_style())?;
+    let asked = grammar.requested(state.json_style())?;
+    let placed = asked.map(PlacedGrammar::at_start);
 
     let items = fields.prompt.into_items()?;
     let (num_sequences, limit) = (
@@ -161,7 +143,7 @@ pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiE
         request: sequence,
         text,
         grammar,
-    } = sequence(state, (asked, None), &sampling, params, adapter, text);
+    } = sequence(state, placed, &sampling, params, adapter, text);
     let length = Length::of(state, &sampling, "prompt", fields.max_tokens)?;
     let echoed_logprobs = num_logprobs.filter(|_| echo);
     let mut requests = Vec::with_capacity(items.len());
@@ -193,7 +175,7 @@ pub(super) fn prepare(state: &AppState, mut body: Body) -> Result<Prepared, ApiE
         });
         echoes.push(shown);
     }
-    Ok(Prepared {
+    Ok(PreparedCompletion {
         id: format!("cmpl-{id}"),
         model,
         requests,
@@ -233,7 +215,7 @@ fn before_suffix(
     name: &str,
 ) -> Result<PromptItem, ApiError> {
     match item {
-        PromptItem::Text(text) => with_gap(state, &text, suffix).map(PromptItem::Text),
+        PromptItem::Text(text) => fim_prompt(state, &text, suffix).map(PromptItem::Text),
         PromptItem::Tokens(_) => Err(ApiError::expected(
             name,
             "a text with `suffix`",

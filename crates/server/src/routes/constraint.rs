@@ -10,7 +10,7 @@ use crate::error::ApiError;
 use crate::grammars::Grammars;
 use crate::protocol::call_grammar::unusable_tool;
 use crate::protocol::common::SamplingFields;
-use crate::protocol::grammar::Asked;
+use crate::protocol::grammar::RequestedGrammar;
 use crate::protocol::sampling::TextOptions;
 use crate::state::AppState;
 
@@ -52,9 +52,27 @@ pub(super) struct Sequence {
     pub(super) grammar: Option<Uncompiled>,
 }
 
+/// What an answer has to keep to, and from where on.
+#[derive(Debug)]
+pub(super) struct PlacedGrammar {
+    pub(super) grammar: RequestedGrammar,
+    /// Nothing is constrained until this token has come.
+    pub(super) after_token: Option<u32>,
+}
+
+impl PlacedGrammar {
+    /// A grammar of the whole answer.
+    pub(super) fn at_start(grammar: RequestedGrammar) -> Self {
+        Self {
+            grammar,
+            after_token: None,
+        }
+    }
+}
+
 /// A grammar that takes its turn to be compiled.
 pub(super) struct Uncompiled {
-    asked: Asked,
+    asked: RequestedGrammar,
     place: Place,
     rename: Box<dyn FnOnce(ApiError) -> ApiError + Send>,
 }
@@ -122,15 +140,15 @@ impl Place {
 }
 
 /// 400 with the field whose fault it is.
-fn refusal(grammars: &Grammars, asked: &Asked, error: &GrammarError) -> ApiError {
+fn refusal(grammars: &Grammars, asked: &RequestedGrammar, error: &GrammarError) -> ApiError {
     let check = |grammar: &_| grammars.check(grammar);
     unusable_tool(&asked.tools, check).unwrap_or_else(|| asked.refusal(error))
 }
 
-/// A sequence of a request. `asked` is its grammar, and the token before which nothing is constrained.
+/// A sequence of a request.
 pub(super) fn sequence(
     state: &AppState,
-    (asked, after): (Option<Asked>, Option<u32>),
+    placed: Option<PlacedGrammar>,
     sampling: &SamplingFields,
     params: SamplingParams,
     adapter: Option<String>,
@@ -152,11 +170,15 @@ pub(super) fn sequence(
         text,
         grammar: None,
     };
-    let Some(asked) = asked else {
+    let Some(PlacedGrammar {
+        grammar: asked,
+        after_token,
+    }) = placed
+    else {
         return sequence;
     };
     let place = Place {
-        after,
+        after: after_token,
         without_early_end: sampling.ignore_eos == Some(true),
     };
     let ends = &state.model().generation_config.eos_token_ids;

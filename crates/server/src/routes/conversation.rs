@@ -2,28 +2,27 @@
 
 use std::sync::{Arc, Once};
 
-use model_qwen::ThinkingBudget;
 use serde_json::{Map, Value};
 
-use super::constraint::{Constrained, Sequence, Uncompiled, sequence};
+use super::constraint::{Constrained, PlacedGrammar, Sequence, Uncompiled, sequence};
 use super::prompt::{Length, encode};
+use super::reasoning::{is_reasoning_open, reasoning_start, thinking_budget};
 use super::tokenize::check_size;
 use crate::answer::{
     AnswerOptions, CLOSE_CALL, CLOSE_THINK, CallOptions, OPEN_CALL, OPEN_THINK, ReasoningStart,
     Tool,
 };
-use crate::config::{ReasoningParser, ToolCallParser};
+use crate::config::ToolCallParser;
 use crate::engine::GenerateRequest;
 use crate::error::ApiError;
 use crate::protocol::call_grammar::{CallForms, after_reasoning, with_calls, with_reasoning};
 use crate::protocol::chat::{Rendered, TemplateFields, render};
 use crate::protocol::common::SamplingFields;
-use crate::protocol::grammar::Asked;
+use crate::protocol::grammar::RequestedGrammar;
 use crate::protocol::sampling::{MaxTokens, TextOptions};
 use crate::protocol::tools::{self, ToolChoice, read_tools};
 use crate::state::AppState;
-use crate::stream::Choice;
-use crate::traces::RequestTrace;
+use crate::stream::{RunningChoice, submit_choices};
 
 /// A conversation to answer, whichever API it came by.
 #[derive(Debug, Default)]
@@ -41,9 +40,9 @@ pub(super) struct Conversation {
     /// Log-probabilities with so many alternatives.
     pub(super) num_logprobs: Option<usize>,
     /// What the answer has to keep to.
-    pub(super) grammar: Option<Asked>,
+    pub(super) grammar: Option<RequestedGrammar>,
     /// Which tools are called.
-    pub(super) tool_choice: tools::Choice,
+    pub(super) tool_choice: tools::AllowedTools,
     /// Whether an answer has at most one call.
     pub(super) only_one_call: bool,
     /// Most tokens of reasoning; -1 = any number.
@@ -52,7 +51,7 @@ pub(super) struct Conversation {
 
 /// A checked conversation, ready to be submitted.
 #[derive(Debug)]
-pub(super) struct Prepared {
+pub(super) struct PreparedChat {
     /// The name for the answer.
     pub(super) model: String,
     /// Prompt and settings.
@@ -71,7 +70,7 @@ pub(super) struct Prepared {
     pub(super) grammar: Option<Uncompiled>,
 }
 
-impl Constrained for Prepared {
+impl Constrained for PreparedChat {
     fn take_grammar(&mut self) -> Option<Uncompiled> {
         self.grammar.take()
     }
@@ -86,7 +85,7 @@ impl Conversation {
     ///
     /// # Errors
     /// 400 with the field, 404 for an unknown model.
-    pub(super) fn prepare(mut self, state: &AppState) -> Result<Prepared, ApiError> {
+    pub(super) fn prepare(mut self, state: &AppState) -> Result<PreparedChat, ApiError> {
         let (model, adapter) = state.resolve_model(self.model.as_deref())?;
         if self.max_tokens == MaxTokens::Exactly(0) {
             let message = "`max_tokens` must be at least 1, found 0.";
@@ -100,7 +99,7 @@ impl Conversation {
             num_logprobs,
             grammar,
             tool_choice:
-                tools::Choice {
+                tools::AllowedTools {
                     tool_choice,
                     allowed,
                 },
@@ -143,20 +142,20 @@ impl Conversation {
         let parser = state.api().reasoning_parser;
         params.thinking_budget = thinking_budget(thinking_token_budget, parser, &rendered, &parts)?;
         let is_forced = matches!(tool_choice, ToolChoice::Required | ToolChoice::Named(_));
-        let (grammar, after) = grammar_and_place(grammar, &rendered, &parts, is_forced)?;
+        let grammar = place_grammar(grammar, &rendered, &parts, is_forced)?;
         let prompt = encode(state, &rendered.prompt, add_special_tokens, &length)?;
         let max_tokens = sampling.max_tokens(state, prompt.len(), requested, "messages")?;
         let Sequence {
             request,
             text,
             grammar,
-        } = sequence(state, (grammar, after), &sampling, params, adapter, text);
+        } = sequence(state, grammar, &sampling, params, adapter, text);
         let request = GenerateRequest {
             prompt,
             max_tokens,
             ..request
         };
-        Ok(Prepared {
+        Ok(PreparedChat {
             model,
             request,
             text,
@@ -212,7 +211,7 @@ impl Conversation {
     }
 }
 
-impl Prepared {
+impl PreparedChat {
     /// The same with errors of the grammar that name fields as an endpoint does.
     pub(super) fn renamed(
         self,
@@ -226,22 +225,14 @@ impl Prepared {
     ///
     /// # Errors
     /// As [`crate::engine::EngineHandle::submit`].
-    pub(super) fn submit(&self, state: &AppState) -> Result<Vec<Choice>, ApiError> {
-        let n = self.sampling.n();
-        state.metrics().params_n.observe_value(n as f64);
-        if let Some(trace) = RequestTrace::current() {
-            trace.set_num_choices(n);
-        }
-        let choices = (0..n).map(|i| {
-            let mut request = self.request.clone();
+    pub(super) fn submit(&self, state: &AppState) -> Result<Vec<RunningChoice>, ApiError> {
+        let requests = std::slice::from_ref(&self.request);
+        submit_choices(state, requests, self.sampling.n(), |i, mut request| {
             // The prompt is the same for all.
             request.prompt_logprobs = request.prompt_logprobs.filter(|_| i == 0);
-            let seed = request.sampling.seed;
-            request.sampling.seed = seed.map(|seed| seed.wrapping_add(i as u64));
-            let choice = Choice::submit(state, i, request, &self.text, false)?;
+            let choice = RunningChoice::submit(state, i, request, &self.text, false)?;
             Ok(choice.in_parts(self.parts.clone()))
-        });
-        choices.collect()
+        })
     }
 
     /// Lengths of the prompts, for the usage.
@@ -274,118 +265,34 @@ fn warn_of_hidden_tools() {
     WARNED.call_once(|| tracing::warn!("the chat template does not show `tools` to the model"));
 }
 
-/// What the answer has to keep to, and the token after which it has to.
+/// What the answer has to keep to, and from where on.
 ///
 /// # Errors
 /// 400 if the prompt ends inside of reasoning, and nothing says where the grammar begins.
-fn grammar_and_place(
-    asked: Option<Asked>,
+fn place_grammar(
+    asked: Option<RequestedGrammar>,
     rendered: &Rendered,
     parts: &AnswerOptions,
     is_forced: bool,
-) -> Result<(Option<Asked>, Option<u32>), ApiError> {
+) -> Result<Option<PlacedGrammar>, ApiError> {
     let Some(asked) = asked else {
-        return Ok((None, None));
+        return Ok(None);
     };
     let is_open = match parts.reasoning {
-        ReasoningStart::Tag => return Ok((Some(with_reasoning(asked)), None)),
+        ReasoningStart::Tag => return Ok(Some(PlacedGrammar::at_start(with_reasoning(asked)))),
         ReasoningStart::Prompt => true,
-        ReasoningStart::None => ends_in_reasoning(rendered),
+        ReasoningStart::None => is_reasoning_open(rendered) == Some(true),
     };
+    if !is_open {
+        return Ok(Some(PlacedGrammar::at_start(asked)));
+    }
     // Where a call must come, the answer can't end with its reasoning.
     match parts.think_ids[1].filter(|_| !is_forced) {
-        _ if !is_open => Ok((Some(asked), None)),
-        Some(close) => Ok((Some(asked), Some(close))),
-        None => Ok((Some(after_reasoning(asked)?), None)),
-    }
-}
-
-/// Whether the prompt ends between the tags of reasoning, whether or not it is looked for in the answer.
-fn ends_in_reasoning(rendered: &Rendered) -> bool {
-    let begun = rendered.last.as_deref().filter(|_| rendered.is_continued);
-    let (open, close) = begun.map_or((None, None), |begun| {
-        (begun.rfind(OPEN_THINK), begun.rfind(CLOSE_THINK))
-    });
-    rendered.prompt.trim_end().ends_with(OPEN_THINK)
-        || open.is_some_and(|open| close.is_none_or(|close| close < open))
-}
-
-/// Whether answers of this template may have reasoning.
-fn looks_for_reasoning(parser: ReasoningParser, rendered: &Rendered) -> bool {
-    match parser {
-        ReasoningParser::None => false,
-        ReasoningParser::Auto => rendered.has_think_tags,
-        ReasoningParser::DeepseekR1 | ReasoningParser::Qwen3 => true,
-    }
-}
-
-/// The budget of reasoning, if it has one.
-fn thinking_budget(
-    budget: Option<i64>,
-    parser: ReasoningParser,
-    rendered: &Rendered,
-    parts: &AnswerOptions,
-) -> Result<Option<ThinkingBudget>, ApiError> {
-    const PARAM: &str = "thinking_token_budget";
-    let wrong = |message: String| Err(ApiError::bad_request(PARAM, message));
-    let num_tokens = match budget {
-        None | Some(-1) => return Ok(None),
-        Some(budget) => match usize::try_from(budget) {
-            Ok(num_tokens) => num_tokens,
-            Err(_) => {
-                return wrong(format!(
-                    "`{PARAM}` must be -1 (any number) or more, found {budget}."
-                ));
-            }
-        },
-    };
-    if !looks_for_reasoning(parser, rendered) {
-        let message =
-            "the server looks for no reasoning in the answers of this model (--reasoning-parser).";
-        return wrong(format!("`{PARAM}`: {message}"));
-    }
-    let begin = match (parts.reasoning, parts.think_ids) {
-        // The template has switched it off.
-        (ReasoningStart::None, _) => return Ok(None),
-        (ReasoningStart::Prompt, [_, Some(end)]) => (None, end),
-        (ReasoningStart::Tag, [Some(begin), Some(end)]) => (Some(begin), end),
-        _ => {
-            let message = "the model has no tokens `<think>` and `</think>`.";
-            return wrong(format!("`{PARAM}`: {message}"));
-        }
-    };
-    Ok(Some(ThinkingBudget {
-        num_tokens,
-        begin: begin.0,
-        end: begin.1,
-    }))
-}
-
-/// Where the reasoning of an answer to this prompt begins.
-fn reasoning_start(parser: ReasoningParser, rendered: &Rendered) -> ReasoningStart {
-    if !looks_for_reasoning(parser, rendered) || rendered.role != "assistant" {
-        return ReasoningStart::None;
-    }
-    let prompt = rendered.prompt.trim_end();
-    if prompt.ends_with(OPEN_THINK) {
-        return ReasoningStart::Prompt;
-    }
-    if prompt.ends_with(CLOSE_THINK) {
-        return ReasoningStart::None;
-    }
-    if let Some(begun) = rendered.last.as_deref().filter(|_| rendered.is_continued) {
-        match (begun.rfind(OPEN_THINK), begun.rfind(CLOSE_THINK)) {
-            (Some(open), close) if close.is_none_or(|close| close < open) => {
-                return ReasoningStart::Prompt;
-            }
-            (None, None) if begun.trim().is_empty() => {}
-            _ => return ReasoningStart::None,
-        }
-    }
-    match parser {
-        ReasoningParser::DeepseekR1 => ReasoningStart::Prompt,
-        _ if rendered.enable_thinking == Some(false) => ReasoningStart::None,
-        _ => ReasoningStart::Tag,
+        Some(close) => Ok(Some(PlacedGrammar {
+            grammar: asked,
+            after_token: Some(close),
+        })),
+        None => Ok(Some(PlacedGrammar::at_start(after_reasoning(asked)?))),
     }
 }
 
@@ -409,69 +316,6 @@ mod tests {
 
     use super::*;
 
-    fn rendered(prompt: &str) -> Rendered {
-        Rendered {
-            prompt: prompt.to_owned(),
-            role: "assistant".to_owned(),
-            last: None,
-            is_continued: false,
-            has_think_tags: true,
-            has_function_tags: false,
-            shows_tools: false,
-            enable_thinking: None,
-        }
-    }
-
-    #[test]
-    fn the_prompt_decides_where_reasoning_begins() {
-        use ReasoningParser::{Auto, DeepseekR1, Qwen3};
-        use ReasoningStart::{None, Prompt, Tag};
-        for (prompt, [auto, r1, qwen3]) in [
-            ("<｜Assistant｜><think>\n", [Prompt, Prompt, Prompt]),
-            ("<|im_start|>assistant\n", [Tag, Prompt, Tag]),
-            (
-                "<|im_start|>assistant\n<think>\n\n</think>\n\n",
-                [None, None, None],
-            ),
-            (
-                "what is <think>?<|im_end|>\n<|im_start|>assistant\n",
-                [Tag, Prompt, Tag],
-            ),
-        ] {
-            let found =
-                [Auto, DeepseekR1, Qwen3].map(|parser| reasoning_start(parser, &rendered(prompt)));
-            assert_eq!(found, [auto, r1, qwen3], "{prompt}");
-        }
-        let off = Rendered {
-            enable_thinking: Some(false),
-            ..rendered("assistant\n")
-        };
-        assert_eq!(reasoning_start(Auto, &off), None);
-        let plain = Rendered {
-            has_think_tags: false,
-            ..rendered("assistant\n")
-        };
-        assert_eq!(reasoning_start(Auto, &plain), None);
-        assert_eq!(reasoning_start(DeepseekR1, &plain), Prompt);
-        assert_eq!(
-            reasoning_start(ReasoningParser::None, &rendered("<think>")),
-            None
-        );
-        for (last, start) in [
-            ("<think>so", Prompt),
-            ("<think>so</think>Yes", None),
-            ("Yes", None),
-            (" ", Tag),
-        ] {
-            let continued = Rendered {
-                last: Some(last.to_owned()),
-                is_continued: true,
-                ..rendered(&format!("assistant\n{last}."))
-            };
-            assert_eq!(reasoning_start(Qwen3, &continued), start, "{last}");
-        }
-    }
-
     #[test]
     fn a_grammar_begins_after_the_token_that_ends_open_reasoning() {
         let place = |prompt: &str, reasoning: ReasoningStart, is_forced: bool| {
@@ -480,10 +324,12 @@ mod tests {
                 think_ids: [Some(7), Some(8)],
                 calls: None,
             };
-            let asked = Asked::new("response_format", Grammar::JsonObject);
-            let (asked, after) =
-                grammar_and_place(Some(asked), &rendered(prompt), &parts, is_forced).unwrap();
-            (asked.unwrap().grammar == Grammar::JsonObject, after)
+            let asked = RequestedGrammar::new("response_format", Grammar::JsonObject);
+            let placed =
+                place_grammar(Some(asked), &Rendered::of_prompt(prompt), &parts, is_forced);
+            let placed = placed.unwrap().unwrap();
+            let is_whole = placed.grammar.grammar == Grammar::JsonObject;
+            (is_whole, placed.after_token)
         };
         let open = "assistant\n<think>\n";
         let (looked_for, ignored) = (ReasoningStart::Prompt, ReasoningStart::None);

@@ -5,7 +5,7 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 
 use super::pooling::{info, length, pool, tokens};
-use super::prompt::in_turn;
+use super::prompt::prepare_request;
 use crate::engine::{PoolRequest, PoolingInfo};
 use crate::error::ApiError;
 use crate::protocol::body::Body;
@@ -19,7 +19,7 @@ use crate::protocol::pooling::{
 use crate::state::{AppState, unix_time};
 
 /// A checked request.
-pub(super) struct Prepared {
+pub(super) struct PreparedEmbeddings {
     pub(super) id: String,
     pub(super) model: String,
     pub(super) requests: Vec<PoolRequest>,
@@ -28,7 +28,7 @@ pub(super) struct Prepared {
     pub(super) activation: Option<bool>,
 }
 
-impl Prepared {
+impl PreparedEmbeddings {
     /// Of all texts together.
     pub(super) fn num_tokens(&self) -> usize {
         let requests = self.requests.iter();
@@ -39,7 +39,7 @@ impl Prepared {
 /// Vectors of texts.
 pub async fn embeddings(State(state): State<AppState>, body: Body) -> Result<Response, ApiError> {
     let pooling = of_vectors(&state)?;
-    let mut prepared = in_turn(&state, body, |state, body| {
+    let mut prepared = prepare_request(&state, body, |state, body| {
         prepare(state, body, Endpoint::Embeddings)
     })
     .await?;
@@ -87,7 +87,7 @@ pub async fn pooling(State(state): State<AppState>, body: Body) -> Result<Respon
         Some(_) => PoolingTask::Classify,
         None => PoolingTask::Embed,
     };
-    let mut prepared = in_turn(&state, body, move |state, body| {
+    let mut prepared = prepare_request(&state, body, move |state, body| {
         let given: TaskField = body.read()?;
         if given.task.is_some_and(|given| given != task) {
             let expected = match task {
@@ -133,7 +133,7 @@ pub(super) fn prepare(
     state: &AppState,
     mut body: Body,
     endpoint: Endpoint,
-) -> Result<Prepared, ApiError> {
+) -> Result<PreparedEmbeddings, ApiError> {
     body.check(endpoint)?;
     let pooling = info(state)?;
     let shared = PoolingFields::read(&body)?;
@@ -171,7 +171,7 @@ pub(super) fn prepare(
             cache_salt: shared.cache_salt.clone(),
         })
     });
-    Ok(Prepared {
+    Ok(PreparedEmbeddings {
         requests: requests.collect::<Result<_, ApiError>>()?,
         id,
         model,

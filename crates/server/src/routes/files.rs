@@ -9,16 +9,17 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get};
+use axum::routing::get;
 use multer::{Field, Multipart};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::finetuning::{Asked, page, require_own_page, service};
+use super::finetuning::{QueryFields, page, require_own_page, service};
 use crate::blocking::blocking;
 use crate::error::ApiError;
 use crate::finetuning::{FINE_TUNE, FileObject, FineTuning, Upload};
+use crate::route::Route;
 use crate::state::AppState;
 
 /// Longest wait for the next bytes of a file.
@@ -35,11 +36,11 @@ const PIECE: usize = 64 << 10;
 const MAX_LIMIT: usize = 10_000;
 
 /// The endpoints.
-pub(crate) fn routes() -> [(&'static str, MethodRouter<AppState>); 3] {
+pub(crate) fn routes() -> [Route; 3] {
     [
-        ("/v1/files", get(list).post(upload)),
-        ("/v1/files/{id}", get(retrieve).delete(delete)),
-        ("/v1/files/{id}/content", get(content)),
+        Route::other("/v1/files", get(list).post(upload)),
+        Route::other("/v1/files/{id}", get(retrieve).delete(delete)),
+        Route::other("/v1/files/{id}/content", get(content)),
     ]
 }
 
@@ -166,7 +167,7 @@ async fn receive(own: &FineTuning, mut field: Field<'static>) -> Result<Upload, 
         .unwrap_or_else(|error| Err(ApiError::internal(error.to_string())))
 }
 
-async fn list(State(state): State<AppState>, asked: Asked) -> Result<Json<Value>, ApiError> {
+async fn list(State(state): State<AppState>, asked: QueryFields) -> Result<Json<Value>, ApiError> {
     let own = service(&state)?;
     asked.refuse_other_than(&["purpose", "limit", "order", "after"])?;
     let mut files = own.files();

@@ -9,7 +9,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::sse::{self, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{get, post};
 use futures::stream;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -21,22 +21,23 @@ use crate::error::ApiError;
 use crate::finetuning::{FineTuning, JobObject, JobRequest, MethodPart, PreviewRequest};
 use crate::protocol::body::Body;
 use crate::protocol::fields::{self, Endpoint};
+use crate::route::Route;
 use crate::state::AppState;
 
 /// Entries of an answer unless the request says otherwise, as at OpenAI, and the most.
 const LIMITS: (usize, usize) = (20, 1000);
 
 /// The endpoints.
-pub(crate) fn routes() -> [(&'static str, MethodRouter<AppState>); 8] {
+pub(crate) fn routes() -> [Route; 8] {
     [
-        ("/v1/fine_tuning/jobs", get(list).post(create)),
-        ("/v1/fine_tuning/jobs/{id}", get(retrieve)),
-        ("/v1/fine_tuning/jobs/{id}/cancel", post(cancel)),
-        ("/v1/fine_tuning/jobs/{id}/pause", post(pause)),
-        ("/v1/fine_tuning/jobs/{id}/resume", post(resume)),
-        ("/v1/fine_tuning/jobs/{id}/events", get(events)),
-        ("/v1/fine_tuning/jobs/{id}/checkpoints", get(checkpoints)),
-        ("/v1/fine_tuning/preview", post(preview)),
+        Route::other("/v1/fine_tuning/jobs", get(list).post(create)),
+        Route::other("/v1/fine_tuning/jobs/{id}", get(retrieve)),
+        Route::other("/v1/fine_tuning/jobs/{id}/cancel", post(cancel)),
+        Route::other("/v1/fine_tuning/jobs/{id}/pause", post(pause)),
+        Route::other("/v1/fine_tuning/jobs/{id}/resume", post(resume)),
+        Route::other("/v1/fine_tuning/jobs/{id}/events", get(events)),
+        Route::other("/v1/fine_tuning/jobs/{id}/checkpoints", get(checkpoints)),
+        Route::other("/v1/fine_tuning/preview", post(preview)),
     ]
 }
 
@@ -78,9 +79,9 @@ pub(super) fn require_own_page(state: &AppState, headers: &HeaderMap) -> Result<
 
 /// What the address asks for after its `?`.
 #[derive(Debug)]
-pub(super) struct Asked(Vec<(String, String)>);
+pub(super) struct QueryFields(Vec<(String, String)>);
 
-impl<S: Send + Sync> FromRequestParts<S> for Asked {
+impl<S: Send + Sync> FromRequestParts<S> for QueryFields {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
@@ -91,7 +92,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Asked {
     }
 }
 
-impl Asked {
+impl QueryFields {
     /// The last value of a parameter that says something.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         let mut values = self.0.iter().rev();
@@ -119,7 +120,7 @@ impl Asked {
 /// The entries after `after`, as a list. `limits` are the usual number of them and the most.
 pub(super) fn page<T: Serialize>(
     mut all: Vec<T>,
-    asked: &Asked,
+    asked: &QueryFields,
     limits: (usize, usize),
     id: impl Fn(&T) -> &str,
 ) -> Result<Value, ApiError> {
@@ -191,7 +192,7 @@ async fn create(
         .map(Json)
 }
 
-async fn list(State(state): State<AppState>, asked: Asked) -> Result<Json<Value>, ApiError> {
+async fn list(State(state): State<AppState>, asked: QueryFields) -> Result<Json<Value>, ApiError> {
     let own = service(&state)?;
     asked.refuse_other_than(&["after", "limit", "metadata", "metadata["])?;
     let mut jobs = own.jobs();
@@ -260,7 +261,7 @@ async fn resume(
 async fn events(
     State(state): State<AppState>,
     Path(id): Path<String>,
-    asked: Asked,
+    asked: QueryFields,
 ) -> Result<Response, ApiError> {
     let own = service(&state)?;
     asked.refuse_other_than(&["after", "limit", "stream"])?;
@@ -357,7 +358,7 @@ fn follow(own: &FineTuning, id: String, from: usize) -> Response {
 async fn checkpoints(
     State(state): State<AppState>,
     Path(id): Path<String>,
-    asked: Asked,
+    asked: QueryFields,
 ) -> Result<Json<Value>, ApiError> {
     let own = service(&state)?.clone();
     asked.refuse_other_than(&["after", "limit"])?;

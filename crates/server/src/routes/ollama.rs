@@ -8,28 +8,29 @@ mod models;
 mod time;
 
 use axum::http::{StatusCode, Uri};
-use axum::routing::{MethodRouter, delete, get, head, post};
+use axum::routing::{delete, get, head, post};
 
 use crate::error::ApiError;
+use crate::route::Route;
 use crate::state::AppState;
 
 /// The endpoints.
-pub fn routes() -> [(&'static str, MethodRouter<AppState>); 14] {
+pub(crate) fn routes() -> [Route; 14] {
     [
-        ("/api/chat", post(chat::chat)),
-        ("/api/generate", post(generate::generate)),
-        ("/api/embed", post(embed::embed)),
-        ("/api/embeddings", post(embed::embeddings)),
-        ("/api/tags", get(models::tags)),
-        ("/api/show", post(models::show)),
-        ("/api/ps", get(models::running)),
-        ("/api/version", get(models::version)),
-        ("/api/pull", post(refuse)),
-        ("/api/push", post(refuse)),
-        ("/api/create", post(refuse)),
-        ("/api/copy", post(refuse)),
-        ("/api/delete", delete(refuse)),
-        ("/api/blobs/{digest}", head(refuse).post(refuse)),
+        Route::work("/api/chat", post(chat::chat)),
+        Route::work("/api/generate", post(generate::generate)),
+        Route::work("/api/embed", post(embed::embed)),
+        Route::work("/api/embeddings", post(embed::embeddings)),
+        Route::other("/api/tags", get(models::tags)),
+        Route::other("/api/show", post(models::show)),
+        Route::other("/api/ps", get(models::running)),
+        Route::other("/api/version", get(models::version)),
+        Route::other("/api/pull", post(refuse)),
+        Route::other("/api/push", post(refuse)),
+        Route::other("/api/create", post(refuse)),
+        Route::other("/api/copy", post(refuse)),
+        Route::other("/api/delete", delete(refuse)),
+        Route::other("/api/blobs/{digest}", head(refuse).post(refuse)),
     ]
 }
 

@@ -20,27 +20,27 @@ const MAX_DECOMPOSED: usize = 4;
 
 /// Prepares a request where it does not delay others, with at most a few texts at a time. What a large one has taken goes back to
 /// the system.
-pub(super) async fn in_turn<T: Send + 'static>(
+pub(super) async fn prepare_request<T: Send + 'static>(
     state: &AppState,
     mut body: Body,
     prepare: impl FnOnce(&AppState, Body) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     // What is made of a large body takes its place in memory.
     let memory = body.take_memory();
-    let (prepared, memory) = in_turn_with(state, body, memory, prepare).await?;
+    let (prepared, memory) = prepare_holding(state, body, memory, prepare).await?;
     drop(memory);
     Ok(prepared)
 }
 
-/// [`in_turn`] for a request that may have a grammar, which is compiled in a second step: while it waits for other grammars, it
-/// keeps no text from being tokenized, and no thread from its work.
-pub(super) async fn in_two_turns<T: Constrained + Send + 'static>(
+/// [`prepare_request`] for a request that may have a grammar, which is compiled in a second step: while it waits for other
+/// grammars, it keeps no text from being tokenized, and no thread from its work.
+pub(super) async fn prepare_and_compile<T: Constrained + Send + 'static>(
     state: &AppState,
     mut body: Body,
     prepare: impl FnOnce(&AppState, Body) -> Result<T, ApiError> + Send + 'static,
 ) -> Result<T, ApiError> {
     let memory = body.take_memory();
-    let (mut prepared, _memory) = in_turn_with(state, body, memory, prepare).await?;
+    let (mut prepared, _memory) = prepare_holding(state, body, memory, prepare).await?;
     if let Some(grammar) = prepared.take_grammar() {
         let constraint = grammar.compile(state).await?;
         prepared.constrain(&constraint);
@@ -48,8 +48,8 @@ pub(super) async fn in_two_turns<T: Constrained + Send + 'static>(
     Ok(prepared)
 }
 
-/// [`in_turn`] with what is held meanwhile, and given back with the result.
-async fn in_turn_with<T: Send + 'static, M: Send + 'static>(
+/// [`prepare_request`] with what is held meanwhile, and given back with the result.
+async fn prepare_holding<T: Send + 'static, M: Send + 'static>(
     state: &AppState,
     body: Body,
     memory: M,

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::State;
 use serde_json::{Value, json};
 
-use super::prompt::in_two_turns;
+use super::prompt::prepare_and_compile;
 use super::{chat, completions};
 use crate::engine::GenerateRequest;
 use crate::error::ApiError;
@@ -18,7 +18,7 @@ pub async fn chat_completions(
     State(state): State<AppState>,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
-    let (shown, prepared) = in_two_turns(&state, body, chat::prepare).await?;
+    let (shown, prepared) = prepare_and_compile(&state, body, chat::prepare).await?;
     Ok(Json(rendered(
         &shown.id,
         &prepared.model,
@@ -33,7 +33,7 @@ pub async fn completions(
     State(state): State<AppState>,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
-    let prepared = in_two_turns(&state, body, completions::prepare).await?;
+    let prepared = prepare_and_compile(&state, body, completions::prepare).await?;
     let requests = prepared.requests.iter().enumerate().map(|(i, request)| {
         let id = format!("{}-{i}", prepared.id);
         rendered(

@@ -7,8 +7,8 @@ use axum::extract::State;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Value, json};
 
-use super::conversation::{Conversation, Prepared};
-use super::prompt::{in_turn, in_two_turns};
+use super::conversation::{Conversation, PreparedChat};
+use super::prompt::{prepare_and_compile, prepare_request};
 use super::responses_format::{Kept, ResponsesFormat};
 use super::stored_responses::stored;
 use crate::error::ApiError;
@@ -45,7 +45,7 @@ struct Shown {
 
 /// Answers the items of a conversation.
 pub async fn create(State(state): State<AppState>, body: Body) -> Result<Response, ApiError> {
-    let (shown, prepared) = in_two_turns(&state, body, prepare).await?;
+    let (shown, prepared) = prepare_and_compile(&state, body, prepare).await?;
     let choices = prepared.submit(&state)?;
     let streams = prepared.sampling.stream();
     let mut format = format(&state, shown, prepared);
@@ -65,7 +65,7 @@ pub async fn input_tokens(
     State(state): State<AppState>,
     body: Body,
 ) -> Result<Json<Value>, ApiError> {
-    let num_tokens = in_turn(&state, body, |state, body| {
+    let num_tokens = prepare_request(&state, body, |state, body| {
         let (_, conversation, places) = read(state, body)?;
         conversation
             .count(state)
@@ -77,7 +77,7 @@ pub async fn input_tokens(
     ))
 }
 
-fn format(state: &AppState, shown: Shown, prepared: Prepared) -> ResponsesFormat {
+fn format(state: &AppState, shown: Shown, prepared: PreparedChat) -> ResponsesFormat {
     let sampling = &prepared.request.sampling;
     let mut response = shown.response;
     response.temperature = decimal(sampling.temperature);
@@ -104,7 +104,7 @@ fn format(state: &AppState, shown: Shown, prepared: Prepared) -> ResponsesFormat
     }
 }
 
-fn prepare(state: &AppState, body: Body) -> Result<(Shown, Prepared), ApiError> {
+fn prepare(state: &AppState, body: Body) -> Result<(Shown, PreparedChat), ApiError> {
     let (shown, conversation, places) = read(state, body)?;
     let prepared = conversation.prepare(state);
     let mut prepared = prepared.map_err(|error| places.name(error))?;
@@ -154,7 +154,7 @@ fn read(state: &AppState, mut body: Body) -> Result<(Shown, Conversation, Places
         reasoning_effort: settings::read_reasoning(fields.reasoning.as_ref())?,
         ..TemplateFields::default()
     };
-    let grammar = grammar.asked(state.json_style());
+    let grammar = grammar.requested(state.json_style());
     let (messages, places) =
         messages(&fields, previous.as_deref(), &input).into_parts(tools.places);
     let output = Output::new(sampling.stream())

@@ -7,7 +7,7 @@ use model_qwen::{ChatTemplate, RenderOptions};
 use serde_json::json;
 
 use super::pooling::{cosine, info, length, pool, tokens};
-use super::prompt::{Length, in_turn};
+use super::prompt::{Length, prepare_request};
 use crate::engine::{PoolRequest, PoolingInfo, ScoreTemplate};
 use crate::error::ApiError;
 use crate::protocol::body::Body;
@@ -29,7 +29,7 @@ const PREFIX: &str = "<|im_start|>system\nJudge whether the Document meets the r
 const SUFFIX: &str = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n";
 
 /// A checked request.
-struct Prepared {
+struct PreparedScores {
     id: String,
     model: String,
     /// Of a reranker the pairs, otherwise the queries and then the documents.
@@ -42,7 +42,7 @@ struct Prepared {
 /// Scores of pairs of texts.
 pub async fn score(State(state): State<AppState>, body: Body) -> Result<Response, ApiError> {
     check_model(&state)?;
-    let prepared = in_turn(&state, body, |state, mut body| {
+    let prepared = prepare_request(&state, body, |state, mut body| {
         body.check(Endpoint::Score)?;
         let (pairs, instruction) = ScoreFields::take(&mut body)?;
         prepare(state, body, pairs, instruction.as_deref(), None)
@@ -68,7 +68,7 @@ pub async fn score(State(state): State<AppState>, body: Body) -> Result<Response
 /// Documents, the best for a query first.
 pub async fn rerank(State(state): State<AppState>, body: Body) -> Result<Response, ApiError> {
     check_model(&state)?;
-    let prepared = in_turn(&state, body, |state, mut body| {
+    let prepared = prepare_request(&state, body, |state, mut body| {
         body.check(Endpoint::Rerank)?;
         let (pairs, top_n, instruction) = RerankFields::take(&mut body)?;
         prepare(state, body, pairs, instruction.as_deref(), top_n)
@@ -110,8 +110,8 @@ fn check_model(state: &AppState) -> Result<(), ApiError> {
 /// Runs the pairs through the engine.
 async fn scores(
     state: &AppState,
-    mut prepared: Prepared,
-) -> Result<(Prepared, Vec<f32>, Usage), ApiError> {
+    mut prepared: PreparedScores,
+) -> Result<(PreparedScores, Vec<f32>, Usage), ApiError> {
     let pooling = info(state)?;
     let requests = std::mem::take(&mut prepared.requests);
     let num_tokens = requests.iter().map(|request| request.prompt.len()).sum();
@@ -142,7 +142,7 @@ fn prepare(
     pairs: Pairs,
     instruction: Option<&str>,
     top_n: Option<usize>,
-) -> Result<Prepared, ApiError> {
+) -> Result<PreparedScores, ApiError> {
     let shared = PoolingFields::read(&body)?;
     let id = body.request_id().or(shared.request_id.as_deref());
     drop(body);
@@ -179,7 +179,7 @@ fn prepare(
         adapter: adapter.clone(),
         cache_salt: shared.cache_salt.clone(),
     });
-    Ok(Prepared {
+    Ok(PreparedScores {
         requests: requests.collect(),
         id,
         model,

@@ -3,7 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 
-use super::prompt::{Length, encode, in_turn};
+use super::prompt::{Length, encode, prepare_request};
 use crate::blocking::blocking;
 use crate::error::ApiError;
 use crate::protocol::body::Body;
@@ -20,7 +20,7 @@ pub async fn tokenize(
     State(state): State<AppState>,
     body: Body,
 ) -> Result<Json<Tokenized>, ApiError> {
-    in_turn(&state, body, |state, mut body| {
+    prepare_request(&state, body, |state, mut body| {
         body.normalize_both::<TokenizeFields, TemplateFields>();
         let fields: TokenizeFields = body.read()?;
         let template: TemplateFields = body.read()?;

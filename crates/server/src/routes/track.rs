@@ -14,33 +14,10 @@ use hyper::body::{Frame, SizeHint};
 
 use crate::metrics::Answered;
 use crate::request_id::RequestId;
+use crate::route::RouteKind;
+use crate::route_kind;
 use crate::state::AppState;
 use crate::traces::RequestTrace;
-
-/// Handlers that load balancers, scrapers and the page call again and again; they are not counted, as in vLLM.
-const UNCOUNTED: [&str; 6] = [
-    "/health", "/load", "/memory", "/metrics", "/ping", "/version",
-];
-/// Handlers that give the engine work.
-const WORK: [&str; 17] = [
-    "/v1/chat/completions",
-    "/v1/completions",
-    "/v1/responses",
-    "/v1/messages",
-    "/api/chat",
-    "/api/generate",
-    "/api/embed",
-    "/api/embeddings",
-    "/v1/embeddings",
-    "/pooling",
-    "/classify",
-    "/score",
-    "/v1/score",
-    "/rerank",
-    "/v1/rerank",
-    "/v2/rerank",
-    "/invocations",
-];
 
 /// A request until the last byte of its answer is sent, or its client is gone.
 struct Tracked {
@@ -75,10 +52,10 @@ pub async fn track(State(state): State<AppState>, request: Request, next: Next) 
         "" => handler,
         short => short.to_owned(),
     };
-    if UNCOUNTED.contains(&handler.as_str()) {
-        return next.run(request).await;
-    }
-    let is_work = WORK.contains(&handler.as_str());
+    let is_work = match route_kind(&handler) {
+        RouteKind::Polled { .. } => return next.run(request).await,
+        kind => matches!(kind, RouteKind::Work { .. }),
+    };
     let mut trace = None;
     if is_work {
         state.http_metrics().begin();

@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use server::engine::{
     AdapterError, AdapterInfo, EngineCommand, EngineOutput, EngineReceiver, EngineStats,
-    FinishReason, GenerateRequest, SequenceError, SpeculationStats, Submission, TokenLogprobs,
+    FinishReason, GenerateRequest, OnTaken, SequenceError, SpeculationStats, Submission,
+    TokenLogprobs,
 };
 
 use server::kv_events::KvEventCounts;
@@ -57,6 +58,7 @@ impl FakeEngine {
         self.receiver.publish_stats(EngineStats {
             num_blocks: 8,
             num_free_blocks: 6,
+            kv_cache_usage: 0.25,
             block_size: 16,
             speculation: Some(SpeculationStats {
                 num_drafts: 7,
@@ -80,11 +82,11 @@ impl FakeEngine {
                 EngineCommand::LoadAdapter {
                     name,
                     path,
-                    replaces,
+                    on_taken,
                     reply,
                     ..
                 } => {
-                    if replaces {
+                    if on_taken == OnTaken::Replace {
                         adapters.retain(|adapter| adapter.name != name);
                     }
                     let result = if !path.exists() {

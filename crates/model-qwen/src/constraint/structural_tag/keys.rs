@@ -2,12 +2,16 @@
 
 use serde_json::{Map, Value};
 
-use super::super::grammar::{GrammarError, invalid, kind};
+use super::super::grammar::{GrammarError, invalid};
+use crate::json_file::json_type;
 
 pub(super) fn text<'a>(object: &'a Map<String, Value>, key: &str) -> Result<&'a str, GrammarError> {
     match object.get(key) {
         Some(Value::String(text)) => Ok(text),
-        Some(other) => invalid(format!("`{key}`: expected a string, found {}", kind(other))),
+        Some(other) => invalid(format!(
+            "`{key}`: expected a string, found {}",
+            json_type(other)
+        )),
         None => invalid(format!("expected `{key}`")),
     }
 }
@@ -15,7 +19,10 @@ pub(super) fn text<'a>(object: &'a Map<String, Value>, key: &str) -> Result<&'a 
 pub(super) fn texts(object: &Map<String, Value>, key: &str) -> Result<Vec<String>, GrammarError> {
     let texts = list(object, key)?.iter().map(|text| match text {
         Value::String(text) => Ok(text.clone()),
-        other => invalid(format!("`{key}`: expected strings, found {}", kind(other))),
+        other => invalid(format!(
+            "`{key}`: expected strings, found {}",
+            json_type(other)
+        )),
     });
     texts.collect()
 }
@@ -39,7 +46,10 @@ pub(super) fn list<'a>(
     match object.get(key) {
         Some(Value::Array(items)) if !items.is_empty() => Ok(items),
         Some(Value::Array(_)) => invalid(format!("`{key}`: expected at least one, found none")),
-        Some(other) => invalid(format!("`{key}`: expected a list, found {}", kind(other))),
+        Some(other) => invalid(format!(
+            "`{key}`: expected a list, found {}",
+            json_type(other)
+        )),
         None => invalid(format!("expected `{key}`")),
     }
 }
@@ -50,7 +60,7 @@ pub(super) fn flag(object: &Map<String, Value>, key: &str) -> Result<bool, Gramm
         Some(Value::Bool(flag)) => Ok(*flag),
         Some(other) => invalid(format!(
             "`{key}`: expected a boolean, found {}",
-            kind(other)
+            json_type(other)
         )),
     }
 }

@@ -2,9 +2,10 @@
 
 use serde_json::{Map, Value};
 
-use super::super::grammar::{GrammarError, invalid, kind, object};
+use super::super::grammar::{GrammarError, invalid, object};
 use super::keys::{flag, list, optional_texts};
 use super::{Content, Free, Lark, Tag};
+use crate::json_file::json_type;
 
 /// Most repetitions that a number may name: the grammar grows with it.
 const MAX_REPEATS: u64 = 10_000;
@@ -22,7 +23,7 @@ pub(super) fn token(format: &Value) -> Result<String, GrammarError> {
         )),
         Some(other) => invalid(format!(
             "token: expected an id or the name of a special token, found {}",
-            kind(other)
+            json_type(other)
         )),
         None => invalid("token: expected `token`"),
     }
@@ -116,7 +117,7 @@ fn times(format: &Map<String, Value>) -> Result<String, GrammarError> {
         Some(Value::Number(number)) => Ok(number),
         Some(other) => invalid(format!(
             "repeat: `{key}` is a number, found {}",
-            kind(other)
+            json_type(other)
         )),
         None => invalid(format!("repeat: expected `{key}`")),
     };

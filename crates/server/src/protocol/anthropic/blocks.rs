@@ -1,9 +1,9 @@
 //! Blocks of content.
 
+use model_qwen::json_type;
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
-use crate::protocol::body::kind;
 
 /// A block that the model can read.
 #[derive(Debug, PartialEq)]
@@ -46,7 +46,7 @@ pub(super) fn read(
             Ok(read)
         }
         other => {
-            let found = other.as_ref().map_or("nothing", kind);
+            let found = other.as_ref().map_or("nothing", json_type);
             Err(ApiError::expected(
                 place,
                 "a string or a list of blocks",
@@ -69,7 +69,7 @@ pub(super) fn texts(place: &str, content: Value) -> Result<Vec<String>, ApiError
 fn one(place: &str, block: Value, role: &str) -> Result<Option<Block>, ApiError> {
     let Value::Object(mut block) = block else {
         let expected = "a block such as {\"type\": \"text\", \"text\": …}";
-        return Err(ApiError::expected(place, expected, kind(&block)));
+        return Err(ApiError::expected(place, expected, json_type(&block)));
     };
     let block_type = text(place, &mut block, "type")?;
     let block = match (block_type.as_str(), role) {
@@ -109,7 +109,7 @@ fn text(place: &str, block: &mut Map<String, Value>, field: &str) -> Result<Stri
     match block.shift_remove(field) {
         Some(Value::String(text)) => Ok(text),
         other => {
-            let found = other.as_ref().map_or("nothing", kind);
+            let found = other.as_ref().map_or("nothing", json_type);
             let place = format!("{place}.{field}");
             Err(ApiError::expected(place, "a string", found))
         }
@@ -122,7 +122,7 @@ fn input(place: &str, block: &mut Map<String, Value>) -> Result<Map<String, Valu
         Some(Value::Object(input)) => Ok(input),
         Some(other) => {
             let place = format!("{place}.input");
-            Err(ApiError::expected(place, "an object", kind(&other)))
+            Err(ApiError::expected(place, "an object", json_type(&other)))
         }
     }
 }
@@ -139,7 +139,7 @@ fn result(place: &str, block: &mut Map<String, Value>) -> Result<String, ApiErro
         Some(Value::Bool(true)) => Ok(format!("Error: {text}")),
         Some(other) => {
             let place = format!("{place}.is_error");
-            Err(ApiError::expected(place, "a boolean", kind(&other)))
+            Err(ApiError::expected(place, "a boolean", json_type(&other)))
         }
     }
 }

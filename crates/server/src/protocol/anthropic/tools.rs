@@ -1,9 +1,9 @@
 //! Tools with an `input_schema` as OpenAI's functions.
 
+use model_qwen::json_type;
 use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
-use crate::protocol::body::kind;
 
 /// Reads the list `tools`.
 pub(super) fn read(tools: Vec<Value>) -> Result<Vec<Value>, ApiError> {
@@ -14,7 +14,7 @@ pub(super) fn read(tools: Vec<Value>) -> Result<Vec<Value>, ApiError> {
 fn one(i: usize, tool: Value) -> Result<Value, ApiError> {
     let place = format!("tools[{i}]");
     let Value::Object(mut tool) = tool else {
-        return Err(ApiError::expected(place, "an object", kind(&tool)));
+        return Err(ApiError::expected(place, "an object", json_type(&tool)));
     };
     match tool.get("type") {
         None | Some(Value::Null) => {}
@@ -27,7 +27,7 @@ fn one(i: usize, tool: Value) -> Result<Value, ApiError> {
         }
         Some(other) => {
             let place = format!("{place}.type");
-            return Err(ApiError::expected(place, "a string", kind(other)));
+            return Err(ApiError::expected(place, "a string", json_type(other)));
         }
     }
     let Some(Value::String(name)) = tool.shift_remove("name").filter(|name| name != "") else {
@@ -40,7 +40,7 @@ fn one(i: usize, tool: Value) -> Result<Value, ApiError> {
     let mut schema = match tool.shift_remove("input_schema") {
         Some(Value::Object(schema)) => schema,
         other => {
-            let found = other.as_ref().map_or("nothing", kind);
+            let found = other.as_ref().map_or("nothing", json_type);
             let place = format!("{place}.input_schema");
             let expected = "an object, a JSON schema";
             return Err(ApiError::expected(place, expected, found));

@@ -2,12 +2,12 @@
 
 use std::collections::HashMap;
 
+use model_qwen::json_type;
 use serde_json::{Map, Value, json};
 
 use super::blocks::{self, Block};
 use super::system;
 use crate::error::ApiError;
-use crate::protocol::body::kind;
 
 /// A conversation in OpenAI's form.
 #[derive(Debug)]
@@ -77,14 +77,14 @@ pub(super) fn read(messages: Vec<Value>, system: Option<Value>) -> Result<Turns,
 fn parts(place: &str, message: Value) -> Result<(String, Option<Value>), ApiError> {
     let Value::Object(mut message) = message else {
         let expected = "an object with `role` and `content`";
-        return Err(ApiError::expected(place, expected, kind(&message)));
+        return Err(ApiError::expected(place, expected, json_type(&message)));
     };
     let found = match message.shift_remove("role") {
         Some(Value::String(role)) if matches!(role.as_str(), "user" | "assistant" | "system") => {
             return Ok((role, message.shift_remove("content")));
         }
         Some(Value::String(role)) => format!("`{role}`"),
-        other => other.as_ref().map_or("nothing", kind).to_owned(),
+        other => other.as_ref().map_or("nothing", json_type).to_owned(),
     };
     let expected = "`user`, `assistant` or `system`";
     Err(ApiError::expected(

@@ -1,11 +1,12 @@
 //! Requests to `/api/embed` and `/api/embeddings`.
 
+use model_qwen::json_type;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Options, read_options, take_options};
 use crate::error::ApiError;
-use crate::protocol::body::{Body, kind};
+use crate::protocol::body::Body;
 
 /// The option that vectors depend on.
 const NUM_CTX: &str = "num_ctx";
@@ -47,7 +48,7 @@ pub fn take_input(body: &mut Body) -> Result<Vec<String>, ApiError> {
                 other => Err(ApiError::expected(
                     format!("input[{i}]"),
                     "a text",
-                    kind(&other),
+                    json_type(&other),
                 )),
             });
             texts.collect()
@@ -55,7 +56,7 @@ pub fn take_input(body: &mut Body) -> Result<Vec<String>, ApiError> {
         Some(other) => Err(ApiError::expected(
             "input",
             "a text or a list of texts",
-            kind(&other),
+            json_type(&other),
         )),
     }
 }

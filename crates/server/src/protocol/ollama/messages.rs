@@ -1,9 +1,9 @@
 //! Ollama's messages as OpenAI's.
 
+use model_qwen::json_type;
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
-use crate::protocol::body::kind;
 
 /// Reads a list of messages.
 pub(super) fn read(messages: Vec<Value>) -> Result<Vec<Map<String, Value>>, ApiError> {
@@ -15,7 +15,7 @@ fn one(i: usize, message: Value) -> Result<Map<String, Value>, ApiError> {
     let place = format!("messages[{i}]");
     let Value::Object(mut message) = message else {
         let expected = "an object with `role` and `content`";
-        return Err(ApiError::expected(place, expected, kind(&message)));
+        return Err(ApiError::expected(place, expected, json_type(&message)));
     };
     let field = |name: &str| format!("{place}.{name}");
     match message.shift_remove("images") {
@@ -32,7 +32,11 @@ fn one(i: usize, message: Value) -> Result<Map<String, Value>, ApiError> {
     let mut text = |name: &str| match message.shift_remove(name) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::String(text)) => Ok(Some(text)),
-        Some(other) => Err(ApiError::expected(field(name), "a string", kind(&other))),
+        Some(other) => Err(ApiError::expected(
+            field(name),
+            "a string",
+            json_type(&other),
+        )),
     };
     let role = text("role")?.unwrap_or_default();
     let content = text("content")?.unwrap_or_default();
@@ -44,7 +48,7 @@ fn one(i: usize, message: Value) -> Result<Map<String, Value>, ApiError> {
         Some(Value::Array(calls)) => calls,
         Some(other) => {
             let place = field("tool_calls");
-            return Err(ApiError::expected(place, "a list", kind(&other)));
+            return Err(ApiError::expected(place, "a list", json_type(&other)));
         }
     };
     for (j, call) in calls.iter().enumerate() {
@@ -77,14 +81,14 @@ fn one(i: usize, message: Value) -> Result<Map<String, Value>, ApiError> {
 fn check_call(place: &str, call: &Value) -> Result<(), ApiError> {
     let place = format!("{place}.function");
     let Some(Value::Object(function)) = call.get("function") else {
-        let found = call.get("function").map_or("nothing", kind);
+        let found = call.get("function").map_or("nothing", json_type);
         return Err(ApiError::expected(place, "an object", found));
     };
     match function.get("name") {
         Some(Value::String(name)) if !name.is_empty() => {}
         other => {
             let place = format!("{place}.name");
-            let found = other.map_or("nothing", kind);
+            let found = other.map_or("nothing", json_type);
             return Err(ApiError::expected(place, "a name", found));
         }
     }
@@ -92,7 +96,7 @@ fn check_call(place: &str, call: &Value) -> Result<(), ApiError> {
         None | Some(Value::Null | Value::Object(_)) => Ok(()),
         Some(other) => {
             let place = format!("{place}.arguments");
-            Err(ApiError::expected(place, "an object", kind(other)))
+            Err(ApiError::expected(place, "an object", json_type(other)))
         }
     }
 }

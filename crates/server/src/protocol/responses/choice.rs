@@ -1,11 +1,11 @@
 //! `tool_choice`, which has less depth here than in a chat.
 
+use model_qwen::json_type;
 use serde_json::{Map, Value, json};
 
 use super::callee::Callee;
 use super::tools::{Tools, is_hosted};
 use crate::error::ApiError;
-use crate::protocol::body::kind;
 
 /// `tool_choice` as in a chat; the tools are those of the request.
 ///
@@ -31,7 +31,13 @@ pub fn chat_choice(choice: &Value, tools: &Tools) -> Result<Value, ApiError> {
             };
         }
         Value::Object(choice) => choice,
-        other => return Err(ApiError::expected("tool_choice", EXPECTED, kind(other))),
+        other => {
+            return Err(ApiError::expected(
+                "tool_choice",
+                EXPECTED,
+                json_type(other),
+            ));
+        }
     };
     match choice.get("type").and_then(Value::as_str) {
         Some("function" | "custom") => chat_function("tool_choice", choice, tools),
@@ -68,7 +74,7 @@ pub fn chat_choice(choice: &Value, tools: &Tools) -> Result<Value, ApiError> {
                 let place = format!("tool_choice.tools[{i}]");
                 match tool {
                     Value::Object(tool) => chat_function(&place, tool, tools),
-                    other => Err(ApiError::expected(&place, "an object", kind(other))),
+                    other => Err(ApiError::expected(&place, "an object", json_type(other))),
                 }
             });
             let allowed = allowed.collect::<Result<Vec<_>, _>>()?;
@@ -110,7 +116,7 @@ fn chat_function(
         Some(Value::String(namespace)) => Some(namespace.as_str()),
         Some(other) => {
             let place = format!("{place}.namespace");
-            return Err(ApiError::expected(place, "a string", kind(other)));
+            return Err(ApiError::expected(place, "a string", json_type(other)));
         }
     };
     let name = function.get("name").and_then(Value::as_str);

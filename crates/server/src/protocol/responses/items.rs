@@ -1,12 +1,12 @@
 //! Items of a conversation in one form: as they are stored and listed.
 
 use axum::http::StatusCode;
+use model_qwen::json_type;
 use serde_json::{Map, Value, json};
 
 use super::new_id;
 use super::output::ENCRYPTED;
 use crate::error::ApiError;
-use crate::protocol::body::kind;
 
 /// A message, a call, its output, or reasoning.
 pub type Item = Map<String, Value>;
@@ -41,7 +41,7 @@ pub fn read_input(
         other => Err(ApiError::expected(
             "input",
             "a string or a list of items",
-            kind(&other),
+            json_type(&other),
         )),
     }
 }
@@ -53,13 +53,19 @@ fn read_item(
 ) -> Result<Item, ApiError> {
     let mut item = match item {
         Value::Object(item) => item,
-        other => return Err(ApiError::expected(place, "an object", kind(&other))),
+        other => return Err(ApiError::expected(place, "an object", json_type(&other))),
     };
     item.retain(|_, value| !value.is_null());
     let place_of_type = format!("{place}.type");
     let of_type = match item.get("type") {
         Some(Value::String(of_type)) => of_type.as_str(),
-        Some(other) => return Err(ApiError::expected(&place_of_type, "a string", kind(other))),
+        Some(other) => {
+            return Err(ApiError::expected(
+                &place_of_type,
+                "a string",
+                json_type(other),
+            ));
+        }
         None if item.contains_key("role") => "message",
         None if item.contains_key("id") && item.len() == 1 => "item_reference",
         None => {
@@ -132,7 +138,7 @@ fn text(place: &str, item: &mut Item, field: &str) -> Result<String, ApiError> {
     match item.shift_remove(field) {
         Some(Value::String(text)) => Ok(text),
         other => {
-            let found = other.as_ref().map_or("nothing", kind);
+            let found = other.as_ref().map_or("nothing", json_type);
             Err(ApiError::expected(
                 format!("{place}.{field}"),
                 "a string",
@@ -164,7 +170,7 @@ fn read_message(place: &str, mut item: Item) -> Result<Item, ApiError> {
         }
         None if role == "assistant" => Vec::new(),
         other => {
-            let found = other.as_ref().map_or("nothing", kind);
+            let found = other.as_ref().map_or("nothing", json_type);
             return Err(ApiError::expected(
                 &place_of_content,
                 "a string or a list of parts",
@@ -188,7 +194,7 @@ fn read_part(place: &str, role: &str, part: Value) -> Result<Value, ApiError> {
         Value::Object(part) => part,
         other => {
             let expected = "a part such as {\"type\": \"input_text\", \"text\": …}";
-            return Err(ApiError::expected(place, expected, kind(&other)));
+            return Err(ApiError::expected(place, expected, json_type(&other)));
         }
     };
     match part.get("type").and_then(Value::as_str) {
@@ -243,7 +249,7 @@ fn read_output(place: &str, mut item: Item, of_type: &str, prefix: &str) -> Resu
         }
         Some(text @ Value::String(_)) => text,
         other => {
-            let found = other.as_ref().map_or("nothing", kind);
+            let found = other.as_ref().map_or("nothing", json_type);
             let param = format!("{place}.output");
             return Err(ApiError::expected(
                 &param,
@@ -269,14 +275,14 @@ fn read_reasoning(place: &str, mut item: Item) -> Result<Item, ApiError> {
                 return Err(ApiError::expected(
                     format!("{place}.{field}"),
                     "a list of parts",
-                    kind(&other),
+                    json_type(&other),
                 ));
             }
         };
         let parts = parts.into_iter().enumerate().map(|(j, part)| {
             let place = format!("{place}.{field}[{j}]");
             let Value::Object(mut part) = part else {
-                return Err(ApiError::expected(&place, "an object", kind(&part)));
+                return Err(ApiError::expected(&place, "an object", json_type(&part)));
             };
             let text = text(&place, &mut part, "text")?;
             Ok(json!({ "type": of_type, "text": text }))

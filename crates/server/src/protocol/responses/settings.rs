@@ -1,9 +1,9 @@
 //! Objects of settings in a request: each key is understood, or refused by name.
 
+use model_qwen::json_type;
 use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
-use crate::protocol::body::kind;
 use crate::protocol::chat::ReasoningEffort;
 
 /// What `include` may have; all but two are of tools that the server doesn't have, or of images.
@@ -33,7 +33,7 @@ fn each(
     let object = match object {
         None | Some(Value::Null) => return Ok(()),
         Some(Value::Object(object)) => object,
-        Some(other) => return Err(ApiError::expected(field, "an object", kind(other))),
+        Some(other) => return Err(ApiError::expected(field, "an object", json_type(other))),
     };
     let keys = object.iter().filter(|(_, value)| !value.is_null());
     for (key, value) in keys {
@@ -41,7 +41,7 @@ fn each(
             let found = match value {
                 Value::String(text) => format!("`{text}`"),
                 Value::Bool(on) => format!("`{on}`"),
-                other => kind(other).to_owned(),
+                other => json_type(other).to_owned(),
             };
             ApiError::expected(format!("{field}.{key}"), expected, &found)
         })?;
@@ -103,7 +103,11 @@ pub fn read_text(text: Option<&Value>) -> Result<Option<Value>, ApiError> {
 /// `text.format` as a chat's `response_format`.
 fn chat_format(format: &Value) -> Result<Option<Value>, ApiError> {
     let Value::Object(format) = format else {
-        return Err(ApiError::expected("text.format", "an object", kind(format)));
+        return Err(ApiError::expected(
+            "text.format",
+            "an object",
+            json_type(format),
+        ));
     };
     match format.get("type").and_then(Value::as_str) {
         Some("text" | "json_object") => Ok(Some(Value::Object(format.clone()))),

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use model_qwen::json_type;
 use regex_syntax::ast::parse::Parser;
 use serde_json::{Map, Value, json};
 
 use super::callee::{Callee, flat_name};
 use crate::error::ApiError;
-use crate::protocol::body::kind;
 
 /// Keys of a function tool.
 const FUNCTION: [&str; 5] = ["type", "name", "description", "parameters", "strict"];
@@ -105,7 +105,7 @@ pub fn read_tools(tools: Vec<Value>) -> Result<Tools, ApiError> {
 fn object(place: &str, tool: Value) -> Result<Map<String, Value>, ApiError> {
     match tool {
         Value::Object(tool) => Ok(tool),
-        other => Err(ApiError::expected(place, "an object", kind(&other))),
+        other => Err(ApiError::expected(place, "an object", json_type(&other))),
     }
 }
 
@@ -278,7 +278,7 @@ impl Keys<'_> {
         let found = match self.tool.get(key) {
             None => "nothing".to_owned(),
             Some(Value::String(text)) => format!("`{}`", text.chars().take(64).collect::<String>()),
-            Some(other) => kind(other).to_owned(),
+            Some(other) => json_type(other).to_owned(),
         };
         ApiError::expected(format!("{}.{key}", self.place), expected, &found)
     }

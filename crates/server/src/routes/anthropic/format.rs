@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
-use super::super::thoughts::WithoutSpace;
+use super::super::reasoning::WithoutSpace;
 use crate::answer::{Part, arguments_object};
 use crate::engine::FinishReason;
 use crate::error::ApiError;

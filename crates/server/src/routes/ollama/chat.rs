@@ -8,9 +8,9 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value};
 
 use super::super::constraint::{Constrained, Uncompiled};
-use super::super::conversation::{Conversation, Prepared};
-use super::super::prompt::in_two_turns;
-use super::super::thoughts::thinks;
+use super::super::conversation::{Conversation, PreparedChat};
+use super::super::prompt::prepare_and_compile;
+use super::super::reasoning::model_has_reasoning;
 use super::format::{Api, LineFormat};
 use super::{model_name, renamed};
 use crate::answer::CLOSE_THINK;
@@ -30,7 +30,7 @@ pub(super) struct Work {
     pub(super) request: Request,
     /// The name the request used.
     pub(super) model: String,
-    pub(super) prepared: Option<Prepared>,
+    pub(super) prepared: Option<PreparedChat>,
     pub(super) started: Instant,
 }
 
@@ -41,14 +41,14 @@ impl Constrained for Work {
 
     fn sequences(&mut self) -> &mut [GenerateRequest] {
         let prepared = self.prepared.as_mut();
-        prepared.map_or(&mut [], Prepared::sequences)
+        prepared.map_or(&mut [], PreparedChat::sequences)
     }
 }
 
 /// Answers a conversation.
 pub(super) async fn chat(State(state): State<AppState>, body: Body) -> Result<Response, ApiError> {
     let started = Instant::now();
-    let work = in_two_turns(&state, body, move |state, body| {
+    let work = prepare_and_compile(&state, body, move |state, body| {
         prepare(state, body, started)
     })
     .await?;
@@ -101,7 +101,7 @@ impl Work {
             None | Some(Think::Switch(false)) => false,
             Some(_) => request.shows_thinking(),
         };
-        if asks_to_think && !thinks(state) {
+        if asks_to_think && !model_has_reasoning(state) {
             let message = format!("`think`: the model `{model}` does not support thinking.");
             return Err(ApiError::bad_request("think", message));
         }

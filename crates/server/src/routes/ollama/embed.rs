@@ -7,7 +7,7 @@ use axum::extract::State;
 
 use super::super::embeddings::of_vectors;
 use super::super::pooling::{pool, tokens};
-use super::super::prompt::{Length, in_turn};
+use super::super::prompt::{Length, prepare_request};
 use super::model_name;
 use super::time::nanoseconds;
 use crate::engine::PoolRequest;
@@ -29,7 +29,7 @@ pub(super) async fn embed(
 ) -> Result<Json<Embedded>, ApiError> {
     let started = Instant::now();
     let pooling = of_vectors(&state)?;
-    let (fields, dimensions, requests) = in_turn(&state, body, |state, mut body| {
+    let (fields, dimensions, requests) = prepare_request(&state, body, |state, mut body| {
         body.check(Endpoint::OllamaEmbed)?;
         let texts = take_input(&mut body)?;
         let options = take_pooling_options(&mut body)?;
@@ -64,7 +64,7 @@ pub(super) async fn embeddings(
     body: Body,
 ) -> Result<Json<PromptEmbedded>, ApiError> {
     let pooling = of_vectors(&state)?;
-    let requests = in_turn(&state, body, |state, mut body| {
+    let requests = prepare_request(&state, body, |state, mut body| {
         body.check(Endpoint::OllamaEmbeddings)?;
         let options = take_pooling_options(&mut body)?;
         let fields: PromptFields = body.read()?;

@@ -4,9 +4,9 @@ use std::time::{Instant, SystemTime};
 
 use serde_json::{Map, Value};
 
-use super::super::conversation::Prepared;
-use super::super::said::SaidSoFar;
-use super::super::thoughts::WithoutSpace;
+use super::super::conversation::PreparedChat;
+use super::super::reasoning::WithoutSpace;
+use super::super::text_joiner::TextJoiner;
 use super::chat::Work;
 use super::time::{nanoseconds, rfc3339};
 use crate::answer::{Part, arguments_object};
@@ -40,7 +40,7 @@ pub(super) struct LineFormat {
     started: Instant,
     first: Option<Instant>,
     space: WithoutSpace,
-    said: SaidSoFar,
+    joiner: TextJoiner,
     /// The call that has no end yet.
     call: Option<OllamaCall>,
     arguments: String,
@@ -58,7 +58,7 @@ impl LineFormat {
     pub(super) fn new(state: &AppState, api: Api, work: &Work) -> Self {
         let prepared = work.prepared.as_ref();
         let shows_logprobs = work.request.fields.logprobs.unwrap_or(false);
-        let skips = |prepared: &Prepared| prepared.text.skip_special_tokens;
+        let skips = |prepared: &PreparedChat| prepared.text.skip_special_tokens;
         Self {
             api,
             model: work.model.clone(),
@@ -72,7 +72,7 @@ impl LineFormat {
             started: work.started,
             first: None,
             space: WithoutSpace::default(),
-            said: SaidSoFar::default(),
+            joiner: TextJoiner::default(),
             call: None,
             arguments: String::new(),
         }
@@ -170,7 +170,7 @@ impl LineFormat {
         let text = (!delta.text.is_empty()).then_some(Part::Content(delta.text));
         for part in text.into_iter().chain(delta.parts) {
             let part = self.space.take(part);
-            match part.map(|part| self.said.take(part)) {
+            match part.map(|part| self.joiner.take(part)) {
                 Some(Part::Reasoning(text)) if self.shows_thinking => {
                     more.thinking.push_str(&text);
                 }

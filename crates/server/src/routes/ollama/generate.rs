@@ -5,10 +5,10 @@ use std::time::Instant;
 use axum::extract::State;
 use axum::response::Response;
 
-use super::super::constraint::{Sequence, sequence};
-use super::super::conversation::{Conversation, Prepared};
-use super::super::gap::{ending_at_gap, with_gap};
-use super::super::prompt::{Length, encode, in_two_turns};
+use super::super::constraint::{PlacedGrammar, Sequence, sequence};
+use super::super::conversation::{Conversation, PreparedChat};
+use super::super::fim::{fim_prompt, with_fim_stop_tokens};
+use super::super::prompt::{Length, encode, prepare_and_compile};
 use super::chat::Work;
 use super::format::Api;
 use super::{model_name, renamed};
@@ -27,7 +27,7 @@ pub(super) async fn generate(
     body: Body,
 ) -> Result<Response, ApiError> {
     let started = Instant::now();
-    let work = in_two_turns(&state, body, move |state, body| {
+    let work = prepare_and_compile(&state, body, move |state, body| {
         prepare(state, body, started)
     })
     .await?;
@@ -42,9 +42,9 @@ fn prepare(state: &AppState, mut body: Body, started: Instant) -> Result<Work, A
 
     let is_raw = fields.raw.unwrap_or(false);
     let prompt = fields.prompt.filter(|prompt| !prompt.is_empty());
-    let fills_gap = fields.suffix.is_some();
+    let is_fim = fields.suffix.is_some();
     let is_told = fields.system.as_ref().is_some_and(|text| !text.is_empty());
-    if is_told && (is_raw || fills_gap) {
+    if is_told && (is_raw || is_fim) {
         let other = if is_raw { "raw" } else { "suffix" };
         let message = format!("`system` needs a template: it cannot be used with `{other}`.");
         return Err(ApiError::bad_request("system", message));
@@ -56,7 +56,7 @@ fn prepare(state: &AppState, mut body: Body, started: Instant) -> Result<Work, A
         }
         (prompt, Some(suffix), false) => {
             let prompt = prompt.unwrap_or_default();
-            with_gap(state, &prompt, &suffix)?
+            fim_prompt(state, &prompt, &suffix)?
         }
         (Some(prompt), None, true) => prompt,
         (Some(prompt), None, false) => {
@@ -70,7 +70,7 @@ fn prepare(state: &AppState, mut body: Body, started: Instant) -> Result<Work, A
         (None, None, _) => return Work::new(state, request, None, started),
     };
     let mut work = Work::new(state, request, None, started)?;
-    work.prepared = Some(plain(state, &work.request, &text, fills_gap)?);
+    work.prepared = Some(plain(state, &work.request, &text, is_fim)?);
     Ok(work)
 }
 
@@ -79,28 +79,29 @@ fn plain(
     state: &AppState,
     request: &Request,
     text: &str,
-    fills_gap: bool,
-) -> Result<Prepared, ApiError> {
+    is_fim: bool,
+) -> Result<PreparedChat, ApiError> {
     let sampling = request.options.sampling();
     let (model, adapter) = state.resolve_model(Some(&model_name(state, &request.fields.model)))?;
     let num_logprobs = request.num_logprobs(LogprobLimit::of(state))?;
     let params = sampling.sampling_params(state, num_logprobs);
     let params = params.map_err(renamed)?;
-    let options = match (sampling.text_options(state)?, fills_gap) {
-        (options, true) => ending_at_gap(state, &sampling, options),
+    let options = match (sampling.text_options(state)?, is_fim) {
+        (options, true) => with_fim_stop_tokens(state, &sampling, options),
         (options, false) => options,
     };
     let grammar = request.grammar(state.json_style());
+    let grammar = grammar.map(PlacedGrammar::at_start);
     let Sequence {
         request: sequence,
         text: text_options,
         grammar,
-    } = sequence(state, (grammar, None), &sampling, params, adapter, options);
+    } = sequence(state, grammar, &sampling, params, adapter, options);
     let length = Length::of(state, &sampling, "prompt", None)?;
     let prompt = encode(state, text, true, &length)?;
     let requested = request.options.max_tokens();
     let max_tokens = sampling.max_tokens(state, prompt.len(), requested, "prompt")?;
-    Ok(Prepared {
+    Ok(PreparedChat {
         model,
         request: GenerateRequest {
             prompt,

@@ -8,8 +8,8 @@ use axum::Json;
 use axum::extract::State;
 use serde_json::{Map, Value, json};
 
-use super::super::gap::fills_gaps;
-use super::super::thoughts::thinks;
+use super::super::fim::supports_fim;
+use super::super::reasoning::model_has_reasoning;
 use super::model_name;
 use super::time::rfc3339;
 use crate::error::ApiError;
@@ -124,8 +124,8 @@ fn capabilities(state: &AppState) -> Vec<&'static str> {
     let capabilities = [
         ("completion", true),
         ("tools", shows_tools),
-        ("thinking", thinks(state)),
-        ("insert", fills_gaps(state)),
+        ("thinking", model_has_reasoning(state)),
+        ("insert", supports_fim(state)),
     ];
     let has = capabilities.into_iter().filter(|(_, has)| *has);
     has.map(|(capability, _)| capability).collect()

@@ -13,7 +13,7 @@ fn format(api: Api, shows_thinking: bool) -> LineFormat {
         started: Instant::now(),
         first: None,
         space: WithoutSpace::default(),
-        said: SaidSoFar::default(),
+        joiner: TextJoiner::default(),
         call: None,
         arguments: String::new(),
     }

@@ -1,10 +1,10 @@
-//! What an answer has said so far, where its texts become one.
+//! Joins the texts of an answer, where they become one.
 
 use crate::answer::Part;
 
 /// Puts a line's end between two texts that have calls between them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum SaidSoFar {
+pub(super) enum TextJoiner {
     /// No text.
     #[default]
     Nothing,
@@ -14,8 +14,8 @@ pub(super) enum SaidSoFar {
     TextAndCall,
 }
 
-impl SaidSoFar {
-    /// A part as it follows what was said.
+impl TextJoiner {
+    /// A part as it follows the parts before.
     pub(super) fn take(&mut self, part: Part) -> Part {
         match part {
             Part::Content(text) if !text.is_empty() => {
@@ -46,8 +46,8 @@ mod tests {
             name: "f".to_owned(),
         };
         let text = |parts: Vec<Part>| {
-            let mut said = SaidSoFar::default();
-            let parts = parts.into_iter().map(|part| said.take(part));
+            let mut joiner = TextJoiner::default();
+            let parts = parts.into_iter().map(|part| joiner.take(part));
             let texts = parts.filter_map(|part| match part {
                 Part::Content(text) => Some(text),
                 _ => None,

@@ -1,5 +1,5 @@
-//! What the two sides of a job tell each other: whoever trains, and the server that keeps its state. They may be two processes,
-//! which write it as lines of JSON.
+//! Messages between the two sides of a job: whoever trains, and the server that keeps its state. They may be two processes,
+//! which write them as lines of JSON.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use super::settings::{in_settings, setting_name};
 /// What a run tells the server.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Told {
+pub(super) enum JobMessage {
     /// Everything is loaded.
     Start,
     /// Something to keep.
@@ -32,7 +32,7 @@ pub(super) enum Told {
         /// Tokens of all steps so far.
         num_tokens: Option<u64>,
     },
-    /// The run waits until [`Asked::Go`].
+    /// The run waits until [`JobCommand::Go`].
     Waits,
     /// The run has ended.
     Ended(Result<End, Failure>),
@@ -41,7 +41,7 @@ pub(super) enum Told {
 /// What the server asks of a run in another process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub(super) enum Asked {
+pub(super) enum JobCommand {
     /// To go on.
     Go {
         /// Whether requests run, too.
@@ -141,20 +141,26 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_told_is_read_again() {
+    fn a_message_is_read_again() {
         let event = Event::metrics("a".into(), json!({ "step": 1 }));
-        let step = Told::Step {
+        let step = JobMessage::Step {
             event: event.clone(),
             step: 1,
             total_steps: 2,
             num_tokens: None,
         };
-        let failed = Told::Ended(Err(Failure::of_server("b\nc")));
-        let ended = Told::Ended(Ok(End::Stopped));
-        for told in [Told::Start, Told::Event(event), step, failed, ended] {
-            let line = serde_json::to_string(&told).unwrap();
+        let failed = JobMessage::Ended(Err(Failure::of_server("b\nc")));
+        let ended = JobMessage::Ended(Ok(End::Stopped));
+        for message in [
+            JobMessage::Start,
+            JobMessage::Event(event),
+            step,
+            failed,
+            ended,
+        ] {
+            let line = serde_json::to_string(&message).unwrap();
             assert!(!line.contains('\n'));
-            assert_eq!(serde_json::from_str::<Told>(&line).unwrap(), told);
+            assert_eq!(serde_json::from_str::<JobMessage>(&line).unwrap(), message);
         }
     }
 

@@ -4,16 +4,16 @@ use server::engine::GenerateRequest;
 
 use super::*;
 
-const GAP_TOKENS: [&str; 3] = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"];
+const FIM_TOKENS: [&str; 3] = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"];
 const BEFORE: &str = "def f():";
 const BEHIND: &str = "return x";
 
 fn start_filling(script: impl Fn(&GenerateRequest) -> Play + Send + 'static) -> TestServer {
-    TestServer::start_with_tokens(&[], &GAP_TOKENS, script)
+    TestServer::start_with_tokens(&[], &FIM_TOKENS, script)
 }
 
 /// The prompt for what is between two texts.
-fn gap() -> Vec<u32> {
+fn fim_prompt() -> Vec<u32> {
     let [before, between, behind] = [258, 259, 260];
     let mut prompt = vec![before];
     prompt.extend(bytes(BEFORE));
@@ -37,7 +37,7 @@ fn a_suffix_is_what_comes_behind_the_answer() {
         (&json!("stop"), &Value::Null)
     );
     let request = server.last_request();
-    assert_eq!(request.prompt, gap());
+    assert_eq!(request.prompt, fim_prompt());
     for end in [IM_END, 258, 259, 260] {
         assert!(request.stop_token_ids.contains(&end), "{end}");
     }
@@ -48,7 +48,7 @@ fn a_suffix_is_what_comes_behind_the_answer() {
     let same = server.last_request();
     assert_eq!(
         (same.prompt, same.stop_token_ids),
-        (gap(), request.stop_token_ids)
+        (fim_prompt(), request.stop_token_ids)
     );
     let show = server.post("/api/show", &json!({ "model": "base" })).json();
     let capabilities = show["capabilities"].as_array().unwrap();
@@ -83,7 +83,7 @@ fn a_suffix_goes_with_choices_prompts_and_log_probabilities() {
         let requests = seen.requests.iter();
         requests.map(|request| request.prompt.clone()).collect()
     };
-    assert_eq!((&prompts[0], &prompts[1]), (&gap(), &gap()));
+    assert_eq!((&prompts[0], &prompts[1]), (&fim_prompt(), &fim_prompt()));
     assert_eq!((prompts[2][1], prompts[2][2]), (u32::from(b'x'), 259));
     // A gap at the beginning of a text.
     let body = json!({ "prompt": "", "suffix": BEHIND });
