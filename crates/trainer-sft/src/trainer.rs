@@ -23,7 +23,7 @@ use crate::schedule::{Schedule, Shape};
 use crate::step::{self, Checkpointing, Means, Noise, StepOptions};
 
 /// How a [`Trainer`] trains.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TrainerOptions {
     /// What is trained.
     pub trainable: Trainable,

@@ -20,11 +20,23 @@ impl Trainer {
         GradientBuckets::of(&mut self.model, self.options.trainable, layout)
     }
 
-    /// Takes each step together with `copies`, trainers on further devices, which have to be at the same step with the same
-    /// values and the same options: each computes a part of the micro-batches, and all at the same time. What else a trainer does
+    /// Takes each step together with `copies`, trainers on further devices, which have to have the same values: each computes a
+    /// part of the micro-batches, and all at the same time. They compare answers as this trainer does. What else a trainer does
     /// it does alone.
+    ///
+    /// # Panics
+    /// When a copy has other options, or has taken another number of steps.
     #[must_use]
-    pub fn with_copies(self, copies: Vec<Self>, sum: GradientSum) -> Self {
+    pub fn with_copies(self, mut copies: Vec<Self>, sum: GradientSum) -> Self {
+        for copy in &mut copies {
+            assert_eq!(copy.options, self.options, "the options of a copy");
+            assert_eq!(
+                copy.num_steps(),
+                self.num_steps(),
+                "the steps that a copy has taken"
+            );
+            copy.preference.clone_from(&self.preference);
+        }
         Self {
             copies,
             sum,

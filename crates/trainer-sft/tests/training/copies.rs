@@ -211,11 +211,15 @@ fn compared_answers_are_dealt_out_too() {
             max_length: 64,
         };
         let settings = options(Trainable::Adapter { slot: SLOT });
-        let [mut one, mut several] = both(model_with_adapter, settings, 2)
-            .map(|trainer| trainer.comparing(Some(preference.clone())));
+        let new = || Trainer::new(model_with_adapter(), settings);
+        let comparing = |trainer: Trainer| trainer.comparing(Some(preference.clone()));
+        // Whichever comes first, the comparison or the copies.
+        let [mut one, mut several] = both(model_with_adapter, settings, 2).map(comparing);
+        let mut other_order = comparing(new()).with_copies(vec![new()], GradientSum::Host);
         for step in 0..3 {
             let batches = &batches[step..];
             let (expected, found) = (one.step(batches), several.step(batches));
+            assert_eq!(other_order.step(batches).numbers(), found.numbers());
             assert!(expected.more.keys().eq(found.more.keys()));
             let more = found.more.values().zip(expected.more.values());
             let more = more.map(|(found, expected)| (*found, *expected));
@@ -224,7 +228,29 @@ fn compared_answers_are_dealt_out_too() {
         }
         assert_same(&mut one, &mut several, 1e-3);
         assert_equal_copies(&mut several);
+        assert_equal_copies(&mut other_order);
     }
+}
+
+#[test]
+#[should_panic(expected = "the options of a copy")]
+fn a_copy_with_other_options_is_refused() {
+    let settings = options(Trainable::Adapter { slot: SLOT });
+    let other = TrainerOptions {
+        learning_rate: 2.0 * settings.learning_rate,
+        ..settings
+    };
+    let [one, copy] = [settings, other].map(|options| Trainer::new(model_with_adapter(), options));
+    let _ = one.with_copies(vec![copy], GradientSum::Host);
+}
+
+#[test]
+#[should_panic(expected = "the steps that a copy has taken")]
+fn a_copy_at_another_step_is_refused() {
+    let settings = options(Trainable::Adapter { slot: SLOT });
+    let [mut one, copy] = [settings; 2].map(|options| Trainer::new(model_with_adapter(), options));
+    one.step(&documents());
+    let _ = one.with_copies(vec![copy], GradientSum::Host);
 }
 
 #[test]
