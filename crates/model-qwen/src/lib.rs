@@ -79,7 +79,7 @@ pub use load::{
 };
 pub use merge::{MergeError, MergedWeights};
 pub use model::{DecoderLayer, LINEARS, QwenModel, linear_features, linear_names};
-pub use model_folder::{ModelFolderError, RUN_FILES, copy_modules};
+pub use model_folder::{ModelFolderError, RUN_FILES, TEMPLATES, TEXT_FILES, copy_modules};
 pub use pooling::{Architecture, PoolingType, ScoreHead, ScoreTokens, SentenceTransformer};
 pub use sampling::{
     Ahead, Draw, LogprobsMode, RowMask, SampledToken, Sampler, SamplingError, SamplingParams,
