@@ -107,6 +107,15 @@ pub struct HeadNames<'a> {
     pub lm_head: &'a str,
 }
 
+/// A head that is trained.
+#[derive(Debug)]
+pub struct TrainedHead<'a> {
+    /// What its gradients are called.
+    pub names: HeadNames<'a>,
+    /// Where they are added.
+    pub store: &'a mut GradientStore,
+}
+
 /// Sums over the targets, without gradients: cross-entropy, targets that are the likeliest token, and entropy of the prediction.
 ///
 /// # Shapes
@@ -127,7 +136,7 @@ pub fn forward(head: &Head, hidden: Tensor<2>, targets: &Targets) -> Tensor<1> {
 
 /// The sums of [`forward`], and the gradient of `scale` times the cross-entropy with respect to `hidden`.
 ///
-/// With `trained`, the head's own gradients are added to the store under these names.
+/// With `trained`, the head's own gradients are added to its store.
 ///
 /// # Shapes
 ///
@@ -137,7 +146,7 @@ pub fn backward(
     hidden: Tensor<2>,
     targets: &Targets,
     scale: f64,
-    trained: Option<(HeadNames<'_>, &mut GradientStore)>,
+    trained: Option<TrainedHead<'_>>,
 ) -> (Tensor<1>, Tensor<2>) {
     let device = hidden.device();
     let mut total = Tensor::zeros([3], (&device, DType::F32));
@@ -159,12 +168,24 @@ pub(crate) fn backward_by(
     head: &Head,
     hidden: Tensor<2>,
     targets: &Targets,
-    trained: Option<(HeadNames<'_>, &mut GradientStore)>,
+    trained: Option<TrainedHead<'_>>,
     loss: &mut dyn FnMut(Tensor<2>, usize, &[u32]) -> Tensor<2>,
 ) -> Tensor<2> {
+    let gradients = chunk_gradients(head, &hidden, targets, trained, loss);
+    spread(gradients, targets, &hidden)
+}
+
+/// The gradients of [`backward_by`] of the rows with a target, a chunk of them after the other, `[rows, hidden]`.
+fn chunk_gradients(
+    head: &Head,
+    hidden: &Tensor<2>,
+    targets: &Targets,
+    mut trained: Option<TrainedHead<'_>>,
+    loss: &mut dyn FnMut(Tensor<2>, usize, &[u32]) -> Tensor<2>,
+) -> Vec<Tensor<2>> {
     let device = hidden.device();
     let mut head = head.clone();
-    if let Some((names, _)) = &trained {
+    if let Some(TrainedHead { names, .. }) = &trained {
         if names.norm.is_some() {
             head.norm = head.norm.autodiff().require_grad();
         }
@@ -172,7 +193,6 @@ pub(crate) fn backward_by(
             head.lm_head.weight = Weight::Dense(weight.autodiff().require_grad());
         }
     }
-    let mut trained = trained;
     let mut gradients = Vec::new();
     let mut first = 0;
     for (rows, tokens) in targets.chunks(head.chunk_rows()) {
@@ -201,7 +221,7 @@ pub(crate) fn backward_by(
         first += rows.len();
         let mut grads = inner_product(y, dy.autodiff()).backward();
         gradients.extend(x.grad_remove(&mut grads)); // [rows, hidden]
-        if let Some((names, store)) = &mut trained {
+        if let Some(TrainedHead { names, store }) = &mut trained {
             if let Some(name) = names.norm {
                 store.add(name, head.norm.grad_remove(&mut grads));
             }
@@ -210,7 +230,7 @@ pub(crate) fn backward_by(
             }
         }
     }
-    spread(gradients, targets, &hidden)
+    gradients
 }
 
 /// What is known of each target's prediction, in their order: cross-entropy, whether it is the likeliest token, entropy. Logits
@@ -254,30 +274,20 @@ pub(crate) fn backward_rows(
     hidden: Tensor<2>,
     targets: &Targets,
     weigh: impl FnOnce(&[[f32; 3]]) -> Vec<f32>,
-    trained: Option<(HeadNames<'_>, &mut GradientStore)>,
+    trained: Option<TrainedHead<'_>>,
 ) -> Tensor<2> {
-    let device = hidden.device();
     if trained.is_none() {
         // The gradient of a row is linear in its weight, which may therefore come last.
-        let (mut known, mut gradients) = (Vec::with_capacity(targets.len()), Vec::new());
-        for (rows, tokens) in targets.chunks(head.chunk_rows()) {
-            gate::pass(WorkUnit::Layer);
-            let x = hidden
-                .clone()
-                .select(0, indices(rows, &device))
-                .autodiff()
-                .require_grad(); // [rows, hidden]
-            let normalized = head.normalized(x.clone()); // [rows, hidden]
-            let logits = head.logits(normalized.clone().inner()); // [rows, vocab]
+        let mut known = Vec::with_capacity(targets.len());
+        let mut loss = |logits: Tensor<2>, _: usize, tokens: &[u32]| {
             let (found, d_logits) = cross_entropy_of_rows(logits, tokens, 1.0);
             read_rows(found, &mut known);
-            let dy = (head.lm_head.weight).forward_t(d_logits, head.lm_head.compute); // [rows, hidden]
-            let mut grads = inner_product(normalized, dy.autodiff()).backward();
-            gradients.extend(x.grad_remove(&mut grads)); // [rows, hidden]
-        }
+            d_logits
+        };
+        let gradients = chunk_gradients(head, &hidden, targets, None, &mut loss);
         let weights = weigh(&known);
         let column = TensorData::new(weights, [known.len(), 1]);
-        let column = Tensor::<2>::from_data(column, (&device, DType::F32)); // [targets, 1]
+        let column = Tensor::<2>::from_data(column, (&hidden.device(), DType::F32)); // [targets, 1]
         let gradients = match gradients.is_empty() {
             true => Vec::new(),
             false => vec![Tensor::cat(gradients, 0) * column], // [targets, hidden]

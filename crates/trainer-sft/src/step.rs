@@ -26,7 +26,7 @@ pub use self::noise::Noise;
 use crate::batch::Batch;
 use crate::full::embedding_gradient;
 use crate::gate::{self, WorkUnit};
-use crate::loss::{self, Head, HeadNames, Targets};
+use crate::loss::{self, Head, HeadNames, Targets, TrainedHead};
 use crate::metrics;
 use crate::parameters::{EMBEDDINGS, FINAL_NORM, GradientStore, LM_HEAD, Trainable, visit_layer};
 
@@ -105,9 +105,6 @@ pub struct StepOptions<'a> {
     pub noise: Option<Noise>,
 }
 
-/// Names of a head that is trained, and where its gradients go.
-pub type TrainedHead<'a> = Option<(HeadNames<'a>, &'a mut GradientStore)>;
-
 /// Adds the gradients of a loss to `store`. `loss` gets what the last layer gives, `[tokens, hidden]`, and returns something
 /// and the gradient of that.
 pub(crate) fn pull<L>(
@@ -115,7 +112,7 @@ pub(crate) fn pull<L>(
     batch: &Batch,
     options: StepOptions<'_>,
     store: &mut GradientStore,
-    loss: impl FnOnce(&Head, Tensor<2>, TrainedHead<'_>) -> (L, Tensor<2>),
+    loss: impl FnOnce(&Head, Tensor<2>, Option<TrainedHead<'_>>) -> (L, Tensor<2>),
 ) -> L {
     let StepOptions {
         trainable,
@@ -153,8 +150,7 @@ pub(crate) fn pull<L>(
         }
     }
 
-    let names = head_names(model, trainable);
-    let trained = trainable.has_head().then_some((names, &mut *store));
+    let trained = trained_head(model, trainable, store);
     let (loss_value, mut dx) = loss(&head(model), x, trained);
     for (index, (layer, kept)) in model.layers.iter().zip(kept).enumerate().rev() {
         gate::pass(WorkUnit::Layer);
@@ -177,15 +173,20 @@ pub(crate) fn pull<L>(
     loss_value
 }
 
-/// The names of what is trained of the head.
-fn head_names(model: &QwenModel, trainable: Trainable) -> HeadNames<'static> {
-    HeadNames {
+/// The model's head, where it is trained.
+fn trained_head<'a>(
+    model: &QwenModel,
+    trainable: Trainable,
+    store: &'a mut GradientStore,
+) -> Option<TrainedHead<'a>> {
+    let names = HeadNames {
         norm: trainable.is_full().then_some(FINAL_NORM),
         lm_head: match model.config.tie_word_embeddings {
             true => EMBEDDINGS,
             false => LM_HEAD,
         },
-    }
+    };
+    (trainable.has_head()).then_some(TrainedHead { names, store })
 }
 
 /// What the forward pass keeps of a layer.

@@ -22,10 +22,10 @@ use self::gradient_sink::GradientSink;
 use crate::batch::Batch;
 use crate::full::embedding_gradient;
 use crate::gate::{self, WorkUnit};
-use crate::loss::{Head, Targets, indices, spread};
+use crate::loss::{Head, Targets, TrainedHead, indices, spread};
 use crate::parameters::{EMBEDDINGS, GradientStore};
 use crate::step::offload::{Offload, bring_back};
-use crate::step::{Checkpointing, StepOptions, TrainedHead, head, head_names};
+use crate::step::{Checkpointing, StepOptions, head, trained_head};
 
 /// Rows of a batch are a multiple of this: gradients of weights are sums over rows, and kernels take so many at once.
 pub(crate) const ROWS: usize = 64;
@@ -119,7 +119,7 @@ pub fn pull<L>(
     batch: &Batch,
     options: StepOptions<'_>,
     store: &mut GradientStore,
-    loss: impl FnOnce(&Head, Tensor<2>, TrainedHead<'_>) -> (L, Tensor<2>),
+    loss: impl FnOnce(&Head, Tensor<2>, Option<TrainedHead<'_>>) -> (L, Tensor<2>),
 ) -> L {
     let num_tokens = batch.num_tokens();
     walk(model, batch, options, store, |x, trained, shared| {
@@ -146,7 +146,7 @@ fn walk<L>(
     batch: &Batch,
     options: StepOptions<'_>,
     store: &mut GradientStore,
-    loss: impl FnOnce(&Tensor<2>, TrainedHead<'_>, &Shared<'_>) -> (L, Tensor<2>),
+    loss: impl FnOnce(&Tensor<2>, Option<TrainedHead<'_>>, &Shared<'_>) -> (L, Tensor<2>),
 ) -> L {
     let StepOptions {
         trainable,
@@ -181,8 +181,7 @@ fn walk<L>(
         }
         x = y; // [tokens, hidden]
     }
-    let names = head_names(model, trainable);
-    let trained = trainable.has_head().then_some((names, &mut *store));
+    let trained = trained_head(model, trainable, store);
     let (loss_value, mut dx) = loss(&x, trained, &shared);
     drop(x);
     if let Some(offload) = offload {
@@ -429,7 +428,7 @@ impl<'a> Layer<'a> {
 fn loss(
     hidden: &Tensor<2>,
     targets: &Targets,
-    learns: Option<(f64, TrainedHead<'_>)>,
+    learns: Option<(f64, Option<TrainedHead<'_>>)>,
     shared: &Shared<'_>,
 ) -> (Tensor<1>, Vec<Tensor<2>>) {
     let model = shared.model;
@@ -452,13 +451,13 @@ fn loss(
         let (logits, _) = head.forward(&normed, None); // [rows, vocab]
         let (known, d) = cross_entropy_of_rows(logits, tokens, scale.unwrap_or(1.0));
         sums.push(known.sum_dim(0).squeeze_dim::<1>(0)); // [3]
-        if let Some((names, store)) = &mut trained {
+        if let Some(TrainedHead { names, store }) = &mut trained {
             let gradient = head.weight_gradient(full_rows(normed), &full_rows(d.clone()));
             store.add(names.lm_head, Some(gradient));
         }
         if scale.is_some() {
             let (d, _) = head.backward(x.clone(), None, &d, &[]); // [rows, hidden]
-            if let Some((names, store)) = &mut trained
+            if let Some(TrainedHead { names, store }) = &mut trained
                 && let Some(name) = names.norm
             {
                 let (x, d) = (full_rows(x.clone()), full_rows(d.clone()));
