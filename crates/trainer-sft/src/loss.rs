@@ -13,7 +13,7 @@ use crate::gate::{self, WorkUnit};
 use crate::parameters::GradientStore;
 
 /// Logits that one chunk may hold: 128 rows of Qwen's vocabulary (about 78 MB in f32).
-const MAX_LOGITS: usize = 128 * 151_936;
+const MAX_AUTODIFF_LOGITS: usize = 128 * 151_936;
 
 /// The rows of a packed batch that are learnt from.
 #[derive(Clone, Debug)]
@@ -89,13 +89,13 @@ impl Head {
     }
 
     fn chunk_rows(&self) -> usize {
-        chunk_rows(self.lm_head.out_features())
+        autodiff_chunk_rows(self.lm_head.out_features())
     }
 }
 
-/// Rows whose logits are there at a time.
-pub(crate) fn chunk_rows(vocab: usize) -> usize {
-    (MAX_LOGITS / vocab.max(1)).max(128)
+/// Rows whose logits are there at a time, in the losses of this module; [`crate::step::explicit`] has chunks of its own.
+pub(crate) fn autodiff_chunk_rows(vocab: usize) -> usize {
+    (MAX_AUTODIFF_LOGITS / vocab.max(1)).max(128)
 }
 
 /// Names under which [`backward`] files the gradients of a head that is trained.

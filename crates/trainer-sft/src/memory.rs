@@ -361,7 +361,7 @@ fn estimate(
         GradientCheckpointing::Auto | GradientCheckpointing::True => kept(model.num_hidden_layers),
     };
     // Both answers of pairs, and those of the reference, keep the log-probabilities of their tokens, which are few.
-    let loss = 2 * 4 * tokens.min(loss::chunk_rows(model.vocab_size)) * model.vocab_size;
+    let loss = 2 * 4 * tokens.min(loss::autodiff_chunk_rows(model.vocab_size)) * model.vocab_size;
     MemoryPlan {
         tokens,
         weights: footprint.weights,

@@ -3,7 +3,7 @@
 
 use super::ledger::{Held, Ledger, Use};
 use super::step::{Gradients, StepShape};
-use crate::loss::chunk_rows;
+use crate::loss::autodiff_chunk_rows;
 use crate::step::explicit::ROWS;
 
 /// Chunks of a loss that are gone through one by one.
@@ -28,7 +28,7 @@ impl StepShape<'_> {
         let own = plain.in_f32(ledger);
         ledger.free([x]);
         // One chunk takes what the next one takes.
-        let rows = self.tokens.min(chunk_rows(self.model.vocab_size));
+        let rows = self.tokens.min(autodiff_chunk_rows(self.model.vocab_size));
         let all = plain.logits(ledger, rows);
         ledger.free(all);
         ledger.free(own);
@@ -56,7 +56,7 @@ impl StepShape<'_> {
     pub(super) fn loss_of_answers(&self, ledger: &mut Ledger, gradients: &mut Gradients) -> Held {
         let (hidden, vocab) = (self.model.hidden_size, self.model.vocab_size);
         let own = self.in_f32(ledger);
-        let chunk = chunk_rows(vocab);
+        let chunk = autodiff_chunk_rows(vocab);
         let mut left = self.tokens.min(SHOWN_CHUNKS * chunk);
         // The gradients of chunks that are like the others.
         let others = 4 * (self.tokens - left) * hidden;

@@ -2,7 +2,7 @@
 
 use super::ledger::{Held, Ledger, Use};
 use super::step::{Found, Gradients, Group, StepShape, add};
-use crate::step::explicit::{ROWS, chunk_rows};
+use crate::step::explicit::{ROWS, loss_chunk_rows};
 
 /// Places of the norms of a layer, behind those of its linear layers.
 pub(super) const INPUT_NORM: usize = 7;
@@ -84,7 +84,7 @@ impl StepShape<'_> {
         let (hidden, vocab) = (self.model.hidden_size, self.model.vocab_size);
         let head = (self.head != self.value).then_some(self.table(self.value));
         let head = head.map(|bytes| ledger.take(Use::Loss, bytes));
-        let chunk = chunk_rows(vocab);
+        let chunk = loss_chunk_rows(vocab);
         let mut parts = Vec::new();
         let mut left = self.tokens;
         while left > 0 {

@@ -30,11 +30,11 @@ use crate::step::{Checkpointing, StepOptions, head, trained_head};
 /// Rows of a batch are a multiple of this: gradients of weights are sums over rows, and kernels take so many at once.
 pub(crate) const ROWS: usize = 64;
 /// Logits that one chunk of the loss may hold: 512 rows of Qwen's vocabulary (about 156 MB in bf16).
-const MAX_LOGITS: usize = 512 * 151_936;
+const MAX_LOSS_LOGITS: usize = 512 * 151_936;
 
-/// Rows whose logits are there at a time.
-pub(crate) fn chunk_rows(vocab: usize) -> usize {
-    (MAX_LOGITS / vocab.max(1)).max(ROWS) / ROWS * ROWS
+/// Rows whose logits are there at a time, in the loss of this module; the losses of [`crate::loss`] have chunks of their own.
+pub(crate) fn loss_chunk_rows(vocab: usize) -> usize {
+    (MAX_LOSS_LOGITS / vocab.max(1)).max(ROWS) / ROWS * ROWS
 }
 
 /// What the layers of one micro-batch share.
@@ -438,7 +438,7 @@ fn loss(
         eps: model.config.rms_norm_eps,
     };
     let head = Group::new(&[&model.lm_head], None, shared.dtype);
-    let chunk = chunk_rows(model.lm_head.out_features());
+    let chunk = loss_chunk_rows(model.lm_head.out_features());
     let (scale, mut trained) = match learns {
         Some((scale, trained)) => (Some(scale), trained),
         None => (None, None),
