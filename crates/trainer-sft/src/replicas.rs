@@ -384,7 +384,12 @@ impl Addend {
 }
 
 /// A device, and a value that it computes before it begins a sum.
-pub(crate) type Witness = (Device, Tensor<1>);
+#[derive(Clone, Debug)]
+pub(crate) struct Witness {
+    device: Device,
+    /// `[1]`.
+    value: Tensor<1>,
+}
 
 /// The last value of a device's share, `[1]`: what is not computed before it is not computed at all.
 pub(crate) fn witness(device: &Device, packed: &[Tensor<1>]) -> Option<Witness> {
@@ -392,7 +397,10 @@ pub(crate) fn witness(device: &Device, packed: &[Tensor<1>]) -> Option<Witness> 
     let [len] = last.dims();
     // A tensor of its own: the sum may overwrite the bucket.
     let value = last.clone().narrow(0, len - 1, 1) + 0.0;
-    Some((device.clone(), value))
+    Some(Witness {
+        device: device.clone(),
+        value,
+    })
 }
 
 /// Waits until every device has computed its share of a step.
@@ -400,7 +408,7 @@ pub(crate) fn witness(device: &Device, packed: &[Tensor<1>]) -> Option<Witness> 
 /// # Panics
 /// With the name of a device that has failed. None of the others is kept waiting for it: their shares come before the sum.
 pub(crate) fn await_all(witnesses: &[Witness]) {
-    for (device, value) in witnesses {
+    for Witness { device, value } in witnesses {
         if let Err(panic) = named(device, || read(value.clone())) {
             resume_unwind(panic);
         }
@@ -452,9 +460,9 @@ mod tests {
         let device = Device::flex();
         let bucket = |values: &[f32]| Tensor::<1>::from_data(values, (&device, DType::F32));
         let packed = [bucket(&[1.0, 2.0]), bucket(&[3.0, 4.0, 5.0])];
-        let (_, value) = witness(&device, &packed).unwrap();
-        assert_eq!(read(value.clone()), [5.0]);
-        await_all(&[(device.clone(), value)]);
+        let last = witness(&device, &packed).unwrap();
+        assert_eq!(read(last.value.clone()), [5.0]);
+        await_all(&[last]);
         assert!(witness(&device, &[]).is_none());
     }
 

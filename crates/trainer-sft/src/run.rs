@@ -83,14 +83,52 @@ pub(crate) struct Run<'a> {
     summary: Summary,
 }
 
+/// What a run begins with.
+pub(crate) struct RunParts<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) output: &'a OutputFolder,
+    /// That of the checkpoint to go on from, or a new one.
+    pub(crate) state: TrainerState,
+    pub(crate) watch: Watch<'a>,
+    pub(crate) trainer: Trainer,
+    pub(crate) loader: DataLoader,
+    pub(crate) weights: Weights,
+    pub(crate) eval: Examples,
+    pub(crate) samples: Option<Samples>,
+    pub(crate) grpo: Option<Grpo>,
+    /// The memory that is expected, for the report.
+    pub(crate) plan: MemoryPlan,
+    /// The first examples, for the report.
+    pub(crate) pictures: Vec<Picture>,
+}
+
+/// A step that is written to the metrics, the bar and the log.
+struct LoggedStep<'a> {
+    batch: &'a StepBatch,
+    output: &'a StepOutput,
+    loss: f64,
+    grad_norm: f64,
+    tokens_per_second: f64,
+    /// Whether the metrics get it.
+    is_metric: bool,
+}
+
 impl<'a> Run<'a> {
-    pub(crate) fn new(
-        (config, output, mut state): (&'a Config, &OutputFolder, TrainerState),
-        watch: Watch<'a>,
-        (mut trainer, loader): (Trainer, DataLoader),
-        weights: Weights,
-        (eval, mut samples, grpo): (Examples, Option<Samples>, Option<Grpo>),
-    ) -> Result<Self, TrainError> {
+    pub(crate) fn new(parts: RunParts<'a>) -> Result<Self, TrainError> {
+        let RunParts {
+            config,
+            output,
+            mut state,
+            watch,
+            mut trainer,
+            loader,
+            weights,
+            eval,
+            mut samples,
+            grpo,
+            plan,
+            pictures,
+        } = parts;
         find_best(config, &mut state)?;
         output.begin(config)?;
         let resumed = config.run.resume.is_some().then(|| trainer.num_steps());
@@ -102,6 +140,7 @@ impl<'a> Run<'a> {
         let summary = Summary {
             output: output.path().to_path_buf(),
             num_trainable,
+            planned_memory: Some(plan),
             ..Summary::default()
         };
         Ok(Self {
@@ -116,23 +155,11 @@ impl<'a> Run<'a> {
             grpo,
             metrics,
             checks: Checks::of(config),
-            pictures: Vec::new(),
+            pictures,
             is_broken: false,
             started: Instant::now(),
             summary,
         })
-    }
-
-    /// Says in the report what memory was expected.
-    pub(crate) fn planned(mut self, plan: MemoryPlan) -> Self {
-        self.summary.planned_memory = Some(plan);
-        self
-    }
-
-    /// Shows these examples in the report.
-    pub(crate) fn showing(mut self, pictures: Vec<Picture>) -> Self {
-        self.pictures = pictures;
-        self
     }
 
     /// Steps until `total_steps` are done, then writes the result. Every end leaves a report, also that by an error.
@@ -157,7 +184,7 @@ impl<'a> Run<'a> {
     }
 
     fn run_to_end(&mut self, total_steps: usize) -> Result<(), TrainError> {
-        tell_the_plan(self.config, (&mut self.trainer, &self.loader), total_steps);
+        tell_the_plan(self.config, &mut self.trainer, &self.loader, total_steps);
         if let Some(on_start) = self.watch.on_start.take() {
             on_start();
         }
@@ -227,10 +254,17 @@ impl<'a> Run<'a> {
             true => self.on_device(step, Self::read_checks)?,
             false => None,
         };
-        if let Some(read) = read.filter(|_| logs || told.is_due(step)) {
-            let read = (read, speed.take(), logs);
+        if let Some((loss, grad_norm)) = read.filter(|_| logs || told.is_due(step)) {
+            let logged = LoggedStep {
+                batch: &batch,
+                output: &output,
+                loss,
+                grad_norm,
+                tokens_per_second: speed.take(),
+                is_metric: logs,
+            };
             self.on_device(step, |run| {
-                run.log(&batch, &output, read, told);
+                run.log(&logged, told);
                 Ok(())
             })?;
         }
@@ -392,13 +426,15 @@ impl<'a> Run<'a> {
     }
 
     /// Writes a step to the metrics (where that is asked for), the bar and the log.
-    fn log(
-        &mut self,
-        batch: &StepBatch,
-        output: &StepOutput,
-        ((loss, grad_norm), speed, is_metric): ((f64, f64), f64, bool),
-        told: &mut Told,
-    ) {
+    fn log(&mut self, logged: &LoggedStep<'_>, told: &mut Told) {
+        let LoggedStep {
+            batch,
+            output,
+            loss,
+            grad_norm,
+            tokens_per_second,
+            is_metric,
+        } = *logged;
         let means = output.numbers().means;
         let record = Record {
             loss: Some(loss),
@@ -408,7 +444,7 @@ impl<'a> Run<'a> {
             num_tokens: Some(self.state.num_input_tokens_seen),
             learning_rate: Some(output.learning_rate),
             grad_norm: Some(grad_norm),
-            tokens_per_second: Some(speed),
+            tokens_per_second: Some(tokens_per_second),
             ..self.record(batch)
         };
         told.tell(&record);

@@ -12,7 +12,7 @@ use lora_4bit::{AdapterSelection, Dropout};
 use model_qwen::QwenModel;
 
 use self::flat_parameters::{FlatParameters, is_faster};
-use crate::batch::{Batch, Share};
+use crate::batch::{Batch, StepShare};
 use crate::config::LrSchedule;
 use crate::gate::{self, WorkUnit};
 use crate::optimizer::{AdamW, AdamWConfig, StepRate, clip_factor};
@@ -244,15 +244,16 @@ impl Trainer {
             return self.step_together(batches);
         }
         gate::on_worker(&self.device(), || {
-            self.compile((batches, Share::ALL));
+            let share = StepShare::whole(batches);
+            self.compile(share);
             let _real = real_launches();
             self.prepare();
-            self.step_here((batches, Share::ALL))
+            self.step_here(share)
         })
     }
 
     /// Compiles on all cores what a step needs, before the first one would ask for one kernel after the other.
-    fn compile(&mut self, share: (&[Batch], Share)) {
+    fn compile(&mut self, share: StepShare<'_>) {
         if self.is_compiled {
             return;
         }
@@ -273,7 +274,7 @@ impl Trainer {
         });
     }
 
-    fn step_here(&mut self, share: (&[Batch], Share)) -> StepOutput {
+    fn step_here(&mut self, share: StepShare<'_>) -> StepOutput {
         gate::pass(WorkUnit::Batch);
         let baseline = self.baseline(share).mean();
         let (means, gradients, tally) = self.gradients_of(share, baseline);
@@ -301,7 +302,7 @@ impl Trainer {
     }
 
     /// What a share of a step's answers adds to the baseline of their comparison.
-    fn baseline(&self, share: (&[Batch], Share)) -> Baseline {
+    fn baseline(&self, share: StepShare<'_>) -> Baseline {
         match &self.preference {
             Some(preference) => preference.baseline(&self.model, &self.adapters(None), share),
             None => Baseline::default(),
@@ -311,7 +312,7 @@ impl Trainer {
     /// A share's part of the means, `[3]`, of the gradients, and of the numbers of a comparison.
     fn gradients_of(
         &self,
-        share: (&[Batch], Share),
+        share: StepShare<'_>,
         baseline: f64,
     ) -> (Tensor<1>, GradientStore, Tally) {
         let Some(preference) = &self.preference else {
@@ -321,8 +322,7 @@ impl Trainer {
         let mut store = self.gradient_store();
         let adapters = self.adapters(None);
         let options = self.step_options(&adapters, None);
-        let share = (share.0, share.1, baseline);
-        let tally = preference.gradients(&self.model, share, options, &mut store);
+        let tally = preference.gradients(&self.model, share, baseline, options, &mut store);
         let none = Tensor::zeros([3], (&self.device(), DType::F32));
         (none, store, tally)
     }
@@ -391,7 +391,7 @@ impl Trainer {
     /// Mean cross-entropy per target token of `batches` together, `[1]`, and its gradients, in tensors of their own.
     #[must_use]
     pub fn gradients(&self, batches: &[Batch]) -> (Tensor<1>, GradientStore) {
-        let share = (batches, Share::ALL);
+        let share = StepShare::whole(batches);
         let (means, store) = self.measured_gradients(share, GradientStore::default());
         (means.narrow(0, 0, 1), store)
     }
@@ -411,16 +411,13 @@ impl Trainer {
     /// A share's part of [`Self::gradients`], with all [`Means`], `[3]`.
     fn measured_gradients(
         &self,
-        (batches, share): (&[Batch], Share),
+        share: StepShare<'_>,
         mut store: GradientStore,
     ) -> (Tensor<1>, GradientStore) {
-        let num_targets: usize = batches.iter().map(Batch::num_targets).sum();
+        let num_targets: usize = share.batches.iter().map(Batch::num_targets).sum();
         let scale = 1.0 / num_targets.max(1) as f64;
         let mut sums = Tensor::zeros([3], (&self.device(), DType::F32));
-        for (index, batch) in share
-            .items(batches)
-            .filter(|(_, batch)| batch.num_targets() > 0)
-        {
+        for (index, batch) in share.own().filter(|(_, batch)| batch.num_targets() > 0) {
             gate::pass(WorkUnit::Batch);
             let adapters = self.adapters(Some(index));
             let noise = self.options.neftune_noise_alpha.map(|alpha| Noise {

@@ -148,7 +148,8 @@ pub(crate) fn time(seconds: f64) -> String {
 /// What is about to be trained, on what, for how long.
 pub(super) fn tell_the_plan(
     config: &Config,
-    (trainer, loader): (&mut Trainer, &DataLoader),
+    trainer: &mut Trainer,
+    loader: &DataLoader,
     total_steps: usize,
 ) {
     let (trained, all) = (trainer.num_trainable(), num_weights(&trainer.model));

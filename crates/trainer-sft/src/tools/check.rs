@@ -200,7 +200,7 @@ fn memory_note(config: &Config, model: &QwenConfig, rows: &RowLengths) -> Option
     let devices = devices.map(|name| model_qwen::parse_device(name));
     let devices: Vec<_> = devices.collect::<Result<_, _>>().ok()?;
     let (machine, _) = Machine::of_least(&devices);
-    let planned = memory::plan(config, model, &machine, (rows, false));
+    let planned = memory::plan(config, model, &machine, rows, false);
     let refused = match planned {
         Ok(planned) => planned.refusal?.to_string(),
         Err(error) => error.to_string(),

@@ -7,7 +7,7 @@ use burn::tensor::Device;
 use lora_4bit::dry_run::real_launches;
 
 use super::{StepOutput, Trainer};
-use crate::batch::{Batch, Share};
+use crate::batch::{Batch, StepShare};
 use crate::gate::{self, WorkUnit};
 use crate::preference::{Baseline, Tally};
 use crate::replicas::{Addend, GradientBuckets, GradientSum, at_once, await_all, witness};
@@ -63,12 +63,11 @@ impl Trainer {
         await_all(&std::mem::take(&mut self.witnesses));
         let mut copies = std::mem::take(&mut self.copies);
         let mut all: Vec<&mut Self> = std::iter::once(&mut *self).chain(&mut copies).collect();
-        let share = |rank: usize| (batches, Share::new(rank, devices.len()));
+        let share = |rank: usize| StepShare::new(batches, rank, devices.len());
 
         let may_fail = all.iter_mut().enumerate().map(|(rank, copy)| {
-            let (batches, share) = share(rank);
-            let own = share.items(batches).map(|(_, batch)| batch);
-            copy.proven.may_fail(own)
+            copy.proven
+                .may_fail(share(rank).own().map(|(_, batch)| batch))
         });
         let waits = may_fail.fold(false, |waits, may_fail| waits | may_fail);
         // While kernels are only compiled, no device runs any.
