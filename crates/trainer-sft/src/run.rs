@@ -34,7 +34,7 @@ use crate::output::{OutputFolder, Weights};
 use crate::report::Picture;
 use crate::samples::{Sample, Samples};
 use crate::summary::{StepReport, Summary};
-use crate::trainer::{StepOutput, Trainer};
+use crate::trainer::{StepNumbers, StepOutput, Trainer};
 
 /// What is called after each step; `Break` stops the run.
 pub(crate) type OnStep<'a> = Box<dyn FnMut(&StepReport) -> ControlFlow<()> + 'a>;
@@ -106,8 +106,7 @@ pub(crate) struct RunParts<'a> {
 struct LoggedStep<'a> {
     batch: &'a StepBatch,
     output: &'a StepOutput,
-    loss: f64,
-    grad_norm: f64,
+    numbers: StepNumbers,
     tokens_per_second: f64,
     /// Whether the metrics get it.
     is_metric: bool,
@@ -254,12 +253,11 @@ impl<'a> Run<'a> {
             true => self.on_device(step, Self::read_checks)?,
             false => None,
         };
-        if let Some((loss, grad_norm)) = read.filter(|_| logs || told.is_due(step)) {
+        if let Some(numbers) = read.filter(|_| logs || told.is_due(step)) {
             let logged = LoggedStep {
                 batch: &batch,
                 output: &output,
-                loss,
-                grad_norm,
+                numbers,
                 tokens_per_second: speed.take(),
                 is_metric: logs,
             };
@@ -376,7 +374,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn read_checks(&mut self) -> Result<Option<(f64, f64)>, TrainError> {
+    fn read_checks(&mut self) -> Result<Option<StepNumbers>, TrainError> {
         let vocab = self.trainer.model.config.vocab_size;
         self.checks
             .read(vocab)
@@ -410,7 +408,7 @@ impl<'a> Run<'a> {
         if self.watch.on_step.is_none() {
             return Ok(ControlFlow::Continue(()));
         }
-        let (loss, grad_norm) = self.on_device(step, |_| Ok(output.read()))?;
+        let numbers = self.on_device(step, |_| Ok(output.numbers()))?;
         let Some(on_step) = &mut self.watch.on_step else {
             return Ok(ControlFlow::Continue(()));
         };
@@ -418,8 +416,8 @@ impl<'a> Run<'a> {
             step,
             total_steps,
             epoch: batch.epoch,
-            loss,
-            grad_norm,
+            loss: numbers.means.loss,
+            grad_norm: numbers.grad_norm,
             learning_rate: output.learning_rate,
             num_tokens: batch.num_tokens(),
         }))
@@ -430,17 +428,15 @@ impl<'a> Run<'a> {
         let LoggedStep {
             batch,
             output,
-            loss,
-            grad_norm,
+            numbers: StepNumbers { means, grad_norm },
             tokens_per_second,
             is_metric,
         } = *logged;
-        let means = output.numbers().means;
         let record = Record {
-            loss: Some(loss),
+            loss: Some(means.loss),
             mean_token_accuracy: Some(means.token_accuracy).filter(|part| part.is_finite()),
             entropy: Some(means.entropy),
-            more: output.more.clone(),
+            more: output.method_metrics.clone(),
             num_tokens: Some(self.state.num_input_tokens_seen),
             learning_rate: Some(output.learning_rate),
             grad_norm: Some(grad_norm),
@@ -449,8 +445,8 @@ impl<'a> Run<'a> {
         };
         told.tell(&record);
         if is_metric {
-            self.summary.first_loss.get_or_insert(loss);
-            self.summary.last_loss = Some(loss);
+            self.summary.first_loss.get_or_insert(means.loss);
+            self.summary.last_loss = Some(means.loss);
             if let Some(reward) = record.more.get("reward") {
                 self.summary.first_reward.get_or_insert(*reward);
                 self.summary.last_reward = Some(*reward);

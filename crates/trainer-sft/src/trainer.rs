@@ -1,10 +1,10 @@
 //! One optimizer step: gradients of all micro-batches, clipping, AdamW.
 
 mod flat_parameters;
+mod output;
 mod together;
 
 use std::convert::Infallible;
-use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{DType, Device, Tensor};
 use lora_4bit::dry_run::{compile_only, real_launches};
@@ -12,13 +12,15 @@ use lora_4bit::{AdapterSelection, Dropout};
 use model_qwen::QwenModel;
 
 use self::flat_parameters::{FlatParameters, is_faster};
+use self::output::PendingNumbers;
+pub use self::output::{StepNumbers, StepOutput};
 use crate::batch::{Batch, StepShare};
 use crate::config::LrSchedule;
 use crate::gate::{self, WorkUnit};
 use crate::optimizer::{AdamW, AdamWConfig, StepRate, clip_factor};
 use crate::parameters::{GradientStore, Trainable, visit_model};
 use crate::preference::{Baseline, Numbers, Preference, Tally};
-use crate::replicas::{GradientBuckets, GradientSum, Proven, Witness, await_all};
+use crate::replicas::{GradientBuckets, GradientSum, Proven, Witness};
 use crate::schedule::{Schedule, Shape};
 use crate::step::{self, Checkpointing, Means, Noise, StepOptions};
 
@@ -93,81 +95,6 @@ pub struct Trainer {
     proven: Proven,
     /// What shows that all have computed their shares of the last step.
     witnesses: Vec<Witness>,
-}
-
-/// What one optimizer step found; the tensors are read only when somebody asks, and once for all clones.
-#[derive(Clone, Debug)]
-pub struct StepOutput {
-    /// Means over the target tokens: loss, targets that are the likeliest token, entropy, `[3]`.
-    means: Tensor<1>,
-    grad_norm: Tensor<1>,
-    /// Further numbers of the method, by TRL's names.
-    pub more: Numbers,
-    /// What shows that the devices of the step have computed it; none where they were waited for.
-    witnesses: Vec<Witness>,
-    /// All, when they have been read.
-    numbers: Arc<OnceLock<StepNumbers>>,
-    /// Learning rate of the step.
-    pub learning_rate: f64,
-}
-
-/// The numbers of one optimizer step.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepNumbers {
-    /// Means over the target tokens.
-    pub means: Means,
-    /// Norm of all gradients before clipping.
-    pub grad_norm: f64,
-}
-
-impl StepOutput {
-    /// The output of a step whose numbers are known already.
-    #[must_use]
-    pub(crate) fn known(
-        numbers: StepNumbers,
-        more: Numbers,
-        learning_rate: f64,
-        device: &Device,
-    ) -> Self {
-        let none = || Tensor::zeros([1], (device, DType::F32));
-        Self {
-            means: none(),
-            grad_norm: none(),
-            more,
-            witnesses: Vec::new(),
-            numbers: Arc::new(OnceLock::from(numbers)),
-            learning_rate,
-        }
-    }
-
-    /// Mean cross-entropy per target token, and the norm of all gradients before clipping.
-    ///
-    /// Waits for the device.
-    #[must_use]
-    pub fn read(&self) -> (f64, f64) {
-        let numbers = self.numbers();
-        (numbers.means.loss, numbers.grad_norm)
-    }
-
-    /// All numbers of the step. Waits for the device.
-    #[must_use]
-    pub fn numbers(&self) -> StepNumbers {
-        *self.numbers.get_or_init(|| {
-            await_all(&self.witnesses);
-            let all = Tensor::cat(vec![self.means.clone(), self.grad_norm.clone()], 0).into_data(); // [4]
-            let mut values = all.iter::<f64>();
-            let mut next = || values.next().unwrap_or(f64::NAN);
-            let means = Means {
-                loss: next(),
-                token_accuracy: next(),
-                entropy: next(),
-            };
-            StepNumbers {
-                means,
-                grad_norm: next(),
-            }
-        })
-    }
 }
 
 impl Trainer {
@@ -278,21 +205,10 @@ impl Trainer {
         gate::pass(WorkUnit::Batch);
         let baseline = self.baseline(share).mean();
         let (means, gradients, tally) = self.gradients_of(share, baseline);
-        let (means, more) = self.counted(means, &tally);
-        self.finish(means, more, gradients)
-    }
-
-    /// Takes the step, and says what it found.
-    fn finish(&mut self, means: Tensor<1>, more: Numbers, gradients: GradientStore) -> StepOutput {
+        let (means, method_metrics) = self.counted(means, &tally);
         let (grad_norm, learning_rate) = self.update(gradients);
-        StepOutput {
-            means,
-            grad_norm,
-            more,
-            witnesses: Vec::new(),
-            numbers: Arc::default(),
-            learning_rate,
-        }
+        let pending = PendingNumbers::new(means, grad_norm, Vec::new());
+        StepOutput::pending(pending, method_metrics, learning_rate)
     }
 
     fn has_baseline(&self) -> bool {
@@ -503,28 +419,5 @@ impl Trainer {
     /// The seed of a micro-batch of the coming step.
     fn seed_of(&self, micro_batch: usize) -> u64 {
         self.options.seed ^ ((self.optimizer.step() as u64) << 24) ^ micro_batch as u64
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_clone_has_read_is_not_read_again() {
-        let device = Device::flex();
-        let on_cpu = (&device, DType::F32);
-        let output = StepOutput {
-            means: Tensor::from_data([1.5f32, 0.5, 2.0], on_cpu),
-            grad_norm: Tensor::from_data([0.25f32], on_cpu),
-            more: Numbers::new(),
-            witnesses: Vec::new(),
-            numbers: Arc::default(),
-            learning_rate: 0.0,
-        };
-        let clone = output.clone();
-        assert_eq!(clone.read(), (1.5, 0.25));
-        let read = output.numbers.get().unwrap();
-        assert_eq!((read.means.token_accuracy, read.means.entropy), (0.5, 2.0));
     }
 }

@@ -202,12 +202,12 @@ impl PolicyLoss {
         };
         let names =
             ["low_mean", "high_mean", "region_mean"].map(|name| format!("clip_ratio/{name}"));
-        let mut more: Numbers = names.into_iter().zip(clipped.map(mean)).collect();
+        let mut metrics: Numbers = names.into_iter().zip(clipped.map(mean)).collect();
         if self.beta > 0.0 {
-            more.insert("kl".to_owned(), mean(sums[1]));
+            metrics.insert("kl".to_owned(), mean(sums[1]));
         }
         PolicyStep {
-            output: StepOutput::known(numbers, more, learning_rate, &trainer.device()),
+            output: StepOutput::known(numbers, metrics, learning_rate),
             batches,
         }
     }

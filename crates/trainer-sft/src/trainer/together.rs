@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use burn::tensor::Device;
 use lora_4bit::dry_run::real_launches;
 
+use super::output::PendingNumbers;
 use super::{StepOutput, Trainer};
 use crate::batch::{Batch, StepShare};
 use crate::gate::{self, WorkUnit};
@@ -106,17 +107,15 @@ impl Trainer {
             let sum = sums[rank].lock().ok().and_then(|mut sum| sum.take())?;
             let sum = sum.on_device(&devices[rank], &devices);
             let (gradients, means) = buckets.unpack(sum, &names);
-            let (means, more) = copy.counted(means, &tally);
-            Some(copy.finish(means, more, gradients))
+            let (means, method_metrics) = copy.counted(means, &tally);
+            let (grad_norm, learning_rate) = copy.update(gradients);
+            let pending = PendingNumbers::new(means, grad_norm, witnesses.clone());
+            Some(StepOutput::pending(pending, method_metrics, learning_rate))
         });
         self.copies = copies;
         self.gradient_buckets = Some(buckets);
-        self.witnesses.clone_from(&witnesses);
+        self.witnesses = witnesses;
         let output = outputs.into_iter().flatten().next();
-        let output = output.unwrap_or_else(|| unreachable!("each device takes its sum once"));
-        StepOutput {
-            witnesses,
-            ..output
-        }
+        output.unwrap_or_else(|| unreachable!("each device takes its sum once"))
     }
 }

@@ -6,7 +6,7 @@ use trainer_sft::lora::read_adapter;
 use trainer_sft::optimizer::AdamW;
 use trainer_sft::preference::{Objective, Preference};
 use trainer_sft::replicas::GradientSum;
-use trainer_sft::trainer::Trainer;
+use trainer_sft::trainer::{StepNumbers, Trainer};
 
 use super::*;
 
@@ -56,8 +56,11 @@ fn assert_same(one: &mut Trainer, several: &mut Trainer, tolerance: f32) {
 }
 
 /// Loss and norm, of which only the order of sums differs.
-fn pairs_of(found: (f64, f64), expected: (f64, f64)) -> [(f64, f64); 2] {
-    [(found.0, expected.0), (found.1, expected.1)]
+fn pairs_of(found: StepNumbers, expected: StepNumbers) -> [(f64, f64); 2] {
+    [
+        (found.means.loss, expected.means.loss),
+        (found.grad_norm, expected.grad_norm),
+    ]
 }
 
 /// Numbers that were found, beside those expected.
@@ -117,7 +120,7 @@ fn two_micro_batches_on_two_devices_are_one_step() {
     let settings = dropped(Trainable::Adapter { slot: SLOT });
     let [mut one, mut several] = both(model_with_adapter, settings, 2);
     for _ in 0..3 {
-        let (expected, found) = (one.step(batches).read(), several.step(batches).read());
+        let (expected, found) = (one.step(batches).numbers(), several.step(batches).numbers());
         assert_all_close(pairs_of(found, expected), 1e-6, "two micro-batches");
     }
     assert_same(&mut one, &mut several, 1e-6);
@@ -132,7 +135,10 @@ fn micro_batches_without_targets_count_nothing() {
     let settings = options(Trainable::Adapter { slot: SLOT });
     let [mut one, mut several] = both(model_with_adapter, settings, 2);
     // All targets are the second device's.
-    let (expected, found) = (one.step(&batches).read(), several.step(&batches).read());
+    let (expected, found) = (
+        one.step(&batches).numbers(),
+        several.step(&batches).numbers(),
+    );
     assert_all_close(pairs_of(found, expected), 1e-6, "targets on one device");
     assert_same(&mut one, &mut several, 1e-6);
 
@@ -141,7 +147,8 @@ fn micro_batches_without_targets_count_nothing() {
         .iter_mut()
         .for_each(|batch| batch.targets.fill(None));
     for batches in [&batches[..], &[]] {
-        assert_eq!(several.step(batches).read(), (0.0, 0.0));
+        let numbers = several.step(batches).numbers();
+        assert_eq!((numbers.means.loss, numbers.grad_norm), (0.0, 0.0));
         assert_eq!(trained(&mut several), before);
     }
     assert_eq!(several.num_steps(), 3);
@@ -170,11 +177,11 @@ fn copies_that_resume_take_the_same_steps() {
     };
     let mut resumed = resumed().with_copies(vec![resumed()], GradientSum::Host);
     for _ in 0..2 {
-        let expected = several.step(&batches).read();
-        assert_eq!(resumed.step(&batches).read(), expected);
-        let (loss, _) = one.step(&batches).read();
+        let expected = several.step(&batches).numbers();
+        assert_eq!(resumed.step(&batches).numbers(), expected);
+        let loss = one.step(&batches).numbers().means.loss;
         assert!(
-            (loss - expected.0).abs() < 1e-4 * loss,
+            (loss - expected.means.loss).abs() < 1e-4 * loss,
             "{loss}, not {expected:?}"
         );
     }
@@ -220,10 +227,11 @@ fn compared_answers_are_dealt_out_too() {
             let batches = &batches[step..];
             let (expected, found) = (one.step(batches), several.step(batches));
             assert_eq!(other_order.step(batches).numbers(), found.numbers());
-            assert!(expected.more.keys().eq(found.more.keys()));
-            let more = found.more.values().zip(expected.more.values());
-            let more = more.map(|(found, expected)| (*found, *expected));
-            let pairs = more.chain(pairs_of(found.read(), expected.read()));
+            let [found_metrics, metrics] = [&found, &expected].map(|output| &output.method_metrics);
+            assert!(metrics.keys().eq(found_metrics.keys()));
+            let metrics = found_metrics.values().zip(metrics.values());
+            let metrics = metrics.map(|(found, expected)| (*found, *expected));
+            let pairs = metrics.chain(pairs_of(found.numbers(), expected.numbers()));
             assert_all_close(pairs, 1e-4, &format!("{objective:?}, step {step}"));
         }
         assert_same(&mut one, &mut several, 1e-3);
@@ -262,7 +270,7 @@ fn a_step_inside_a_pool_of_one_thread_ends() {
         .build()
         .unwrap();
     let batches = &documents()[..2];
-    let (found, _) = pool.install(|| several.step(batches).read());
-    let (expected, _) = one.step(batches).read();
+    let found = pool.install(|| several.step(batches).numbers().means.loss);
+    let expected = one.step(batches).numbers().means.loss;
     assert!((found - expected).abs() < 1e-5, "{found}, not {expected}");
 }
