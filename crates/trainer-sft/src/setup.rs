@@ -14,7 +14,7 @@ use tracing::{info, warn};
 pub(crate) use self::further::with_adapter;
 use crate::batch::DataLoader;
 use crate::checkpoint;
-use crate::config::{Config, ConfigError, GradientCheckpointing, LoraOptions, Method, Optim};
+use crate::config::{Config, ConfigError, LoraOptions, Method, Optim};
 use crate::error::{TrainError, guard};
 use crate::lora::{self, AdapterForm, Matrices};
 use crate::optimizer::{AdamW, AdamWConfig};
@@ -372,12 +372,9 @@ pub(crate) fn start(
         },
         optimizer: optimizer_config,
         max_grad_norm: Some(config.optimizer.max_grad_norm).filter(|&norm| norm > 0.0),
-        checkpointing: match config.optimizer.gradient_checkpointing {
-            _ if config.optimizer.offload_activations => Checkpointing::Offload,
-            GradientCheckpointing::Auto => Checkpointing::Auto,
-            GradientCheckpointing::True => Checkpointing::On,
-            GradientCheckpointing::False => Checkpointing::Off,
-            GradientCheckpointing::Layers(layers) => Checkpointing::Layers(layers),
+        checkpointing: match config.optimizer.offload_activations {
+            true => Checkpointing::Offload,
+            false => config.optimizer.gradient_checkpointing.into(),
         },
         dropout: config.lora.dropout(),
         loraplus_lr_ratio: config.optimizer.loraplus_lr_ratio.unwrap_or(1.0),

@@ -24,6 +24,7 @@ use model_qwen::{DecoderLayer, QwenConfig, QwenModel, is_gpu};
 pub use self::measure::{Means, measure};
 pub use self::noise::Noise;
 use crate::batch::Batch;
+use crate::config::GradientCheckpointing;
 use crate::full::embedding_gradient;
 use crate::gate::{self, WorkUnit};
 use crate::loss::{self, Head, HeadNames, Targets, TrainedHead};
@@ -99,7 +100,7 @@ pub struct StepOptions<'a> {
     pub trainable: Trainable,
     /// The adapters in use.
     pub adapters: &'a AdapterSelection,
-    /// What is computed twice.
+    /// Which layers are computed again.
     pub checkpointing: Checkpointing,
     /// NEFTune's noise on the embeddings.
     pub noise: Option<Noise>,
@@ -251,30 +252,53 @@ impl LayerGraph {
     }
 }
 
-/// How many layers keep their activations from the forward to the backward pass.
+/// Which layers are computed again in the backward pass. Any other layer keeps its activations from the forward pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Checkpointing {
-    /// On the CPU as many as fit into half of the memory that is free, on a GPU none. (A run decides for a GPU before: see
-    /// [`PlannedRun`](crate::memory::PlannedRun).)
+    /// Every layer on a GPU; on a CPU those whose activations do not fit into half of the memory that is free, the first ones. (A
+    /// run decides for a GPU before: see [`PlannedRun`](crate::memory::PlannedRun).)
     #[default]
     Auto,
-    /// None: each is computed twice.
+    /// Every layer.
     On,
-    /// The same, and the inputs of the layers wait in the host's memory. On a CPU they are there already.
+    /// Every layer, and the inputs of the layers wait in the host's memory. On a CPU they are there already.
     Offload,
-    /// All.
+    /// None.
     Off,
-    /// All but so many, the first ones.
+    /// The first ones, so many.
     Layers(usize),
 }
 
+impl From<GradientCheckpointing> for Checkpointing {
+    fn from(setting: GradientCheckpointing) -> Self {
+        match setting {
+            GradientCheckpointing::Auto => Self::Auto,
+            GradientCheckpointing::True => Self::On,
+            GradientCheckpointing::False => Self::Off,
+            GradientCheckpointing::Layers(layers) => Self::Layers(layers),
+        }
+    }
+}
+
+/// The part of a step with which all of its kernels are compiled.
+pub(crate) struct CompiledPart {
+    /// The first layers, so many.
+    pub(crate) num_layers: usize,
+    pub(crate) checkpointing: Checkpointing,
+}
+
 impl Checkpointing {
-    /// As many layers as there are kinds of, and the same for these; without the host, where there is nothing that could be read.
-    pub(crate) fn in_short(self) -> (usize, Self) {
-        match self {
+    /// A layer of each kind, computed again or not: the other layers need the same kernels. No input waits on the host, because
+    /// nothing can be read while kernels are only compiled.
+    pub(crate) fn for_compiling(self) -> CompiledPart {
+        let (num_layers, checkpointing) = match self {
             Self::Offload => (1, Self::On),
             Self::Layers(_) => (2, Self::Layers(1)),
             Self::Auto | Self::On | Self::Off => (1, self),
+        };
+        CompiledPart {
+            num_layers,
+            checkpointing,
         }
     }
 

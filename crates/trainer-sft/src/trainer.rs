@@ -22,7 +22,7 @@ use crate::parameters::{GradientStore, Trainable, visit_model};
 use crate::preference::{Baseline, Numbers, Preference, Tally};
 use crate::replicas::{GradientBuckets, GradientSum, Proven, Witness};
 use crate::schedule::{Schedule, Shape};
-use crate::step::{self, Checkpointing, Means, Noise, StepOptions};
+use crate::step::{self, Checkpointing, CompiledPart, Means, Noise, StepOptions};
 
 /// How a [`Trainer`] trains.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -37,7 +37,7 @@ pub struct TrainerOptions {
     pub optimizer: AdamWConfig,
     /// Largest global gradient norm; `None` does not clip.
     pub max_grad_norm: Option<f64>,
-    /// Which activations are computed again in the backward pass.
+    /// Which layers are computed again in the backward pass.
     pub checkpointing: Checkpointing,
     /// Dropout of the adapter's inputs.
     pub dropout: f64,
@@ -187,8 +187,10 @@ impl Trainer {
         self.is_compiled = true;
         let device = self.device();
         compile_only(&device, || {
-            // Layers need the same kernels, but for what is kept of them.
-            let (num_layers, checkpointing) = self.options.checkpointing.in_short();
+            let CompiledPart {
+                num_layers,
+                checkpointing,
+            } = self.options.checkpointing.for_compiling();
             let mut model = self.model.clone();
             model.layers.truncate(num_layers);
             let options = TrainerOptions {
