@@ -9,6 +9,8 @@ mod backward;
 mod dropout;
 mod fit;
 mod full;
+mod gradients;
+mod groups;
 #[cfg(test)]
 mod held;
 mod ledger;
@@ -229,7 +231,7 @@ fn on_gpu(
     let shape = step_shape(config, model, dtype, tokens);
     let ledger = step::walk(&shape);
     // Embeddings of their own stay in the CPU's memory.
-    let stays = !config.run.full && config.method.method != Method::Grpo && !shape.tables[0];
+    let stays = !config.run.full && config.method.method != Method::Grpo && !shape.trains_embedding;
     let embeddings = match stays && !model.tie_word_embeddings {
         true => shape.table(shape.embedding) as u64,
         false => 0,
@@ -251,7 +253,8 @@ fn on_gpu(
         on_host: on_host(config, model, shape.wide(1)),
         // The rest is counted, and no card has shown that the count is right.
         is_exact: shape.objective == Objective::Tokens
-            && shape.tables == [false; 2]
+            && !shape.trains_embedding
+            && !shape.trains_lm_head
             && shape.value != 4
             && config.samples.prompts.is_none()
             && !shape.dora
@@ -276,15 +279,17 @@ fn step_shape<'m>(
         true => DType::F32,
         false => config.model.dtype.or(model.dtype),
     };
-    let tables = trained_tables(config);
+    let saved = lora::trainable(lora::SLOT, &config.lora.modules_to_save);
+    let trains_embedding = config.run.full || saved.has_embeddings();
+    let trains_lm_head = config.run.full || saved.has_head();
     // What is trained is f32.
-    let [embedding, head] = tables.map(|trained| if trained { 4 } else { held.size() });
+    let size_of = |is_trained| if is_trained { 4 } else { held.size() };
     StepShape {
         model,
         ranks: ranks(config, model),
         value: dtype.size(),
-        embedding,
-        head,
+        embedding: size_of(trains_embedding),
+        head: size_of(trains_lm_head),
         multiprocessors: MULTIPROCESSORS,
         weights_as_they_are: config.quantization() == Quantization::None && held == dtype,
         first_kept: match config.optimizer.gradient_checkpointing {
@@ -297,7 +302,8 @@ fn step_shape<'m>(
         noise: config.optimizer.neftune_noise_alpha.is_some(),
         dora: config.lora.use_dora,
         full: config.run.full,
-        tables,
+        trains_embedding,
+        trains_lm_head,
         objective: match config.method.method {
             Method::Sft => Objective::Tokens,
             method => Objective::Answers {
@@ -310,15 +316,6 @@ fn step_shape<'m>(
         eight_bit: config.optimizer.optim == Optim::Adamw8bit,
         tokens,
         micro_batches: config.run.gradient_accumulation.clamp(1, 2),
-    }
-}
-
-/// Whether embeddings and head are trained.
-fn trained_tables(config: &Config) -> [bool; 2] {
-    let saved = lora::trainable(lora::SLOT, &config.lora.modules_to_save);
-    match config.run.full {
-        true => [true; 2],
-        false => [saved.has_embeddings(), saved.has_head()],
     }
 }
 

@@ -1,8 +1,10 @@
 //! The allocations of a loss that compares answers or has their rewards: [`crate::loss`] and the layers of
 //! [`crate::step::explicit`].
 
+use super::full::Table;
+use super::gradients::Gradients;
 use super::ledger::{Held, Ledger, Use};
-use super::step::{Gradients, StepShape};
+use super::step::StepShape;
 use crate::loss::autodiff_chunk_rows;
 use crate::step::explicit::ROWS;
 
@@ -67,14 +69,14 @@ impl StepShape<'_> {
             let wide = 4 * rows * hidden;
             let [x, normed, logits] = self.logits(ledger, rows);
             // The gradient of the logits takes their place, unless a graph of a trained head holds them.
-            let d = (self.tables[1]).then(|| ledger.take(Use::Loss, 4 * rows * vocab));
+            let d = (self.trains_lm_head).then(|| ledger.take(Use::Loss, 4 * rows * vocab));
             // The factor of a product with the head, in the type of the head.
             let rounded =
                 (self.head != 4).then(|| ledger.take(Use::Loss, rows * vocab * self.head));
             let dy = ledger.take(Use::Loss, wide);
             ledger.free(rounded);
-            if self.tables[1] {
-                self.add_table(ledger, 1, gradients);
+            if self.trains_lm_head {
+                self.add_table(ledger, Table::LmHead, gradients);
             }
             ledger.free(d.into_iter().chain([logits]));
             parts.push(ledger.take(Use::Loss, wide));
