@@ -88,7 +88,7 @@ pub fn forward_backward(
         return explicit::forward_backward(model, batch, options, scale, store);
     }
     let targets = Targets::new(&batch.targets);
-    pull(model, batch, options, store, |head, x, trained| {
+    backward_of_loss(model, batch, options, store, |head, x, trained| {
         loss::backward(head, x, &targets, scale, trained)
     })
 }
@@ -108,7 +108,7 @@ pub struct StepOptions<'a> {
 
 /// Adds the gradients of a loss to `store`. `loss` gets what the last layer gives, `[tokens, hidden]`, and returns something
 /// and the gradient of that.
-pub(crate) fn pull<L>(
+pub(crate) fn backward_of_loss<L>(
     model: &QwenModel,
     batch: &Batch,
     options: StepOptions<'_>,
@@ -122,7 +122,7 @@ pub(crate) fn pull<L>(
         noise,
     } = options;
     if is_explicit(model, adapters) {
-        return explicit::pull(model, batch, options, store, loss);
+        return explicit::backward_of_loss(model, batch, options, store, loss);
     }
     let rotary = model.rotary(&batch.positions);
     let mut shared = Shared {

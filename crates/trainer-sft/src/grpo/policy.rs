@@ -13,7 +13,7 @@ use crate::gate;
 use crate::loss::{Targets, backward_by, known_of_targets, tempered};
 use crate::parameters::GradientStore;
 use crate::preference::Numbers;
-use crate::step::{Means, head, hidden, pull};
+use crate::step::{Means, backward_of_loss, head, hidden};
 use crate::trainer::{StepNumbers, StepOutput, Trainer};
 use lora_4bit::AdapterSelection;
 
@@ -223,7 +223,7 @@ impl PolicyLoss {
         let adapters = trainer.adapters(Some(index));
         let options = trainer.step_options(&adapters, None);
         let targets = Targets::new(&batch.targets);
-        pull(&trainer.model, batch, options, store, |head, x, trained| {
+        backward_of_loss(&trainer.model, batch, options, store, |head, x, trained| {
             let mut found = Vec::with_capacity(terms.len());
             let dx = backward_by(head, x, &targets, trained, &mut |logits, first, tokens| {
                 let weight = |row: usize, loss: f32| {

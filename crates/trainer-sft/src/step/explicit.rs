@@ -107,14 +107,14 @@ pub fn forward_backward(
     store: &mut GradientStore,
 ) -> Tensor<1> {
     let targets = Targets::new(&batch.targets);
-    walk(model, batch, options, store, |x, trained, shared| {
+    forward_backward_with(model, batch, options, store, |x, trained, shared| {
         let (sums, gradients) = loss(x, &targets, Some((scale, trained)), shared);
         (sums, spread(gradients, &targets, x))
     })
 }
 
-/// Adds the gradients of a loss to `store`, as `step::pull` does.
-pub fn pull<L>(
+/// Adds the gradients of a loss to `store`, as `step::backward_of_loss` does.
+pub fn backward_of_loss<L>(
     model: &QwenModel,
     batch: &Batch,
     options: StepOptions<'_>,
@@ -122,7 +122,7 @@ pub fn pull<L>(
     loss: impl FnOnce(&Head, Tensor<2>, Option<TrainedHead<'_>>) -> (L, Tensor<2>),
 ) -> L {
     let num_tokens = batch.num_tokens();
-    walk(model, batch, options, store, |x, trained, shared| {
+    forward_backward_with(model, batch, options, store, |x, trained, shared| {
         let own = x.clone().narrow(0, 0, num_tokens).cast(DType::F32); // [num_tokens, hidden]
         let (loss_value, dx) = loss(&head(model), own, trained);
         (loss_value, full_rows(dx.cast(shared.dtype))) // [rows, hidden]
@@ -135,13 +135,13 @@ pub fn hidden(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) -> 
     let num_tokens = batch.num_tokens();
     let batch = padded(batch);
     let shared = Shared::new(model, &batch, adapters);
-    let x = through(&batch, &shared); // [rows, hidden]
+    let x = forward_layers(&batch, &shared); // [rows, hidden]
     x.narrow(0, 0, num_tokens).cast(DType::F32)
 }
 
 /// The layers forward, the loss, and the layers backward. `loss` gets what the last layer gives, `[rows, hidden]`, and returns
 /// something and the gradient of that.
-fn walk<L>(
+fn forward_backward_with<L>(
     model: &QwenModel,
     batch: &Batch,
     options: StepOptions<'_>,
@@ -216,12 +216,12 @@ fn walk<L>(
 pub fn forward(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) -> Tensor<1> {
     let batch = padded(batch);
     let shared = Shared::new(model, &batch, adapters);
-    let x = through(&batch, &shared); // [rows, hidden]
+    let x = forward_layers(&batch, &shared); // [rows, hidden]
     loss(&x, &Targets::new(&batch.targets), None, &shared).0
 }
 
 /// All layers forward: `[rows, hidden]`.
-fn through(batch: &Batch, shared: &Shared<'_>) -> Tensor<2> {
+fn forward_layers(batch: &Batch, shared: &Shared<'_>) -> Tensor<2> {
     let mut x = shared.model.embed(&batch.tokens).cast(shared.dtype); // [rows, hidden]
     for layer in &shared.model.layers {
         gate::pass(WorkUnit::Layer);

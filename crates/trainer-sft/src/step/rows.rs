@@ -6,7 +6,7 @@
 use lora_4bit::AdapterSelection;
 use model_qwen::QwenModel;
 
-use super::{StepOptions, head, hidden, pull};
+use super::{StepOptions, backward_of_loss, head, hidden};
 use crate::batch::Batch;
 use crate::loss::{self, Targets};
 use crate::parameters::GradientStore;
@@ -29,7 +29,7 @@ pub(crate) fn forward_backward(
     weigh: impl FnOnce(&[Known]) -> Vec<f32>,
 ) {
     let targets = Targets::new(&batch.targets);
-    pull(model, batch, options, store, |head, x, trained| {
+    backward_of_loss(model, batch, options, store, |head, x, trained| {
         ((), loss::backward_rows(head, x, &targets, weigh, trained))
     });
 }
