@@ -62,6 +62,28 @@ impl Targets {
     }
 }
 
+/// What a model says of one target token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct TokenStats {
+    /// In nats: the negative of its log-probability.
+    pub(crate) cross_entropy: f32,
+    /// Whether no token is likelier.
+    pub(crate) is_most_likely: bool,
+    /// Of the whole prediction, in nats.
+    pub(crate) entropy: f32,
+}
+
+impl From<[f32; 3]> for TokenStats {
+    /// A row of what [`cross_entropy_of_rows`] gives.
+    fn from([cross_entropy, is_most_likely, entropy]: [f32; 3]) -> Self {
+        Self {
+            cross_entropy,
+            is_most_likely: is_most_likely > 0.5,
+            entropy,
+        }
+    }
+}
+
 /// What turns the last layer's output into logits.
 #[derive(Clone, Debug)]
 pub struct Head {
@@ -233,27 +255,27 @@ fn chunk_gradients(
     gradients
 }
 
-/// What is known of each target's prediction, in their order: cross-entropy, whether it is the likeliest token, entropy. Logits
-/// are divided by `temperature` first.
+/// The stats of each target, in their order. Logits are divided by `temperature` first.
 ///
 /// # Shapes
 ///
 /// `hidden` is `[tokens, hidden]`.
-pub(crate) fn known_of_targets(
+pub(crate) fn stats_of_targets(
     head: &Head,
     hidden: &Tensor<2>,
     targets: &Targets,
     temperature: f64,
-) -> Vec<[f32; 3]> {
+) -> Vec<TokenStats> {
     let device = hidden.device();
-    let mut known = Vec::with_capacity(targets.len());
+    let mut stats = Vec::with_capacity(targets.len());
     for (rows, tokens) in targets.chunks(head.chunk_rows()) {
         gate::pass(WorkUnit::Layer);
         let x = hidden.clone().select(0, indices(rows, &device)); // [rows, hidden]
         let logits = tempered(head.logits(head.normalized(x)), temperature); // [rows, vocab]
-        known.extend(weighted_cross_entropy(logits, tokens, &|_, _| 0.0).0);
+        let (found, _) = weighted_cross_entropy(logits, tokens, &|_, _| 0.0);
+        stats.extend(found.into_iter().map(TokenStats::from));
     }
-    known
+    stats
 }
 
 /// Logits divided by the temperature of sampling.
@@ -273,20 +295,20 @@ pub(crate) fn backward_rows(
     head: &Head,
     hidden: Tensor<2>,
     targets: &Targets,
-    weigh: impl FnOnce(&[[f32; 3]]) -> Vec<f32>,
+    weigh: impl FnOnce(&[TokenStats]) -> Vec<f32>,
     trained: Option<TrainedHead<'_>>,
 ) -> Tensor<2> {
     if trained.is_none() {
         // The gradient of a row is linear in its weight, which may therefore come last.
-        let mut known = Vec::with_capacity(targets.len());
+        let mut stats = Vec::with_capacity(targets.len());
         let mut loss = |logits: Tensor<2>, _: usize, tokens: &[u32]| {
             let (found, d_logits) = cross_entropy_of_rows(logits, tokens, 1.0);
-            read_rows(found, &mut known);
+            read_stats(found, &mut stats);
             d_logits
         };
         let gradients = chunk_gradients(head, &hidden, targets, None, &mut loss);
-        let weights = weigh(&known);
-        let column = TensorData::new(weights, [known.len(), 1]);
+        let weights = weigh(&stats);
+        let column = TensorData::new(weights, [stats.len(), 1]);
         let column = Tensor::<2>::from_data(column, (&hidden.device(), DType::F32)); // [targets, 1]
         let gradients = match gradients.is_empty() {
             true => Vec::new(),
@@ -294,7 +316,7 @@ pub(crate) fn backward_rows(
         };
         return spread(gradients, targets, &hidden);
     }
-    let weights = weigh(&known_of_targets(head, &hidden, targets, 1.0));
+    let weights = weigh(&stats_of_targets(head, &hidden, targets, 1.0));
     backward_by(
         head,
         hidden,
@@ -306,10 +328,17 @@ pub(crate) fn backward_rows(
     )
 }
 
-/// Adds the rows of `known [rows, 3]` to `all`.
-fn read_rows(known: Tensor<2>, all: &mut Vec<[f32; 3]>) {
-    let values: Vec<f32> = known.into_data().iter::<f32>().collect();
-    all.extend(values.as_chunks::<3>().0);
+/// Adds the rows of `found [rows, 3]`, which [`cross_entropy_of_rows`] gives, to `stats`.
+fn read_stats(found: Tensor<2>, stats: &mut Vec<TokenStats>) {
+    let values: Vec<f32> = found.into_data().iter::<f32>().collect();
+    stats.extend(
+        values
+            .as_chunks::<3>()
+            .0
+            .iter()
+            .copied()
+            .map(TokenStats::from),
+    );
 }
 
 /// Puts gradients of the target rows back in their places; every other row is zero. `like` has the shape and the type.

@@ -160,8 +160,8 @@ impl Preference {
         for (_, batch) in share.own() {
             let answers = Answers::new(batch, &self.objective);
             let reference = self.reference(model, &answers);
-            rows::forward_backward(model, &answers.batch, options, store, |known| {
-                self.add(&mut tally, &answers, known, &reference, &step)
+            rows::forward_backward(model, &answers.batch, options, store, |stats| {
+                self.add(&mut tally, &answers, stats, &reference, &step)
             });
         }
         tally
@@ -185,8 +185,8 @@ impl Preference {
             let step = self.scale(batches, baseline.mean());
             let answers = Answers::new(&batch, &self.objective);
             let reference = self.reference(model, &answers);
-            let known = rows::forward(model, &answers.batch, adapters);
-            self.add(&mut tally, &answers, &known, &reference, &step);
+            let stats = rows::forward(model, &answers.batch, adapters);
+            self.add(&mut tally, &answers, &stats, &reference, &step);
         }
         Ok(tally.means())
     }
@@ -203,10 +203,10 @@ impl Preference {
         if matches!(self.objective, Objective::Orpo { .. }) {
             return Vec::new();
         }
-        let known = rows::forward(model, &answers.batch, &self.reference_adapters());
+        let stats = rows::forward(model, &answers.batch, &self.reference_adapters());
         let documents = 0..answers.rows.len();
         documents
-            .map(|index| answers.read(index, &known).log_p)
+            .map(|index| answers.read(index, &stats).log_p)
             .collect()
     }
 
@@ -263,10 +263,10 @@ impl Preference {
         for (_, texts) in share.share.items(&chunks) {
             let batch = Batch::collate(*texts);
             let answers = Answers::new(&batch, &self.objective);
-            let known = rows::forward(model, &answers.batch, adapters);
+            let stats = rows::forward(model, &answers.batch, adapters);
             let reference = self.reference(model, &answers);
             for (index, reference) in reference.iter().enumerate() {
-                found.sum += answers.read(index, &known).log_p - reference;
+                found.sum += answers.read(index, &stats).log_p - reference;
                 found.count += 1;
             }
         }

@@ -10,7 +10,7 @@ use model_qwen::kernels::weighted_cross_entropy;
 use crate::batch::Batch;
 use crate::config::{Config, LossType};
 use crate::gate;
-use crate::loss::{Targets, backward_by, known_of_targets, tempered};
+use crate::loss::{Targets, TokenStats, backward_by, stats_of_targets, tempered};
 use crate::parameters::GradientStore;
 use crate::preference::Numbers;
 use crate::step::{Means, backward_of_loss, head, hidden};
@@ -173,13 +173,13 @@ impl PolicyLoss {
                 });
             }
             let terms = self.terms(group, num_rollouts, num_tokens);
-            let known = self.gradients(trainer, (index, &batch), &terms, &mut store);
-            let logps: Vec<f32> = known.iter().map(|known| -known[0]).collect();
-            for (term, known) in terms.iter().zip(&known) {
-                let token = self.token(*term, -f64::from(known[0]));
+            let stats = self.gradients(trainer, (index, &batch), &terms, &mut store);
+            let logps: Vec<f32> = stats.iter().map(|token| -token.cross_entropy).collect();
+            for (term, stats) in terms.iter().zip(&stats) {
+                let token = self.token(*term, -f64::from(stats.cross_entropy));
                 sums[0] += token.loss;
                 sums[1] += token.kl;
-                entropy += f64::from(known[2]);
+                entropy += f64::from(stats.entropy);
                 let is = [token.is_low, token.is_high, token.is_low || token.is_high];
                 for (sum, is) in clipped.iter_mut().zip(is) {
                     *sum += f64::from(u8::from(is));
@@ -212,14 +212,14 @@ impl PolicyLoss {
         }
     }
 
-    /// Adds the gradients of a batch. Gives what is known of each token of the answers.
+    /// Adds the gradients of a batch. Gives the stats of each token of the answers.
     fn gradients(
         &self,
         trainer: &Trainer,
         (index, batch): (usize, &Batch),
         terms: &[Term],
         store: &mut GradientStore,
-    ) -> Vec<[f32; 3]> {
+    ) -> Vec<TokenStats> {
         let adapters = trainer.adapters(Some(index));
         let options = trainer.step_options(&adapters, None);
         let targets = Targets::new(&batch.targets);
@@ -232,7 +232,7 @@ impl PolicyLoss {
                 };
                 let logits = tempered(logits, self.temperature);
                 let (rows, gradient) = weighted_cross_entropy(logits, tokens, &weight);
-                found.extend(rows);
+                found.extend(rows.into_iter().map(TokenStats::from));
                 gradient
             });
             (found, dx)
@@ -244,8 +244,8 @@ impl PolicyLoss {
         let model = &trainer.model;
         let x = hidden(model, batch, adapters); // [tokens, hidden]
         let targets = Targets::new(&batch.targets);
-        let known = known_of_targets(&head(model), &x, &targets, self.temperature);
-        known.iter().map(|known| -known[0]).collect()
+        let stats = stats_of_targets(&head(model), &x, &targets, self.temperature);
+        stats.iter().map(|token| -token.cross_entropy).collect()
     }
 
     fn terms(&self, rollouts: &[Rollout], num_rollouts: usize, num_tokens: usize) -> Vec<Term> {

@@ -449,8 +449,8 @@ fn loss(
         let x = hidden.clone().select(0, indices(rows, &device)); // [rows, hidden]
         let normed = rms_norm(x.clone(), norm()); // [rows, hidden]
         let (logits, _) = head.forward(&normed, None); // [rows, vocab]
-        let (known, d) = cross_entropy_of_rows(logits, tokens, scale.unwrap_or(1.0));
-        sums.push(known.sum_dim(0).squeeze_dim::<1>(0)); // [3]
+        let (row_stats, d) = cross_entropy_of_rows(logits, tokens, scale.unwrap_or(1.0));
+        sums.push(row_stats.sum_dim(0).squeeze_dim::<1>(0)); // [3]
         if let Some(TrainedHead { names, store }) = &mut trained {
             let gradient = head.weight_gradient(full_rows(normed), &full_rows(d.clone()));
             store.add(names.lm_head, Some(gradient));
