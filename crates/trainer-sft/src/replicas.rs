@@ -1,7 +1,7 @@
-//! The steps of one run on several devices, each of which holds a copy of the model.
+//! The steps of one run on several devices, each of which holds a replica of the model.
 //!
 //! The micro-batches of a step are dealt out: of `n` devices, device `d` computes those with the indices `d`, `d + n`, …. The
-//! gradients are then summed over the devices, and each copy takes the same step with the sum, so that the copies stay equal
+//! gradients are then summed over the devices, and each replica takes the same step with the sum, so that the replicas stay equal
 //! and no weight ever moves. A step on `n` devices is the step of one device on all of the micro-batches, up to the order of
 //! sums.
 //!
@@ -132,31 +132,33 @@ fn sum_by_nccl(values: Tensor<1>, devices: &[Device]) -> Tensor<1> {
     all_reduce(values, ReduceOperation::Sum, devices.to_vec()).resolve()
 }
 
-/// Calls `work` with each copy and its rank, all at the same time, each on a thread of its own; `devices` are where they are.
+/// Calls `work` with each replica and its rank, all at the same time, each on a thread of its own; `devices` are where they are.
 ///
 /// # Panics
-/// As the first copy whose `work` does, when all have ended; of a GPU with its name.
+/// As the first replica whose `work` does, when all have ended; of a GPU with its name.
 pub(crate) fn at_once<C: Send, T: Send>(
     devices: &[Device],
-    copies: &mut [&mut C],
+    replicas: &mut [&mut C],
     work: impl Fn(usize, &mut C) -> T + Sync,
 ) -> Vec<T> {
     // Threads of a pool must not wait for threads that need the pool.
     if rayon::current_thread_index().is_some() {
-        let copies = copies.iter_mut().enumerate();
-        return copies.map(|(rank, copy)| work(rank, copy)).collect();
+        let replicas = replicas.iter_mut().enumerate();
+        return replicas
+            .map(|(rank, replica)| work(rank, replica))
+            .collect();
     }
     let gate = &gate::here();
     let work = &work;
     let ended: Vec<thread::Result<T>> = thread::scope(|scope| {
         let threads: Vec<_> = devices
             .iter()
-            .zip(copies)
+            .zip(replicas)
             .enumerate()
-            .map(|(rank, (device, copy))| {
+            .map(|(rank, (device, replica))| {
                 let on_thread = move || {
                     let _behind = gate::behind(gate.clone());
-                    named(device, || gate::on_worker(device, || work(rank, copy)))
+                    named(device, || gate::on_worker(device, || work(rank, replica)))
                 };
                 let thread = thread::Builder::new().stack_size(STACK);
                 thread.spawn_scoped(scope, on_thread)
@@ -193,7 +195,7 @@ pub(crate) struct GradientBuckets {
 }
 
 impl GradientBuckets {
-    /// Of all that is trained of `model`; the same for each copy.
+    /// Of all that is trained of `model`; the same for each replica.
     pub(crate) fn of(
         model: &mut QwenModel,
         trainable: Trainable,

@@ -65,7 +65,7 @@ pub(crate) fn compute_dtype(config: &Config, device: &Device) -> ComputeDtype {
 }
 
 /// Checks that several devices train what the run trains.
-pub(crate) fn check_copies(
+pub(crate) fn check_replicas(
     config: &Config,
     devices: &[Device],
     is_loaded: bool,
@@ -185,30 +185,32 @@ pub(crate) fn add_adapter(
     Ok(AdapterForm { config, start })
 }
 
-/// The trainer with a copy of its model on each further one of `devices`: the same weights, with the adapter, the reference and
+/// The trainer with a replica of its model on each further one of `devices`: the same weights, with the adapter, the reference and
 /// the optimizer as they are now.
-pub(crate) fn with_copies(
+pub(crate) fn with_replicas(
     config: &Config,
     trainer: Trainer,
     devices: &[Device],
     weights: &Weights,
 ) -> Result<Trainer, TrainError> {
     let sum = GradientSum::choose(config.model.all_reduce, devices)?;
-    let copies = devices.iter().skip(1).map(|device| {
+    let replicas = devices.iter().skip(1).map(|device| {
         let loading = || {
             (
                 format!("loading the model on {}", device_name(device)),
                 None,
             )
         };
-        guard(device, loading, || copy(config, &trainer, device, weights))
+        guard(device, loading, || {
+            replica(config, &trainer, device, weights)
+        })
     });
-    let copies = copies.collect::<Result<_, _>>()?;
-    Ok(trainer.with_copies(copies, sum))
+    let replicas = replicas.collect::<Result<_, _>>()?;
+    Ok(trainer.with_replicas(replicas, sum))
 }
 
 /// A trainer on `device` that has taken the steps that `trainer` has.
-fn copy(
+fn replica(
     config: &Config,
     trainer: &Trainer,
     device: &Device,

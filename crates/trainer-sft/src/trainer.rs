@@ -2,7 +2,7 @@
 
 mod flat_parameters;
 mod output;
-mod together;
+mod replicas;
 
 use std::convert::Infallible;
 
@@ -85,8 +85,8 @@ pub struct Trainer {
     is_compiled: bool,
     /// How answers are compared; `None` where they are only learnt.
     preference: Option<Preference>,
-    /// The copies on further devices; none where one device takes the steps.
-    copies: Vec<Trainer>,
+    /// The replicas on further devices; none where one device takes the steps.
+    replicas: Vec<Trainer>,
     /// How gradients are summed over the devices.
     sum: GradientSum,
     /// Where gradients lie in sums; known after the first step on several devices.
@@ -114,7 +114,7 @@ impl Trainer {
             flat: None,
             is_compiled: false,
             preference: None,
-            copies: Vec::new(),
+            replicas: Vec::new(),
             sum: GradientSum::default(),
             gradient_buckets: None,
             proven: Proven::default(),
@@ -167,8 +167,8 @@ impl Trainer {
     /// The loss is the mean over the target tokens of all of them, so that splitting a batch changes nothing. Without any
     /// target the parameters stay as they are.
     pub fn step(&mut self, batches: &[Batch]) -> StepOutput {
-        if !self.copies.is_empty() {
-            return self.step_together(batches);
+        if !self.replicas.is_empty() {
+            return self.step_replicas(batches);
         }
         gate::on_worker(&self.device(), || {
             let share = StepShare::whole(batches);
@@ -317,10 +317,10 @@ impl Trainer {
     /// Compares the answers of the batches from now on, and does not only learn them.
     #[must_use]
     pub fn comparing(self, preference: Option<Preference>) -> Self {
-        let copies = self.copies.into_iter();
-        let comparing = |copy: Self| copy.comparing(preference.clone());
+        let replicas = self.replicas.into_iter();
+        let comparing = |replica: Self| replica.comparing(preference.clone());
         Self {
-            copies: copies.map(comparing).collect(),
+            replicas: replicas.map(comparing).collect(),
             preference: preference.clone(),
             ..self
         }

@@ -30,8 +30,8 @@ use crate::rewards::Rewards;
 use crate::run::{Run, RunParts, Watch};
 use crate::samples::{Sample, Samples};
 use crate::setup::{
-    add_adapter, add_reference, check_copies, check_device, load_model, start, with_adapter,
-    with_copies, with_settings,
+    add_adapter, add_reference, check_device, check_replicas, load_model, start, with_adapter,
+    with_replicas, with_settings,
 };
 use crate::space;
 use crate::summary::{StepReport, Summary};
@@ -205,7 +205,7 @@ impl<'a> Training<'a> {
                 config.model.devices = devices.iter().map(device_name).collect();
             }
         }
-        check_copies(&config, &devices, self.base.is_some())?;
+        check_replicas(&config, &devices, self.base.is_some())?;
         let config = with_adapter(&config)?;
         for device in &devices {
             check_device(&config, is_gpu(device))?;
@@ -288,7 +288,7 @@ impl<'a> Training<'a> {
         let reference = add_reference(config, &mut model)?;
         let (mut trainer, loader) = start(config, model, loader, total_steps)?;
         if devices.len() > 1 {
-            trainer = with_copies(config, trainer, &devices, &weights)?;
+            trainer = with_replicas(config, trainer, &devices, &weights)?;
         }
         let preference = Preference::of(config, reference, datasets.max_length);
         let trainer = trainer.comparing(preference);

@@ -104,13 +104,13 @@ fn main() -> Result<()> {
         Ok(Trainer::new(model, options))
     });
     let mut trainers = trainers.collect::<Result<Vec<_>>>()?;
-    let copies = trainers.split_off(1);
+    let replicas = trainers.split_off(1);
     let sum = GradientSum::choose(args.all_reduce, &devices)?;
     let on = match devices.len() {
         1 => String::new(),
         count => format!(" on {count} devices ({sum:?})"),
     };
-    let mut trainer = trainers.remove(0).with_copies(copies, sum);
+    let mut trainer = trainers.remove(0).with_replicas(replicas, sum);
     let vocab = trainer.model().config.vocab_size as u32;
     println!("loaded in {:.1} s", start.elapsed().as_secs_f64());
     for &tokens in &args.tokens {

@@ -132,9 +132,9 @@ fn a_run_goes_on_where_it_stopped() {
     }
 }
 
-/// Also where a part of what is trained lies in no buffer, and where a copy has no micro-batch.
+/// Also where a part of what is trained lies in no buffer, and where a replica has no micro-batch.
 #[test]
-fn copies_take_the_steps_of_one() {
+fn replicas_take_the_steps_of_one() {
     let device = gpu();
     let batches = [batch(&[5, 70, 33]), batch(&[64, 1]), batch(&[12])];
     let modules = Kind {
@@ -147,7 +147,7 @@ fn copies_take_the_steps_of_one() {
         (modules, &batches[..]),
     ] {
         let new = || trainer(kind, ComputeDtype::F32, &device);
-        let (mut one, mut two) = (new(), new().with_copies(vec![new()], GradientSum::Host));
+        let (mut one, mut two) = (new(), new().with_replicas(vec![new()], GradientSum::Host));
         for step in 0..3 {
             let (expected, found) = (one.step(batches).numbers(), two.step(batches).numbers());
             for (found, expected) in [

@@ -420,9 +420,9 @@ fn two_cards_take_the_steps_of_one() {
     {
         let devices = [first.clone(), second.clone()];
         let sum = GradientSum::choose(choice, &devices).unwrap();
-        let [mut one, own, copy] =
+        let [mut one, own, replica] =
             [first, first, second].map(|device| trainer(kind, ComputeDtype::F32, device));
-        let mut two = own.with_copies(vec![copy], sum);
+        let mut two = own.with_replicas(vec![replica], sum);
         let losses = |trainer: &mut Trainer| {
             let mut losses = vec![trainer.step(&batches).numbers()];
             let start = Instant::now();
@@ -443,9 +443,9 @@ fn two_cards_take_the_steps_of_one() {
                 "{kind:?}, {sum:?}: step {step}: {found:?}, not {expected:?}"
             );
         }
-        // The copies are still the same.
-        let copy = &two.copies()[0];
-        let mut pairs = [two.model(), copy.model()].map(|model| {
+        // The replicas are still the same.
+        let replica = &two.replicas()[0];
+        let mut pairs = [two.model(), replica.model()].map(|model| {
             let mut model = model.clone();
             let mut all = Vec::new();
             visit_model(&mut model, two.options().trainable, &mut |_, parameter| {
@@ -454,6 +454,6 @@ fn two_cards_take_the_steps_of_one() {
             all.into_iter()
         });
         let [own, other] = &mut pairs;
-        assert!(own.eq(other), "{kind:?}, {sum:?}: the copies differ");
+        assert!(own.eq(other), "{kind:?}, {sum:?}: the replicas differ");
     }
 }

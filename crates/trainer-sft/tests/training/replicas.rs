@@ -1,4 +1,4 @@
-//! Copies on several devices take the steps of one device.
+//! Replicas on several devices take the steps of one device.
 
 use lora_4bit::peft::LoraConfig;
 use trainer_sft::config::LossType;
@@ -10,12 +10,12 @@ use trainer_sft::trainer::{StepNumbers, Trainer};
 
 use super::*;
 
-/// Trainers on one device and on `count` copies of it.
+/// Trainers on one device and on `count` replicas of it.
 fn both(make: fn() -> QwenModel, settings: TrainerOptions, count: usize) -> [Trainer; 2] {
     let one = Trainer::new(make(), settings);
-    let mut copies: Vec<_> = (0..count).map(|_| Trainer::new(make(), settings)).collect();
-    let first = copies.remove(0);
-    [one, first.with_copies(copies, GradientSum::Host)]
+    let mut replicas: Vec<_> = (0..count).map(|_| Trainer::new(make(), settings)).collect();
+    let first = replicas.remove(0);
+    [one, first.with_replicas(replicas, GradientSum::Host)]
 }
 
 fn full() -> QwenModel {
@@ -74,17 +74,17 @@ fn assert_all_close(pairs: impl IntoIterator<Item = (f64, f64)>, tolerance: f64,
     }
 }
 
-/// The copies' values are those of the first one, bit for bit.
-fn assert_equal_copies(several: &mut Trainer) {
+/// The replicas' values are those of the first one, bit for bit.
+fn assert_equal_replicas(several: &mut Trainer) {
     let first = trained(several);
-    for copy in several.copies() {
-        let mut copy = Trainer::new(copy.model().clone(), *copy.options());
-        assert_eq!(trained(&mut copy), first);
+    for replica in several.replicas() {
+        let mut replica = Trainer::new(replica.model().clone(), *replica.options());
+        assert_eq!(trained(&mut replica), first);
     }
 }
 
 #[test]
-fn copies_take_the_steps_of_one_device() {
+fn replicas_take_the_steps_of_one_device() {
     let adapter = dropped(Trainable::Adapter { slot: SLOT });
     let kinds = [
         (model_with_adapter as fn() -> QwenModel, adapter),
@@ -109,7 +109,7 @@ fn copies_take_the_steps_of_one_device() {
                 assert_all_close(pairs, 2e-6 * f64::from(1 << (2 * step)), &what);
             }
             assert_same(&mut one, &mut several, 1e-4);
-            assert_equal_copies(&mut several);
+            assert_equal_replicas(&mut several);
         }
     }
 }
@@ -155,7 +155,7 @@ fn micro_batches_without_targets_count_nothing() {
 }
 
 #[test]
-fn copies_that_resume_take_the_same_steps() {
+fn replicas_that_resume_take_the_same_steps() {
     let settings = dropped(Trainable::Adapter { slot: SLOT });
     let batches = documents();
     let [mut one, mut several] = both(model_with_adapter, settings, 2);
@@ -175,7 +175,7 @@ fn copies_that_resume_take_the_same_steps() {
         let optimizer: AdamW = several.optimizer().clone();
         Trainer::resume(model, settings, optimizer)
     };
-    let mut resumed = resumed().with_copies(vec![resumed()], GradientSum::Host);
+    let mut resumed = resumed().with_replicas(vec![resumed()], GradientSum::Host);
     for _ in 0..2 {
         let expected = several.step(&batches).numbers();
         assert_eq!(resumed.step(&batches).numbers(), expected);
@@ -220,9 +220,9 @@ fn compared_answers_are_dealt_out_too() {
         let settings = options(Trainable::Adapter { slot: SLOT });
         let new = || Trainer::new(model_with_adapter(), settings);
         let comparing = |trainer: Trainer| trainer.comparing(Some(preference.clone()));
-        // Whichever comes first, the comparison or the copies.
+        // Whichever comes first, the comparison or the replicas.
         let [mut one, mut several] = both(model_with_adapter, settings, 2).map(comparing);
-        let mut other_order = comparing(new()).with_copies(vec![new()], GradientSum::Host);
+        let mut other_order = comparing(new()).with_replicas(vec![new()], GradientSum::Host);
         for step in 0..3 {
             let batches = &batches[step..];
             let (expected, found) = (one.step(batches), several.step(batches));
@@ -235,30 +235,32 @@ fn compared_answers_are_dealt_out_too() {
             assert_all_close(pairs, 1e-4, &format!("{objective:?}, step {step}"));
         }
         assert_same(&mut one, &mut several, 1e-3);
-        assert_equal_copies(&mut several);
-        assert_equal_copies(&mut other_order);
+        assert_equal_replicas(&mut several);
+        assert_equal_replicas(&mut other_order);
     }
 }
 
 #[test]
-#[should_panic(expected = "the options of a copy")]
-fn a_copy_with_other_options_is_refused() {
+#[should_panic(expected = "the options of a replica")]
+fn a_replica_with_other_options_is_refused() {
     let settings = options(Trainable::Adapter { slot: SLOT });
     let other = TrainerOptions {
         learning_rate: 2.0 * settings.learning_rate,
         ..settings
     };
-    let [one, copy] = [settings, other].map(|options| Trainer::new(model_with_adapter(), options));
-    let _ = one.with_copies(vec![copy], GradientSum::Host);
+    let [one, replica] =
+        [settings, other].map(|options| Trainer::new(model_with_adapter(), options));
+    let _ = one.with_replicas(vec![replica], GradientSum::Host);
 }
 
 #[test]
-#[should_panic(expected = "the steps that a copy has taken")]
-fn a_copy_at_another_step_is_refused() {
+#[should_panic(expected = "the steps that a replica has taken")]
+fn a_replica_at_another_step_is_refused() {
     let settings = options(Trainable::Adapter { slot: SLOT });
-    let [mut one, copy] = [settings; 2].map(|options| Trainer::new(model_with_adapter(), options));
+    let [mut one, replica] =
+        [settings; 2].map(|options| Trainer::new(model_with_adapter(), options));
     one.step(&documents());
-    let _ = one.with_copies(vec![copy], GradientSum::Host);
+    let _ = one.with_replicas(vec![replica], GradientSum::Host);
 }
 
 #[test]
