@@ -1,8 +1,8 @@
 //! Cross-entropy of the next token, a few hundred rows at a time.
 //!
 //! The logits of a whole batch are the largest tensor of a naive training step (rows × 151,936 values for Qwen). Here only
-//! rows that are learnt from reach the output head, in chunks, and the gradient of the logits is written down directly
-//! (`softmax − one-hot`) and pulled back through the head before the next chunk is computed.
+//! rows that are learnt from reach lm_head, in chunks, and the gradient of the logits is written down directly
+//! (`softmax − one-hot`) and pulled back through lm_head before the next chunk is computed.
 
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use lora_4bit::{AdapterSelection, Linear, Weight};
@@ -86,16 +86,16 @@ impl From<[f32; 3]> for TokenStats {
 
 /// What turns the last layer's output into logits.
 #[derive(Clone, Debug)]
-pub struct Head {
+pub struct LmHead {
     /// Weight of the final norm, `[hidden]`.
     pub norm: Tensor<1>,
     /// `eps` of the final norm.
     pub norm_eps: f64,
     /// Output projection, `[vocab, hidden]`.
-    pub lm_head: Linear,
+    pub projection: Linear,
 }
 
-impl Head {
+impl LmHead {
     /// Both `[rows, hidden]`.
     fn normalized(&self, hidden: Tensor<2>) -> Tensor<2> {
         let norm = Norm {
@@ -107,11 +107,11 @@ impl Head {
 
     /// `[rows, hidden]` → `[rows, vocab]`.
     fn logits(&self, normalized: Tensor<2>) -> Tensor<2> {
-        self.lm_head.forward(normalized, &AdapterSelection::Base)
+        self.projection.forward(normalized, &AdapterSelection::Base)
     }
 
     fn chunk_rows(&self) -> usize {
-        autodiff_chunk_rows(self.lm_head.out_features())
+        autodiff_chunk_rows(self.projection.out_features())
     }
 }
 
@@ -120,20 +120,20 @@ pub(crate) fn autodiff_chunk_rows(vocab: usize) -> usize {
     (MAX_AUTODIFF_LOGITS / vocab.max(1)).max(128)
 }
 
-/// Names under which [`backward`] files the gradients of a head that is trained.
+/// Names under which [`backward`] files the gradients of an lm_head that is trained.
 #[derive(Clone, Copy, Debug)]
-pub struct HeadNames<'a> {
+pub struct LmHeadNames<'a> {
     /// The final norm, if it is trained.
     pub norm: Option<&'a str>,
     /// The output projection (the embedding's name when they are tied).
     pub lm_head: &'a str,
 }
 
-/// A head that is trained.
+/// An lm_head that is trained.
 #[derive(Debug)]
-pub struct TrainedHead<'a> {
+pub struct TrainedLmHead<'a> {
     /// What its gradients are called.
-    pub names: HeadNames<'a>,
+    pub names: LmHeadNames<'a>,
     /// Where they are added.
     pub store: &'a mut GradientStore,
 }
@@ -144,13 +144,13 @@ pub struct TrainedHead<'a> {
 ///
 /// `hidden` is `[tokens, hidden]`, the result `[3]`.
 #[must_use]
-pub fn forward(head: &Head, hidden: Tensor<2>, targets: &Targets) -> Tensor<1> {
+pub fn forward(lm_head: &LmHead, hidden: Tensor<2>, targets: &Targets) -> Tensor<1> {
     let device = hidden.device();
     let mut total = Tensor::zeros([3], (&device, DType::F32));
-    for (rows, tokens) in targets.chunks(head.chunk_rows()) {
+    for (rows, tokens) in targets.chunks(lm_head.chunk_rows()) {
         gate::pass(WorkUnit::Layer);
         let x = hidden.clone().select(0, indices(rows, &device)); // [rows, hidden]
-        let logits = head.logits(head.normalized(x)); // [rows, vocab]
+        let logits = lm_head.logits(lm_head.normalized(x)); // [rows, vocab]
         total = total + cross_entropy(logits, tokens, 1.0).0;
     }
     total
@@ -158,25 +158,31 @@ pub fn forward(head: &Head, hidden: Tensor<2>, targets: &Targets) -> Tensor<1> {
 
 /// The sums of [`forward`], and the gradient of `scale` times the cross-entropy with respect to `hidden`.
 ///
-/// With `trained`, the head's own gradients are added to its store.
+/// With `trained`, lm_head's own gradients are added to its store.
 ///
 /// # Shapes
 ///
 /// `hidden` and its gradient are `[tokens, hidden]`, the sums `[3]` (unscaled).
 pub fn backward(
-    head: &Head,
+    lm_head: &LmHead,
     hidden: Tensor<2>,
     targets: &Targets,
     scale: f64,
-    trained: Option<TrainedHead<'_>>,
+    trained: Option<TrainedLmHead<'_>>,
 ) -> (Tensor<1>, Tensor<2>) {
     let device = hidden.device();
     let mut total = Tensor::zeros([3], (&device, DType::F32));
-    let gradient = backward_by(head, hidden, targets, trained, &mut |logits, _, tokens| {
-        let (sums, gradient) = cross_entropy(logits, tokens, scale);
-        total = total.clone() + sums;
-        gradient
-    });
+    let gradient = backward_by(
+        lm_head,
+        hidden,
+        targets,
+        trained,
+        &mut |logits, _, tokens| {
+            let (sums, gradient) = cross_entropy(logits, tokens, scale);
+            total = total.clone() + sums;
+            gradient
+        },
+    );
     (total, gradient)
 }
 
@@ -187,67 +193,67 @@ pub fn backward(
 ///
 /// `hidden` and the result are `[tokens, hidden]`, logits and their gradient `[rows, vocab]`.
 pub(crate) fn backward_by(
-    head: &Head,
+    lm_head: &LmHead,
     hidden: Tensor<2>,
     targets: &Targets,
-    trained: Option<TrainedHead<'_>>,
+    trained: Option<TrainedLmHead<'_>>,
     loss: &mut dyn FnMut(Tensor<2>, usize, &[u32]) -> Tensor<2>,
 ) -> Tensor<2> {
-    let gradients = chunk_gradients(head, &hidden, targets, trained, loss);
+    let gradients = chunk_gradients(lm_head, &hidden, targets, trained, loss);
     spread(gradients, targets, &hidden)
 }
 
 /// The gradients of [`backward_by`] of the rows with a target, a chunk of them after the other, `[rows, hidden]`.
 fn chunk_gradients(
-    head: &Head,
+    lm_head: &LmHead,
     hidden: &Tensor<2>,
     targets: &Targets,
-    mut trained: Option<TrainedHead<'_>>,
+    mut trained: Option<TrainedLmHead<'_>>,
     loss: &mut dyn FnMut(Tensor<2>, usize, &[u32]) -> Tensor<2>,
 ) -> Vec<Tensor<2>> {
     let device = hidden.device();
-    let mut head = head.clone();
-    if let Some(TrainedHead { names, .. }) = &trained {
+    let mut lm_head = lm_head.clone();
+    if let Some(TrainedLmHead { names, .. }) = &trained {
         if names.norm.is_some() {
-            head.norm = head.norm.autodiff().require_grad();
+            lm_head.norm = lm_head.norm.autodiff().require_grad();
         }
-        if let Weight::Dense(weight) = head.lm_head.weight {
-            head.lm_head.weight = Weight::Dense(weight.autodiff().require_grad());
+        if let Weight::Dense(weight) = lm_head.projection.weight {
+            lm_head.projection.weight = Weight::Dense(weight.autodiff().require_grad());
         }
     }
     let mut gradients = Vec::new();
     let mut first = 0;
-    for (rows, tokens) in targets.chunks(head.chunk_rows()) {
+    for (rows, tokens) in targets.chunks(lm_head.chunk_rows()) {
         gate::pass(WorkUnit::Layer);
         let x = hidden
             .clone()
             .select(0, indices(rows, &device))
             .autodiff()
             .require_grad(); // [rows, hidden]
-        let normalized = head.normalized(x.clone()); // [rows, hidden]
+        let normalized = lm_head.normalized(x.clone()); // [rows, hidden]
         let (y, dy) = match trained {
             Some(_) => {
-                let logits = head.logits(normalized); // [rows, vocab]
+                let logits = lm_head.logits(normalized); // [rows, vocab]
                 let d_logits = loss(logits.clone().inner(), first, tokens);
                 (logits, d_logits)
             }
-            // A frozen head needs no graph: the logits become their own gradient.
+            // A frozen lm_head needs no graph: the logits become their own gradient.
             None => {
-                let logits = head.logits(normalized.clone().inner()); // [rows, vocab]
+                let logits = lm_head.logits(normalized.clone().inner()); // [rows, vocab]
                 let d_logits = loss(logits, first, tokens);
-                let head = &head.lm_head;
-                let dy = head.weight.forward_t(d_logits, head.compute); // [rows, hidden]
+                let projection = &lm_head.projection;
+                let dy = projection.weight.forward_t(d_logits, projection.compute); // [rows, hidden]
                 (normalized, dy)
             }
         };
         first += rows.len();
         let mut grads = inner_product(y, dy.autodiff()).backward();
         gradients.extend(x.grad_remove(&mut grads)); // [rows, hidden]
-        if let Some(TrainedHead { names, store }) = &mut trained {
+        if let Some(TrainedLmHead { names, store }) = &mut trained {
             if let Some(name) = names.norm {
-                store.add(name, head.norm.grad_remove(&mut grads));
+                store.add(name, lm_head.norm.grad_remove(&mut grads));
             }
-            if let Weight::Dense(weight) = &head.lm_head.weight {
+            if let Weight::Dense(weight) = &lm_head.projection.weight {
                 store.add(names.lm_head, weight.grad_remove(&mut grads));
             }
         }
@@ -261,17 +267,17 @@ fn chunk_gradients(
 ///
 /// `hidden` is `[tokens, hidden]`.
 pub(crate) fn stats_of_targets(
-    head: &Head,
+    lm_head: &LmHead,
     hidden: &Tensor<2>,
     targets: &Targets,
     temperature: f64,
 ) -> Vec<TokenStats> {
     let device = hidden.device();
     let mut stats = Vec::with_capacity(targets.len());
-    for (rows, tokens) in targets.chunks(head.chunk_rows()) {
+    for (rows, tokens) in targets.chunks(lm_head.chunk_rows()) {
         gate::pass(WorkUnit::Layer);
         let x = hidden.clone().select(0, indices(rows, &device)); // [rows, hidden]
-        let logits = tempered(head.logits(head.normalized(x)), temperature); // [rows, vocab]
+        let logits = tempered(lm_head.logits(lm_head.normalized(x)), temperature); // [rows, vocab]
         let (found, _) = weighted_cross_entropy(logits, tokens, &|_, _| 0.0);
         stats.extend(found.into_iter().map(TokenStats::from));
     }
@@ -292,11 +298,11 @@ pub(crate) fn tempered(logits: Tensor<2>, temperature: f64) -> Tensor<2> {
 ///
 /// `hidden` and the result are `[tokens, hidden]`.
 pub(crate) fn backward_rows(
-    head: &Head,
+    lm_head: &LmHead,
     hidden: Tensor<2>,
     targets: &Targets,
     weigh: impl FnOnce(&[TokenStats]) -> Vec<f32>,
-    trained: Option<TrainedHead<'_>>,
+    trained: Option<TrainedLmHead<'_>>,
 ) -> Tensor<2> {
     if trained.is_none() {
         // The gradient of a row is linear in its weight, which may therefore come last.
@@ -306,7 +312,7 @@ pub(crate) fn backward_rows(
             read_stats(found, &mut stats);
             d_logits
         };
-        let gradients = chunk_gradients(head, &hidden, targets, None, &mut loss);
+        let gradients = chunk_gradients(lm_head, &hidden, targets, None, &mut loss);
         let weights = weigh(&stats);
         let column = TensorData::new(weights, [stats.len(), 1]);
         let column = Tensor::<2>::from_data(column, (&hidden.device(), DType::F32)); // [targets, 1]
@@ -316,9 +322,9 @@ pub(crate) fn backward_rows(
         };
         return spread(gradients, targets, &hidden);
     }
-    let weights = weigh(&stats_of_targets(head, &hidden, targets, 1.0));
+    let weights = weigh(&stats_of_targets(lm_head, &hidden, targets, 1.0));
     backward_by(
-        head,
+        lm_head,
         hidden,
         targets,
         trained,

@@ -281,7 +281,7 @@ fn step_shape<'m>(
     };
     let saved = lora::trainable(lora::SLOT, &config.lora.modules_to_save);
     let trains_embedding = config.run.full || saved.has_embeddings();
-    let trains_lm_head = config.run.full || saved.has_head();
+    let trains_lm_head = config.run.full || saved.has_lm_head();
     // What is trained is f32.
     let size_of = |is_trained| if is_trained { 4 } else { held.size() };
     StepShape {
@@ -289,7 +289,7 @@ fn step_shape<'m>(
         ranks: ranks(config, model),
         value: dtype.size(),
         embedding: size_of(trains_embedding),
-        head: size_of(trains_lm_head),
+        lm_head: size_of(trains_lm_head),
         multiprocessors: MULTIPROCESSORS,
         weights_as_they_are: config.quantization() == Quantization::None && held == dtype,
         first_kept: match config.optimizer.gradient_checkpointing {

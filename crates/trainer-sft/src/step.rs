@@ -27,7 +27,7 @@ use crate::batch::Batch;
 use crate::config::GradientCheckpointing;
 use crate::full::embedding_gradient;
 use crate::gate::{self, WorkUnit};
-use crate::loss::{self, Head, HeadNames, Targets, TrainedHead};
+use crate::loss::{self, LmHead, LmHeadNames, Targets, TrainedLmHead};
 use crate::metrics;
 use crate::parameters::{EMBEDDINGS, FINAL_NORM, GradientStore, LM_HEAD, Trainable, visit_layer};
 
@@ -56,7 +56,7 @@ pub fn forward(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) ->
         return explicit::forward(model, batch, adapters);
     }
     let x = hidden(model, batch, adapters);
-    loss::forward(&head(model), x, &Targets::new(&batch.targets))
+    loss::forward(&lm_head(model), x, &Targets::new(&batch.targets))
 }
 
 /// What the last layer gives, without gradients, `[tokens, hidden]`.
@@ -88,8 +88,8 @@ pub fn forward_backward(
         return explicit::forward_backward(model, batch, options, scale, store);
     }
     let targets = Targets::new(&batch.targets);
-    backward_of_loss(model, batch, options, store, |head, x, trained| {
-        loss::backward(head, x, &targets, scale, trained)
+    backward_of_loss(model, batch, options, store, |lm_head, x, trained| {
+        loss::backward(lm_head, x, &targets, scale, trained)
     })
 }
 
@@ -113,7 +113,7 @@ pub(crate) fn backward_of_loss<L>(
     batch: &Batch,
     options: StepOptions<'_>,
     store: &mut GradientStore,
-    loss: impl FnOnce(&Head, Tensor<2>, Option<TrainedHead<'_>>) -> (L, Tensor<2>),
+    loss: impl FnOnce(&LmHead, Tensor<2>, Option<TrainedLmHead<'_>>) -> (L, Tensor<2>),
 ) -> L {
     let StepOptions {
         trainable,
@@ -151,8 +151,8 @@ pub(crate) fn backward_of_loss<L>(
         }
     }
 
-    let trained = trained_head(model, trainable, store);
-    let (loss_value, mut dx) = loss(&head(model), x, trained);
+    let trained = trained_lm_head(model, trainable, store);
+    let (loss_value, mut dx) = loss(&lm_head(model), x, trained);
     for (index, (layer, kept)) in model.layers.iter().zip(kept).enumerate().rev() {
         gate::pass(WorkUnit::Layer);
         let graph = match kept {
@@ -174,20 +174,20 @@ pub(crate) fn backward_of_loss<L>(
     loss_value
 }
 
-/// The model's head, where it is trained.
-fn trained_head<'a>(
+/// The model's lm_head, where it is trained.
+fn trained_lm_head<'a>(
     model: &QwenModel,
     trainable: Trainable,
     store: &'a mut GradientStore,
-) -> Option<TrainedHead<'a>> {
-    let names = HeadNames {
+) -> Option<TrainedLmHead<'a>> {
+    let names = LmHeadNames {
         norm: trainable.is_full().then_some(FINAL_NORM),
         lm_head: match model.config.tie_word_embeddings {
             true => EMBEDDINGS,
             false => LM_HEAD,
         },
     };
-    (trainable.has_head()).then_some(TrainedHead { names, store })
+    (trainable.has_lm_head()).then_some(TrainedLmHead { names, store })
 }
 
 /// What the forward pass keeps of a layer.
@@ -339,10 +339,10 @@ pub(crate) fn layer_values(config: &QwenConfig) -> usize {
 }
 
 /// What turns the last layer's output into logits.
-pub(crate) fn head(model: &QwenModel) -> Head {
-    Head {
+pub(crate) fn lm_head(model: &QwenModel) -> LmHead {
+    LmHead {
         norm: model.norm.clone(),
         norm_eps: model.config.rms_norm_eps,
-        lm_head: model.lm_head.clone(),
+        projection: model.lm_head.clone(),
     }
 }

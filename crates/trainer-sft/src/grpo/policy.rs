@@ -13,7 +13,7 @@ use crate::gate;
 use crate::loss::{Targets, TokenStats, backward_by, stats_of_targets, tempered};
 use crate::parameters::GradientStore;
 use crate::preference::Numbers;
-use crate::step::{Means, backward_of_loss, head, hidden};
+use crate::step::{Means, backward_of_loss, hidden, lm_head};
 use crate::trainer::{StepNumbers, StepOutput, Trainer};
 use lora_4bit::AdapterSelection;
 
@@ -223,20 +223,32 @@ impl PolicyLoss {
         let adapters = trainer.adapters(Some(index));
         let options = trainer.step_options(&adapters, None);
         let targets = Targets::new(&batch.targets);
-        backward_of_loss(&trainer.model, batch, options, store, |head, x, trained| {
-            let mut found = Vec::with_capacity(terms.len());
-            let dx = backward_by(head, x, &targets, trained, &mut |logits, first, tokens| {
-                let weight = |row: usize, loss: f32| {
-                    let token = self.token(terms[first + row], -f64::from(loss));
-                    (-token.derivative / self.temperature) as f32
-                };
-                let logits = tempered(logits, self.temperature);
-                let (rows, gradient) = weighted_cross_entropy(logits, tokens, &weight);
-                found.extend(rows.into_iter().map(TokenStats::from));
-                gradient
-            });
-            (found, dx)
-        })
+        backward_of_loss(
+            &trainer.model,
+            batch,
+            options,
+            store,
+            |lm_head, x, trained| {
+                let mut found = Vec::with_capacity(terms.len());
+                let dx = backward_by(
+                    lm_head,
+                    x,
+                    &targets,
+                    trained,
+                    &mut |logits, first, tokens| {
+                        let weight = |row: usize, loss: f32| {
+                            let token = self.token(terms[first + row], -f64::from(loss));
+                            (-token.derivative / self.temperature) as f32
+                        };
+                        let logits = tempered(logits, self.temperature);
+                        let (rows, gradient) = weighted_cross_entropy(logits, tokens, &weight);
+                        found.extend(rows.into_iter().map(TokenStats::from));
+                        gradient
+                    },
+                );
+                (found, dx)
+            },
+        )
     }
 
     /// Log-probabilities of the answers' tokens.
@@ -244,7 +256,7 @@ impl PolicyLoss {
         let model = &trainer.model;
         let x = hidden(model, batch, adapters); // [tokens, hidden]
         let targets = Targets::new(&batch.targets);
-        let stats = stats_of_targets(&head(model), &x, &targets, self.temperature);
+        let stats = stats_of_targets(&lm_head(model), &x, &targets, self.temperature);
         stats.iter().map(|token| -token.cross_entropy).collect()
     }
 

@@ -68,11 +68,11 @@ impl StepShape<'_> {
             left -= rows;
             let wide = 4 * rows * hidden;
             let [x, normed, logits] = self.logits(ledger, rows);
-            // The gradient of the logits takes their place, unless a graph of a trained head holds them.
+            // The gradient of the logits takes their place, unless a graph of a trained lm_head holds them.
             let d = (self.trains_lm_head).then(|| ledger.take(Use::Loss, 4 * rows * vocab));
-            // The factor of a product with the head, in the type of the head.
+            // The factor of a product with lm_head, in the type of lm_head.
             let rounded =
-                (self.head != 4).then(|| ledger.take(Use::Loss, rows * vocab * self.head));
+                (self.lm_head != 4).then(|| ledger.take(Use::Loss, rows * vocab * self.lm_head));
             let dy = ledger.take(Use::Loss, wide);
             ledger.free(rounded);
             if self.trains_lm_head {

@@ -100,8 +100,8 @@ impl StepShape<'_> {
     /// The gradient of the last layer's result, by the cross-entropy of all rows.
     pub(super) fn loss(&self, ledger: &mut Ledger, gradients: &mut Gradients) -> Held {
         let (hidden, vocab) = (self.model.hidden_size, self.model.vocab_size);
-        let head = (self.head != self.value).then_some(self.table(self.value));
-        let head = head.map(|bytes| ledger.take(Use::Loss, bytes));
+        let lm_head = (self.lm_head != self.value).then_some(self.table(self.value));
+        let lm_head = lm_head.map(|bytes| ledger.take(Use::Loss, bytes));
         let chunk = loss_chunk_rows(vocab);
         let mut parts = Vec::new();
         let mut left = self.tokens;
@@ -113,7 +113,7 @@ impl StepShape<'_> {
             let normed = ledger.take(Use::Loss, wide);
             let logits = ledger.take(Use::Loss, rows * vocab * self.value);
             if self.trains_lm_head {
-                self.head_gradient(ledger, rows, gradients);
+                self.lm_head_gradient(ledger, rows, gradients);
             }
             ledger.free([normed]);
             let d = self.product(ledger, Use::Loss, [rows, hidden, vocab], self.value);
@@ -124,7 +124,7 @@ impl StepShape<'_> {
             parts.push(ledger.take(Use::Loss, wide));
             ledger.free([x, d]);
         }
-        ledger.free(head);
+        ledger.free(lm_head);
         // All rows, and a zero behind them.
         let all = ledger.take(Use::Loss, self.wide(hidden));
         ledger.free(parts);
@@ -133,8 +133,8 @@ impl StepShape<'_> {
         dy
     }
 
-    /// The gradient of the head of some rows.
-    fn head_gradient(&self, ledger: &mut Ledger, rows: usize, gradients: &mut Gradients) {
+    /// The gradient of lm_head of some rows.
+    fn lm_head_gradient(&self, ledger: &mut Ledger, rows: usize, gradients: &mut Gradients) {
         let (hidden, vocab) = (self.model.hidden_size, self.model.vocab_size);
         let full = rows.next_multiple_of(ROWS);
         // Rows of zeros are put behind a copy.
@@ -157,7 +157,7 @@ impl StepShape<'_> {
         ledger.free(all);
     }
 
-    /// Adds the gradient of the embeddings or of the head. Where they are one, so are their gradients.
+    /// Adds the gradient of the embeddings or of lm_head. Where they are one, so are their gradients.
     pub(super) fn add_table(&self, ledger: &mut Ledger, table: Table, gradients: &mut Gradients) {
         let is_one = self.full && self.model.tie_word_embeddings;
         let table = if is_one { Table::Embedding } else { table };

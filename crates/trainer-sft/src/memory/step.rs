@@ -19,10 +19,10 @@ pub(super) struct StepShape<'a> {
     pub(super) model: &'a QwenConfig,
     /// Rank of the adapter of each layer of [`linear_features`]; 0 without one.
     pub(super) ranks: [usize; 7],
-    /// Bytes of an activation, and of a value of an embedding and of the output head.
+    /// Bytes of an activation, and of a value of an embedding and of lm_head.
     pub(super) value: usize,
     pub(super) embedding: usize,
-    pub(super) head: usize,
+    pub(super) lm_head: usize,
     /// Whether weights have the type of activations already.
     pub(super) weights_as_they_are: bool,
     /// The first layer whose activations are kept.
@@ -36,7 +36,7 @@ pub(super) struct StepShape<'a> {
     pub(super) dora: bool,
     /// Whether every weight is trained, and there are no adapters.
     pub(super) full: bool,
-    /// Whether embeddings and head are trained.
+    /// Whether embeddings and lm_head are trained.
     pub(super) trains_embedding: bool,
     pub(super) trains_lm_head: bool,
     /// What is made of the logits.
@@ -193,7 +193,7 @@ impl StepShape<'_> {
         }
     }
 
-    /// Bytes of embeddings or head, given those of a value.
+    /// Bytes of embeddings or lm_head, given those of a value.
     pub(super) fn table(&self, value: usize) -> usize {
         self.model.vocab_size * self.model.hidden_size * value
     }

@@ -22,10 +22,10 @@ use self::gradient_sink::GradientSink;
 use crate::batch::Batch;
 use crate::full::embedding_gradient;
 use crate::gate::{self, WorkUnit};
-use crate::loss::{Head, Targets, TrainedHead, indices, spread};
+use crate::loss::{LmHead, Targets, TrainedLmHead, indices, spread};
 use crate::parameters::{EMBEDDINGS, GradientStore};
 use crate::step::offload::{Offload, bring_back};
-use crate::step::{Checkpointing, StepOptions, head, trained_head};
+use crate::step::{Checkpointing, StepOptions, lm_head, trained_lm_head};
 
 /// Rows of a batch are a multiple of this: gradients of weights are sums over rows, and kernels take so many at once.
 pub(crate) const ROWS: usize = 64;
@@ -119,12 +119,12 @@ pub fn backward_of_loss<L>(
     batch: &Batch,
     options: StepOptions<'_>,
     store: &mut GradientStore,
-    loss: impl FnOnce(&Head, Tensor<2>, Option<TrainedHead<'_>>) -> (L, Tensor<2>),
+    loss: impl FnOnce(&LmHead, Tensor<2>, Option<TrainedLmHead<'_>>) -> (L, Tensor<2>),
 ) -> L {
     let num_tokens = batch.num_tokens();
     forward_backward_with(model, batch, options, store, |x, trained, shared| {
         let own = x.clone().narrow(0, 0, num_tokens).cast(DType::F32); // [num_tokens, hidden]
-        let (loss_value, dx) = loss(&head(model), own, trained);
+        let (loss_value, dx) = loss(&lm_head(model), own, trained);
         (loss_value, full_rows(dx.cast(shared.dtype))) // [rows, hidden]
     })
 }
@@ -146,7 +146,7 @@ fn forward_backward_with<L>(
     batch: &Batch,
     options: StepOptions<'_>,
     store: &mut GradientStore,
-    loss: impl FnOnce(&Tensor<2>, Option<TrainedHead<'_>>, &Shared<'_>) -> (L, Tensor<2>),
+    loss: impl FnOnce(&Tensor<2>, Option<TrainedLmHead<'_>>, &Shared<'_>) -> (L, Tensor<2>),
 ) -> L {
     let StepOptions {
         trainable,
@@ -181,7 +181,7 @@ fn forward_backward_with<L>(
         }
         x = y; // [tokens, hidden]
     }
-    let trained = trained_head(model, trainable, store);
+    let trained = trained_lm_head(model, trainable, store);
     let (loss_value, mut dx) = loss(&x, trained, &shared);
     drop(x);
     if let Some(offload) = offload {
@@ -424,11 +424,11 @@ impl<'a> Layer<'a> {
 
 /// The sums of [`forward`] over the rows of `hidden [tokens, hidden]` that have a target, and with a scale the gradient of
 /// the cross-entropy times that: of these rows, a chunk after the other, `[rows, hidden]`. The logits of a chunk become their
-/// gradient. Those of a head and a final norm that are trained go to the store.
+/// gradient. Those of an lm_head and a final norm that are trained go to the store.
 fn loss(
     hidden: &Tensor<2>,
     targets: &Targets,
-    learns: Option<(f64, Option<TrainedHead<'_>>)>,
+    learns: Option<(f64, Option<TrainedLmHead<'_>>)>,
     shared: &Shared<'_>,
 ) -> (Tensor<1>, Vec<Tensor<2>>) {
     let model = shared.model;
@@ -437,7 +437,7 @@ fn loss(
         weight: &model.norm,
         eps: model.config.rms_norm_eps,
     };
-    let head = Group::new(&[&model.lm_head], None, shared.dtype);
+    let lm_head = Group::new(&[&model.lm_head], None, shared.dtype);
     let chunk = loss_chunk_rows(model.lm_head.out_features());
     let (scale, mut trained) = match learns {
         Some((scale, trained)) => (Some(scale), trained),
@@ -448,16 +448,16 @@ fn loss(
         gate::pass(WorkUnit::Layer);
         let x = hidden.clone().select(0, indices(rows, &device)); // [rows, hidden]
         let normed = rms_norm(x.clone(), norm()); // [rows, hidden]
-        let (logits, _) = head.forward(&normed, None); // [rows, vocab]
+        let (logits, _) = lm_head.forward(&normed, None); // [rows, vocab]
         let (row_stats, d) = cross_entropy_of_rows(logits, tokens, scale.unwrap_or(1.0));
         sums.push(row_stats.sum_dim(0).squeeze_dim::<1>(0)); // [3]
-        if let Some(TrainedHead { names, store }) = &mut trained {
-            let gradient = head.weight_gradient(full_rows(normed), &full_rows(d.clone()));
+        if let Some(TrainedLmHead { names, store }) = &mut trained {
+            let gradient = lm_head.weight_gradient(full_rows(normed), &full_rows(d.clone()));
             store.add(names.lm_head, Some(gradient));
         }
         if scale.is_some() {
-            let (d, _) = head.backward(x.clone(), None, &d, &[]); // [rows, hidden]
-            if let Some(TrainedHead { names, store }) = &mut trained
+            let (d, _) = lm_head.backward(x.clone(), None, &d, &[]); // [rows, hidden]
+            if let Some(TrainedLmHead { names, store }) = &mut trained
                 && let Some(name) = names.norm
             {
                 let (x, d) = (full_rows(x.clone()), full_rows(d.clone()));

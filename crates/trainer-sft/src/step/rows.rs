@@ -6,7 +6,7 @@
 use lora_4bit::AdapterSelection;
 use model_qwen::QwenModel;
 
-use super::{StepOptions, backward_of_loss, head, hidden};
+use super::{StepOptions, backward_of_loss, hidden, lm_head};
 use crate::batch::Batch;
 use crate::loss::{self, Targets, TokenStats};
 use crate::parameters::GradientStore;
@@ -18,7 +18,7 @@ pub(crate) fn forward(
     adapters: &AdapterSelection,
 ) -> Vec<TokenStats> {
     let x = hidden(model, batch, adapters); // [tokens, hidden]
-    loss::stats_of_targets(&head(model), &x, &Targets::new(&batch.targets), 1.0)
+    loss::stats_of_targets(&lm_head(model), &x, &Targets::new(&batch.targets), 1.0)
 }
 
 /// Adds the gradients of the cross-entropies of `batch` to `store`, each times what `weigh` gives for it.
@@ -30,7 +30,10 @@ pub(crate) fn forward_backward(
     weigh: impl FnOnce(&[TokenStats]) -> Vec<f32>,
 ) {
     let targets = Targets::new(&batch.targets);
-    backward_of_loss(model, batch, options, store, |head, x, trained| {
-        ((), loss::backward_rows(head, x, &targets, weigh, trained))
+    backward_of_loss(model, batch, options, store, |lm_head, x, trained| {
+        (
+            (),
+            loss::backward_rows(lm_head, x, &targets, weigh, trained),
+        )
     });
 }

@@ -145,7 +145,7 @@ fn the_explicit_step_equals_the_graphs() {
             &batch,
             options,
             &mut from_outside,
-            |head, x, trained| loss::backward(head, x, &targets, 0.5, trained),
+            |lm_head, x, trained| loss::backward(lm_head, x, &targets, 0.5, trained),
         );
         assert_close("loss from outside", &values(&outside), &values(&loss), 1e-5);
         assert!(expected.names().eq(from_outside.names()));
