@@ -4,9 +4,9 @@ mod checkpoints;
 mod checks;
 mod evaluation;
 mod method;
+mod progress;
 mod sampling;
 mod seen;
-mod told;
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -19,9 +19,9 @@ use tracing::warn;
 
 use self::checkpoints::find_best;
 use self::checks::{Broken, Checks, broken_weight};
+pub(crate) use self::progress::time;
+use self::progress::{ProgressReport, tell_the_plan};
 use self::seen::Metrics;
-pub(crate) use self::told::time;
-use self::told::{Told, tell_the_plan};
 use crate::batch::{DataLoader, LoaderState, StepBatch};
 use crate::checkpoint::TrainerState;
 use crate::config::{Config, newest_checkpoint};
@@ -187,29 +187,29 @@ impl<'a> Run<'a> {
         if let Some(on_start) = self.watch.on_start.take() {
             on_start();
         }
-        let mut told = Told::new(
+        let mut progress = ProgressReport::new(
             total_steps,
             self.trainer.num_steps(),
             self.watch.progress_bar,
         );
         if self.config.run.resume.is_none() {
-            self.sample(&told)?;
+            self.sample(&progress)?;
         }
         let mut speed = Speedometer::default();
         while self.trainer.num_steps() < total_steps && !self.has_lost_patience() {
-            let done = self.step(total_steps, &mut told, &mut speed)?;
+            let done = self.step(total_steps, &mut progress, &mut speed)?;
             if done.is_break() {
                 break;
             }
         }
         match self.trainer.num_steps() == total_steps {
-            true => told.bar.finish(),
-            false => told.bar.abandon(),
+            true => progress.bar.finish(),
+            false => progress.bar.abandon(),
         }
         if self.summary.stopped.is_none() {
             self.summary.stopped_early = self.trainer.num_steps() < total_steps;
             self.on_device(self.trainer.num_steps(), Self::write_result)?;
-            self.sample(&told)?;
+            self.sample(&progress)?;
         }
         if let Some(warning) = self.grpo.as_ref().and_then(Grpo::last_warning) {
             warn!("{warning}");
@@ -221,7 +221,7 @@ impl<'a> Run<'a> {
     fn step(
         &mut self,
         total_steps: usize,
-        told: &mut Told,
+        progress: &mut ProgressReport,
         speed: &mut Speedometer,
     ) -> Result<ControlFlow<()>, TrainError> {
         let settings = &self.config.run;
@@ -243,17 +243,17 @@ impl<'a> Run<'a> {
         speed.add(batch.num_tokens());
         self.summary.num_tokens += batch.num_tokens();
         self.state.num_input_tokens_seen += batch.num_tokens();
-        told.bar.set_position(step as u64);
+        progress.bar.set_position(step as u64);
         let pause = Instant::now();
         let sources = std::mem::take(&mut batch.sources);
         self.checks.add(step, output.clone(), sources);
         let logs = step.is_multiple_of(settings.log_steps) || last;
         let reads_all = !is_gpu(&self.trainer.device());
-        let read = match reads_all || logs || told.is_due(step) || self.checks.is_due() {
+        let read = match reads_all || logs || progress.is_due(step) || self.checks.is_due() {
             true => self.on_device(step, Self::read_checks)?,
             false => None,
         };
-        if let Some(numbers) = read.filter(|_| logs || told.is_due(step)) {
+        if let Some(numbers) = read.filter(|_| logs || progress.is_due(step)) {
             let logged = LoggedStep {
                 batch: &batch,
                 output: &output,
@@ -262,13 +262,13 @@ impl<'a> Run<'a> {
                 is_metric: logs,
             };
             self.on_device(step, |run| {
-                run.log(&logged, told);
+                run.log(&logged, progress);
                 Ok(())
             })?;
         }
         let mut is_new_best = false;
         if is_due(settings.eval_steps, step) || last {
-            let is_best = match self.on_device(step, |run| run.evaluate(&batch, told)) {
+            let is_best = match self.on_device(step, |run| run.evaluate(&batch, progress)) {
                 Err(error @ TrainError::Reward(_)) => return Err(self.end_unjudged(error)),
                 is_best => is_best?,
             };
@@ -276,7 +276,7 @@ impl<'a> Run<'a> {
             last |= self.has_lost_patience();
         }
         if !last && self.samples_are_due(step) {
-            self.sample(told)?;
+            self.sample(progress)?;
         }
         self.is_broken |= self.report(&batch, &output, total_steps)?.is_break();
         let is_told = (self.watch.stop).is_some_and(|stop| stop.load(Ordering::Relaxed));
@@ -424,7 +424,7 @@ impl<'a> Run<'a> {
     }
 
     /// Writes a step to the metrics (where that is asked for), the bar and the log.
-    fn log(&mut self, logged: &LoggedStep<'_>, told: &mut Told) {
+    fn log(&mut self, logged: &LoggedStep<'_>, progress: &mut ProgressReport) {
         let LoggedStep {
             batch,
             output,
@@ -443,7 +443,7 @@ impl<'a> Run<'a> {
             tokens_per_second: Some(tokens_per_second),
             ..self.record(batch)
         };
-        told.tell(&record);
+        progress.tell(&record);
         if is_metric {
             self.summary.first_loss.get_or_insert(means.loss);
             self.summary.last_loss = Some(means.loss);
