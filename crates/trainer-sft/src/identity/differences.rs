@@ -149,7 +149,7 @@ impl Differences {
             let name = |run: &RunIdentity| files(run, "data", &run.data);
             self.add("--data", &name(found), &name(this));
         }
-        // Checkpoints of earlier versions have it in the hash of the data.
+        // `None`: the checkpoint does not say.
         if found.eval.is_some() && found.eval != this.eval {
             let name = |run: &RunIdentity| match &run.eval {
                 Some(hash) => files(run, "eval_data", hash),
@@ -157,7 +157,7 @@ impl Differences {
             };
             self.add("--eval-data", &name(found), &name(this));
         }
-        // Checkpoints of earlier versions do not have it.
+        // `None`: the checkpoint does not say.
         if found.files.is_some() && found.files != this.files {
             self.add(
                 "the weights of --model, the files of --ref-adapter (with --method dpo or kto also --adapter) or of --reward json_schema",
@@ -169,7 +169,7 @@ impl Differences {
 
     /// The small files of the model that say how records become tokens.
     fn compare_text_files(&mut self, found: &RunIdentity, this: &RunIdentity) {
-        // Checkpoints of earlier versions do not have it.
+        // `None`: the checkpoint does not say.
         let (Some(found), Some(now)) = (&found.text_files, &this.text_files) else {
             return;
         };
@@ -199,7 +199,7 @@ impl Differences {
 
     /// All other settings, unless they are [`FREE`].
     fn compare_settings(&mut self, found: &RunIdentity, this: &RunIdentity, config: &Config) {
-        // A checkpoint from before a setting existed is one of its default.
+        // A setting that the checkpoint does not have is at its default.
         let mut defaults = Config::new("");
         defaults.method = MethodConfig::defaults_of(config.method.method);
         let defaults = settings_of(&defaults);
