@@ -337,14 +337,8 @@ pub(crate) fn backward_rows(
 /// Adds the rows of `found [rows, 3]`, which [`cross_entropy_of_rows`] gives, to `stats`.
 fn read_stats(found: Tensor<2>, stats: &mut Vec<TokenStats>) {
     let values: Vec<f32> = found.into_data().iter::<f32>().collect();
-    stats.extend(
-        values
-            .as_chunks::<3>()
-            .0
-            .iter()
-            .copied()
-            .map(TokenStats::from),
-    );
+    let (rows, _) = values.as_chunks::<3>();
+    stats.extend(rows.iter().copied().map(TokenStats::from));
 }
 
 /// Puts gradients of the target rows back in their places; every other row is zero. `like` has the shape and the type.
