@@ -17,6 +17,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
 use crate::json_file::{read_text, refuse_stand_in};
+use crate::model_folder::{INDEX, SINGLE};
 use crate::sys::map_file::{map_file, release};
 
 /// Why a weight file cannot be used.
@@ -147,8 +148,8 @@ impl Checkpoint {
             shards: Vec::new(),
             entries: BTreeMap::new(),
         };
-        let index = dir.join("model.safetensors.index.json");
-        let single = dir.join("model.safetensors");
+        let index = dir.join(INDEX);
+        let single = dir.join(SINGLE);
         if single.is_file() {
             checkpoint.add_shard(&single)?;
         } else if index.is_file() {

@@ -19,11 +19,13 @@ use hf_hub::{Cache, CacheRepo};
 #[cfg(feature = "hub")]
 use crate::chat_template::ChatTemplate;
 #[cfg(feature = "hub")]
+use crate::model_folder::{INDEX, SINGLE};
+#[cfg(feature = "hub")]
 use crate::modules::{MODULES, module_folders};
 #[cfg(feature = "hub")]
 use crate::pooling::Architecture;
 #[cfg(feature = "hub")]
-use download::{Download, INDEX, OPTIONAL_FILES, SINGLE_FILE, shards};
+use download::{Download, optional_files, shards};
 
 /// Where the Hub is when `HF_ENDPOINT` says nothing.
 const HUB: &str = "https://huggingface.co";
@@ -315,7 +317,7 @@ fn lacking(folder: &Path) -> Vec<String> {
         "chat_template.jinja" | "chat_template.json" => !has_template,
         _ => false,
     };
-    let small = OPTIONAL_FILES.into_iter().filter(|name| depends(name));
+    let small = optional_files().filter(|name| depends(name));
     let small = small.map(str::to_owned).chain(module_configs(folder));
     small.filter(|name| is_unknown(name)).collect()
 }
@@ -442,11 +444,11 @@ fn in_cache(cache: &CacheRepo) -> Option<(PathBuf, Vec<String>)> {
         lacks.push("tokenizer.json".to_owned());
     }
     match shards(&folder.join(INDEX)) {
-        _ if has(SINGLE_FILE) => {}
+        _ if has(SINGLE) => {}
         Ok(shards) if !shards.is_empty() => {
             lacks.extend(shards.into_iter().filter(|shard| !has(shard)));
         }
-        _ => lacks.push(SINGLE_FILE.to_owned()),
+        _ => lacks.push(SINGLE.to_owned()),
     }
     Some((folder, lacks))
 }

@@ -80,7 +80,7 @@ pub use load::{
 };
 pub use merge::{MergeError, MergedWeights};
 pub use model::{DecoderLayer, LINEARS, QwenModel, linear_features, linear_names};
-pub use model_folder::{ModelFolderError, RUN_FILES, copy_modules};
+pub use model_folder::{ModelFolderError, RUN_FILES, TEMPLATES, TEXT_FILES, copy_modules};
 pub use packed_step::PackedStep;
 pub use pooling::{Architecture, PoolingType, ScoreHead, ScoreTokens, SentenceTransformer};
 pub use sampling::{

@@ -14,8 +14,29 @@ pub(crate) const CONFIG: &str = "config.json";
 pub(crate) const SINGLE: &str = "model.safetensors";
 /// Name of the index of a checkpoint in several files.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
+/// Files between a text and its tokens: the tokenizer, the chat template, and what generation starts from and ends with.
+pub const TEXT_FILES: [&str; 9] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+];
 /// Folder of further chat templates.
-const TEMPLATES: &str = "additional_chat_templates";
+pub const TEMPLATES: &str = "additional_chat_templates";
+/// The further chat template for conversations with tools, by its path in a model folder.
+pub(crate) const TOOL_USE_TEMPLATE: &str = "additional_chat_templates/tool_use.jinja";
+/// Files in which old folders and other programs say that the weights are quantized.
+pub(crate) const QUANTIZATION_FILES: [&str; 4] = [
+    "hf_quant_config.json",
+    "quantize_config.json",
+    "quant_config.json",
+    "quantization_config.json",
+];
 /// What weights end with, in this format and in others.
 const WEIGHTS: [&str; 8] = [
     "safetensors",
@@ -28,8 +49,8 @@ const WEIGHTS: [&str; 8] = [
     "onnx",
 ];
 
-/// What sentence-transformers writes beside [`MODULES`].
-const MODULE_FILES: [&str; 3] = [
+/// What sentence-transformers writes: [`MODULES`] and its neighbours.
+pub(crate) const MODULE_FILES: [&str; 3] = [
     MODULES,
     "sentence_bert_config.json",
     "config_sentence_transformers.json",

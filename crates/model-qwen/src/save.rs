@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::config::dtype_name;
 use crate::model::QwenModel;
-use crate::model_folder::dense_config;
+use crate::model_folder::{SINGLE, dense_config};
 
 /// Why a model cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -66,7 +66,7 @@ impl QwenModel {
             DType::F16 => Dtype::F16,
             _ => Dtype::F32,
         };
-        let path = dir.join("model.safetensors");
+        let path = dir.join(SINGLE);
         let error = |path: &Path, message: String| SaveError::Write {
             path: path.to_owned(),
             message,

@@ -15,7 +15,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use self::packing::first_fit;
-pub(crate) use self::share::Share;
+pub(crate) use self::share::StepShare;
 use crate::data::{DataError, Example, Examples, Source, Stream, StreamPlace};
 
 /// One forward pass: documents end to end.

@@ -1,63 +1,21 @@
 //! What makes a run the run that it is: settings, data and model, compared before it goes on from a checkpoint.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod differences;
+
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
-use tracing::warn;
 
-use crate::checkpoint::{RunIdentity, TrainerState};
-use crate::config::{Config, MethodConfig, micro_batches_of};
+pub(crate) use self::differences::check;
+use crate::checkpoint::RunIdentity;
+use crate::config::Config;
 use crate::data::Datasets;
 use crate::digest;
 use crate::error::TrainError;
-
-/// Settings that change nothing of the result, or whose effect is compared otherwise (files by their content, lengths as a
-/// number of steps).
-const FREE: [&str; 26] = [
-    "data",
-    "eval_data",
-    "model",
-    "tokenizer",
-    "init_config",
-    "device",
-    // How many there are counts with the micro-batches of a step.
-    "devices",
-    "gradient_accumulation",
-    "all_reduce",
-    "gradient_checkpointing",
-    "offload_activations",
-    "strict",
-    "adapter",
-    "epochs",
-    "max_steps",
-    "save_steps",
-    "save_total_limit",
-    "log_steps",
-    "eval_steps",
-    "report_to",
-    "logging_dir",
-    "sample_prompts",
-    "sample_steps",
-    "sample_max_tokens",
-    "reward_timeout",
-    "seed",
-];
-/// Settings that the weights in a checkpoint have taken the shape of.
-const FIXED: [&str; 9] = [
-    "full",
-    "lora_r",
-    "lora_alpha",
-    "target_modules",
-    "use_rslora",
-    "use_dora",
-    "modules_to_save",
-    "init_lora_weights",
-    "optim",
-];
 
 fn settings_of(config: &Config) -> Map<String, Value> {
     match serde_json::to_value(config) {
@@ -160,156 +118,6 @@ fn hash_of_files(config: &Config, model: Option<&Path>) -> Option<String> {
         hash_file(&path, &mut hash);
     }
     Some(digest::short(hash))
-}
-
-/// Compares this run with the one that the checkpoint of `config` is part of.
-///
-/// # Errors
-/// Everything that differs, unless `--resume-anyway` and the weights allow it.
-pub(crate) fn check(
-    this: &RunIdentity,
-    config: &Config,
-    state: &TrainerState,
-    total_steps: usize,
-) -> Result<(), TrainError> {
-    let Some(checkpoint) = &config.run.resume else {
-        return Ok(());
-    };
-    let mut differences = Vec::new();
-    let mut is_fixed = false;
-    let mut differs = |name: &str, found: String, now: String| {
-        differences.push(format!(
-            "{name}: {found} in the checkpoint, {now} in this run"
-        ));
-    };
-    match &state.run {
-        None => warn!(
-            "{}: does not say which data and settings it is of",
-            checkpoint.display()
-        ),
-        Some(run) => {
-            if run.model != this.model {
-                let name = |run: &RunIdentity| match run.settings.get("model") {
-                    Some(Value::String(name)) => format!("`{name}` ({})", run.model),
-                    _ => format!("the bundled model ({})", run.model),
-                };
-                differs("--model", name(run), name(this));
-            }
-            let files = |run: &RunIdentity, key: &str, hash: &str| {
-                let files = run.settings.get(key).map(show).unwrap_or_default();
-                format!("{files} ({hash})").trim_start().to_owned()
-            };
-            if run.data != this.data {
-                let name = |run: &RunIdentity| files(run, "data", &run.data);
-                differs("--data", name(run), name(this));
-            }
-            // Checkpoints of earlier versions have it in the hash of the data.
-            if run.eval.is_some() && run.eval != this.eval {
-                let name = |run: &RunIdentity| match &run.eval {
-                    Some(hash) => files(run, "eval_data", hash),
-                    None => "none that decides".to_owned(),
-                };
-                differs("--eval-data", name(run), name(this));
-            }
-            // Checkpoints of earlier versions do not have it.
-            if run.files.is_some() && run.files != this.files {
-                let name = |run: &RunIdentity| match &run.files {
-                    Some(hash) => hash.clone(),
-                    None => "none".to_owned(),
-                };
-                differs(
-                    "the weights of --model, the files of --ref-adapter (with --method dpo or kto also --adapter) or of --reward json_schema",
-                    name(run),
-                    name(this),
-                );
-            }
-            // Checkpoints of earlier versions do not have it.
-            if let (Some(found), Some(now)) = (&run.text_files, &this.text_files) {
-                let names: BTreeSet<&String> = found.keys().chain(now.keys()).collect();
-                for name in names {
-                    let (found, now) = (found.get(name), now.get(name));
-                    if found != now {
-                        let show =
-                            |hash: Option<&String>| hash.map_or("none".to_owned(), Clone::clone);
-                        differs(&format!("{name} of the model"), show(found), show(now));
-                    }
-                }
-            }
-            let (found, shown) = micro_batches_of(&run.settings);
-            let (now, mut shown_now) = micro_batches_of(&this.settings);
-            if found != now {
-                let devices = config.num_devices() as u64;
-                if found.is_multiple_of(devices) {
-                    let same = found / devices;
-                    shown_now = format!("{shown_now}, where {same} would take the same steps");
-                }
-                differs("--gradient-accumulation", shown, shown_now);
-            }
-            let mut keys: Vec<&String> = run.settings.keys().chain(this.settings.keys()).collect();
-            keys.sort();
-            keys.dedup();
-            // A checkpoint from before a setting existed is one of its default.
-            let mut defaults = Config::new("");
-            defaults.method = MethodConfig::defaults_of(config.method.method);
-            let defaults = settings_of(&defaults);
-            let is_set = |value: &&Value| !value.is_null();
-            for key in keys {
-                let found = run.settings.get(key).filter(is_set);
-                let found = found.or_else(|| defaults.get(key));
-                let now = this.settings.get(key);
-                let decides = key == "eval_steps" && config.run.decides_by_evaluations();
-                if found == now || (FREE.contains(&key.as_str()) && !decides) {
-                    continue;
-                }
-                is_fixed |= FIXED.contains(&key.as_str());
-                let show = |value: Option<&Value>| value.map_or("not set".into(), show);
-                differs(
-                    &format!("--{}", key.replace('_', "-")),
-                    show(found),
-                    show(now),
-                );
-            }
-        }
-    }
-    if state.seed != config.run.seed {
-        differs(
-            "--seed",
-            state.seed.to_string(),
-            config.run.seed.to_string(),
-        );
-    }
-    if state.total_steps != total_steps {
-        let (found, now) = (state.total_steps, total_steps);
-        differs("the number of steps", found.to_string(), now.to_string());
-    }
-    if differences.is_empty() {
-        return Ok(());
-    }
-    if config.run.resume_anyway && !is_fixed {
-        warn!(
-            "going on although this run differs from the checkpoint:\n  {}",
-            differences.join("\n  ")
-        );
-        return Ok(());
-    }
-    Err(TrainError::Resume {
-        checkpoint: checkpoint.clone(),
-        differences: differences.join("\n  "),
-        instead: match is_fixed {
-            true => {
-                "the checkpoint has its weights and its optimizer in this form already, also with --resume-anyway: leave these flags out"
-            }
-            false => "leave the flags out to go on as before, or add --resume-anyway",
-        },
-    })
-}
-
-fn show(value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Array(items) => items.iter().map(show).collect::<Vec<_>>().join(","),
-        value => value.to_string(),
-    }
 }
 
 /// Small files whole; of weights their length and parts of them, since reading all would take longer than loading.

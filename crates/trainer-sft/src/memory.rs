@@ -10,6 +10,8 @@ mod dora;
 mod dropout;
 mod fit;
 mod full;
+mod gradients;
+mod groups;
 #[cfg(test)]
 mod held;
 mod ledger;
@@ -131,7 +133,7 @@ impl MemoryPlan {
     fn of_one(config: &Config, model: &QwenConfig, machine: &Machine, tokens: usize) -> Self {
         let footprint = Footprint::of(config, model);
         if let Some(dtype) = machine.gpu_dtype {
-            let mut plan = on_gpu(config, model, (footprint, dtype), tokens);
+            let mut plan = on_gpu(config, model, footprint, dtype, tokens);
             plan.answers = answers(config, model, machine, tokens);
             return plan;
         }
@@ -222,13 +224,14 @@ fn sum_bytes(config: &Config, model: &QwenConfig) -> u64 {
 fn on_gpu(
     config: &Config,
     model: &QwenConfig,
-    (footprint, dtype): (Footprint, DType),
+    footprint: Footprint,
+    dtype: DType,
     tokens: usize,
 ) -> MemoryPlan {
     let shape = step_shape(config, model, dtype, tokens);
     let ledger = step::walk(&shape);
     // Embeddings of their own stay in the CPU's memory.
-    let stays = !config.run.full && config.method.method != Method::Grpo && !shape.tables[0];
+    let stays = !config.run.full && config.method.method != Method::Grpo && !shape.trains_embedding;
     let embeddings = match stays && !model.tie_word_embeddings {
         true => shape.table(shape.embedding) as u64,
         false => 0,
@@ -250,7 +253,8 @@ fn on_gpu(
         on_host: on_host(config, model, shape.wide(1)),
         // The rest is counted, and no card has shown that the count is right.
         is_exact: shape.objective == Objective::Tokens
-            && shape.tables == [false; 2]
+            && !shape.trains_embedding
+            && !shape.trains_lm_head
             && shape.value != 4
             && config.samples.prompts.is_none()
             && !shape.dora
@@ -275,15 +279,17 @@ fn step_shape<'m>(
         true => DType::F32,
         false => config.model.dtype.or(model.dtype),
     };
-    let tables = trained_tables(config);
+    let saved = lora::trainable(lora::SLOT, &config.lora.modules_to_save);
+    let trains_embedding = config.run.full || saved.has_embeddings();
+    let trains_lm_head = config.run.full || saved.has_lm_head();
     // What is trained is f32.
-    let [embedding, head] = tables.map(|trained| if trained { 4 } else { held.size() });
+    let size_of = |is_trained| if is_trained { 4 } else { held.size() };
     StepShape {
         model,
         ranks: ranks(config, model),
         value: dtype.size(),
-        embedding,
-        head,
+        embedding: size_of(trains_embedding),
+        lm_head: size_of(trains_lm_head),
         multiprocessors: MULTIPROCESSORS,
         weights_as_they_are: config.quantization() == Quantization::None && held == dtype,
         first_kept: match config.optimizer.gradient_checkpointing {
@@ -296,7 +302,8 @@ fn step_shape<'m>(
         noise: config.optimizer.neftune_noise_alpha.is_some(),
         dora: config.lora.use_dora,
         full: config.run.full,
-        tables,
+        trains_embedding,
+        trains_lm_head,
         objective: match config.method.method {
             Method::Sft => Objective::Tokens,
             method => Objective::Answers {
@@ -309,15 +316,6 @@ fn step_shape<'m>(
         eight_bit: config.optimizer.optim == Optim::Adamw8bit,
         tokens,
         micro_batches: config.run.gradient_accumulation.clamp(1, 2),
-    }
-}
-
-/// Whether embeddings and head are trained.
-fn trained_tables(config: &Config) -> [bool; 2] {
-    let saved = lora::trainable(lora::SLOT, &config.lora.modules_to_save);
-    match config.run.full {
-        true => [true; 2],
-        false => [saved.has_embeddings(), saved.has_head()],
     }
 }
 
@@ -361,7 +359,7 @@ fn estimate(
         GradientCheckpointing::Auto | GradientCheckpointing::True => kept(model.num_hidden_layers),
     };
     // Both answers of pairs, and those of the reference, keep the log-probabilities of their tokens, which are few.
-    let loss = 2 * 4 * tokens.min(loss::chunk_rows(model.vocab_size)) * model.vocab_size;
+    let loss = 2 * 4 * tokens.min(loss::autodiff_chunk_rows(model.vocab_size)) * model.vocab_size;
     MemoryPlan {
         tokens,
         weights: footprint.weights,
@@ -491,7 +489,7 @@ mod tests {
     fn what_does_not_fit_is_refused_with_flags_that_fit() {
         let rows = RowLengths::any(usize::MAX, 1 << 20);
         let refused = |config: &Config| {
-            let error = plan(config, &model(), &card(8), (&rows, false))
+            let error = plan(config, &model(), &card(8), &rows, false)
                 .unwrap()
                 .accepted()
                 .unwrap_err()
@@ -516,14 +514,14 @@ mod tests {
         let fits = |length| {
             let mut config = config(1, length);
             config.optimizer.offload_activations = true;
-            let planned = plan(&config, &model(), &card(8), (&rows, false));
+            let planned = plan(&config, &model(), &card(8), &rows, false);
             planned.unwrap().accepted().is_ok()
         };
         assert!(fits(length) && !fits(length + 64));
 
         let mut small = config(1, 64);
         small.memory.device_memory = Some(1 << 30);
-        let said = plan(&small, &model(), &card(8), (&rows, false)).unwrap();
+        let said = plan(&small, &model(), &card(8), &rows, false).unwrap();
         let said = said.to_string();
         let expected = "0.9 of --device-memory 1024 MiB allows 921 MiB; no batch or length fits";
         assert!(said.contains(expected), "{said}");
@@ -588,10 +586,10 @@ mod tests {
         config.method.method = Method::Grpo;
         config.grpo.max_completion_length = Some(256);
         config.memory.device_memory = Some(6 << 30);
-        let planned = plan(&config, &model(), &card(8), (&rows, false)).unwrap();
+        let planned = plan(&config, &model(), &card(8), &rows, false).unwrap();
         assert_eq!(planned.plan.tokens, 8 * (13 + 256));
         config.grpo.max_completion_length = Some(60_000);
-        let refused = plan(&config, &model(), &card(8), (&rows, false)).unwrap();
+        let refused = plan(&config, &model(), &card(8), &rows, false).unwrap();
         let said = refused.refusal.unwrap().to_string();
         assert!(
             said.contains("--max-completion-length") && !said.contains("--max-length"),
@@ -607,7 +605,7 @@ mod tests {
         config.grpo.max_completion_length = Some(30_000);
         config.memory.device_memory = Some(8 << 30);
         let answers = |gib| {
-            let planned = plan(&config, &model(), &card(gib), (&rows, false)).unwrap();
+            let planned = plan(&config, &model(), &card(gib), &rows, false).unwrap();
             planned.plan.answers
         };
         assert!(answers(8) > 0);
@@ -622,7 +620,7 @@ mod tests {
             config.run.gradient_accumulation = 4;
             config.run.batch_size_auto = true;
             config.memory.device_memory = Some(gib << 30);
-            let planned = plan(&config, &model(), &card(140), (&rows, false)).unwrap();
+            let planned = plan(&config, &model(), &card(140), &rows, false).unwrap();
             let (config, plan) = planned.accepted().unwrap();
             assert!(plan.total() <= gib << 30);
             (config.run.batch_size, config.run.gradient_accumulation)
@@ -642,15 +640,15 @@ mod tests {
         };
         let rows = RowLengths::any(usize::MAX, 4096);
         let mut config = config(4, 1024);
-        assert!(plan(&config, &model(), &unknown, (&rows, false)).is_ok());
+        assert!(plan(&config, &model(), &unknown, &rows, false).is_ok());
         config.run.batch_size_auto = true;
-        let refused = plan(&config, &model(), &unknown, (&rows, false)).unwrap_err();
+        let refused = plan(&config, &model(), &unknown, &rows, false).unwrap_err();
         assert!(
             refused.to_string().contains("give --device-memory"),
             "{refused}"
         );
         config.memory.device_memory = Some(64 << 30);
-        assert!(plan(&config, &model(), &unknown, (&rows, false)).is_ok());
+        assert!(plan(&config, &model(), &unknown, &rows, false).is_ok());
     }
 
     #[test]
@@ -659,7 +657,7 @@ mod tests {
         let mut config = config(1, 1024);
         config.optimizer.gradient_checkpointing = GradientCheckpointing::Auto;
         let planned = |config: &Config| {
-            let planned = plan(config, &model(), &card(8), (&rows, false)).unwrap();
+            let planned = plan(config, &model(), &card(8), &rows, false).unwrap();
             let how = planned.config.optimizer.gradient_checkpointing;
             (how, planned.accepted().unwrap().1.total())
         };
@@ -684,7 +682,7 @@ mod tests {
         config.memory.device_memory = Some(least + (8 << 20));
         assert_eq!(planned(&config), (GradientCheckpointing::True, least));
         config.optimizer.gradient_checkpointing = GradientCheckpointing::Layers(29);
-        let refused = plan(&config, &model(), &card(8), (&rows, false)).unwrap_err();
+        let refused = plan(&config, &model(), &card(8), &rows, false).unwrap_err();
         assert!(
             refused
                 .to_string()
@@ -710,21 +708,19 @@ mod tests {
         };
         let rows = RowLengths::any(usize::MAX, 4096);
         let mut config = config(4, 1024);
-        assert!(plan(&config, &model(), &cpu, (&rows, false)).is_ok());
+        assert!(plan(&config, &model(), &cpu, &rows, false).is_ok());
         config.run.batch_size_auto = true;
         // A half of what is free, and one answer takes more.
-        let chosen = plan(&config, &model(), &cpu, (&rows, false))
-            .unwrap()
-            .config;
+        let chosen = plan(&config, &model(), &cpu, &rows, false).unwrap().config;
         assert_eq!(
             (chosen.run.batch_size, chosen.run.gradient_accumulation),
             (1, 4)
         );
         config.memory.gpu_memory_utilization = Some(0.5);
-        let refused = plan(&config, &model(), &cpu, (&rows, false)).unwrap();
+        let refused = plan(&config, &model(), &cpu, &rows, false).unwrap();
         assert!(refused.accepted().is_err());
         config.memory.device_memory = Some(16 << 30);
-        let small = plan(&config, &model(), &cpu, (&rows, false)).unwrap();
+        let small = plan(&config, &model(), &cpu, &rows, false).unwrap();
         assert_eq!(
             (small.config.run.batch_size, small.plan.is_exact),
             (4, false)
@@ -732,7 +728,7 @@ mod tests {
         let keeps = |config: &Config| config.optimizer.gradient_checkpointing;
         assert_eq!(keeps(&small.config), GradientCheckpointing::True);
         config.memory.device_memory = Some(64 << 30);
-        let large = plan(&config, &model(), &cpu, (&rows, false)).unwrap();
+        let large = plan(&config, &model(), &cpu, &rows, false).unwrap();
         assert_eq!(keeps(&large.config), GradientCheckpointing::False);
     }
 }

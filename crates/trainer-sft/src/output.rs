@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::DType;
-use model_qwen::{QwenModel, copy_modules};
+use model_qwen::{QwenModel, TEMPLATES, TEXT_FILES, copy_modules};
 use serde_json::{Value, json};
 use tracing::warn;
 
@@ -234,21 +234,6 @@ pub(crate) enum Weights {
     },
 }
 
-/// Tokenizer files that a model folder needs next to its weights.
-const TOKENIZER_FILES: [&str; 9] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-];
-/// Folder of further chat templates.
-const TEMPLATES: &str = "additional_chat_templates";
-
 impl Weights {
     /// Writes the result to `dir`, model weights in `dtype`; every file appears whole or not at all.
     pub(crate) fn save(
@@ -339,7 +324,7 @@ fn copy_tokenizer(folder: &Path, dir: &Path) -> Result<(), TrainError> {
         let bytes = fs::read(source).map_err(output_error(source))?;
         fs::write(target, bytes).map_err(output_error(target))
     };
-    for name in TOKENIZER_FILES {
+    for name in TEXT_FILES {
         let source = folder.join(name);
         if source.exists() {
             copy(&source, &dir.join(name))?;

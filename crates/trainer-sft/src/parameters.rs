@@ -21,13 +21,13 @@ pub enum Trainable {
         /// Slot of the adapter in every linear layer.
         slot: usize,
     },
-    /// The same, and the whole weights of embedding or head; those must be dense and f32, and not one tensor.
+    /// The same, and the whole weights of embedding or lm_head; those must be dense and f32, and not one tensor.
     AdapterAndModules {
         /// Slot of the adapter in every linear layer.
         slot: usize,
         /// Whether the embedding is trained.
         embed_tokens: bool,
-        /// Whether the head is.
+        /// Whether lm_head is.
         lm_head: bool,
     },
     /// Every weight, bias, norm and the embeddings; they must be dense and f32.
@@ -60,9 +60,9 @@ impl Trainable {
         }
     }
 
-    /// Whether the head is trained.
+    /// Whether lm_head is trained.
     #[must_use]
-    pub fn has_head(self) -> bool {
+    pub fn has_lm_head(self) -> bool {
         match self {
             Self::Adapter { .. } => false,
             Self::AdapterAndModules { lm_head, .. } => lm_head,
@@ -177,7 +177,7 @@ pub fn visit_layer(
 }
 
 /// Calls `visit` with each trainable tensor of the model and its name, in this order: layers, final norm, embeddings,
-/// untied head.
+/// untied lm_head.
 pub fn visit_model(
     model: &mut QwenModel,
     trainable: Trainable,
@@ -190,14 +190,15 @@ pub fn visit_model(
         if trainable.has_embeddings() {
             visit(EMBEDDINGS, ParameterMut::Matrix(&mut model.embed_tokens));
         }
-        if let (true, Weight::Dense(weight)) = (trainable.has_head(), &mut model.lm_head.weight) {
+        if let (true, Weight::Dense(weight)) = (trainable.has_lm_head(), &mut model.lm_head.weight)
+        {
             visit(LM_HEAD, ParameterMut::Matrix(weight));
         }
     }
     if trainable.is_full() {
         visit(FINAL_NORM, ParameterMut::Vector(&mut model.norm));
         if model.config.tie_word_embeddings {
-            // Otherwise the head is a second handle of the embeddings while they are visited.
+            // Otherwise lm_head is a second handle of the embeddings while they are visited.
             let device = model.embed_tokens.device();
             model.lm_head.weight = Weight::Dense(Tensor::empty([0, 0], (&device, DType::F32)));
         }
@@ -216,11 +217,11 @@ pub const LORA_A: &str = ".lora_A";
 pub const LORA_B: &str = ".lora_B_t";
 /// How the name of DoRA's magnitudes ends.
 pub const LORA_MAGNITUDE: &str = ".lora_magnitude_vector";
-/// Name of the embeddings, which are also the head of a model that ties them.
+/// Name of the embeddings, which are also lm_head of a model that ties them.
 pub const EMBEDDINGS: &str = "model.embed_tokens.weight";
 /// Name of the final norm's weight.
 pub const FINAL_NORM: &str = "model.norm.weight";
-/// Name of an untied head's weight.
+/// Name of an untied lm_head's weight.
 pub const LM_HEAD: &str = "lm_head.weight";
 
 fn visit_linear(

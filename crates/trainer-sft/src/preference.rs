@@ -17,7 +17,7 @@ use self::answers::{Answers, mismatched};
 use self::score::Step;
 pub use self::tally::Numbers;
 pub(crate) use self::tally::Tally;
-use crate::batch::{Batch, Share};
+use crate::batch::{Batch, StepShare};
 use crate::config::{Config, ConfigError, LossType, Method};
 use crate::data::{Example, Examples};
 use crate::error::TrainError;
@@ -150,17 +150,18 @@ impl Preference {
     pub(crate) fn gradients(
         &self,
         model: &QwenModel,
-        (batches, share, baseline): (&[Batch], Share, f64),
+        share: StepShare<'_>,
+        baseline: f64,
         options: StepOptions<'_>,
         store: &mut GradientStore,
     ) -> Tally {
-        let step = self.scale(batches, baseline);
+        let step = self.scale(share.batches, baseline);
         let mut tally = Tally::default();
-        for (_, batch) in share.items(batches) {
+        for (_, batch) in share.own() {
             let answers = Answers::new(batch, &self.objective);
             let reference = self.reference(model, &answers);
-            rows::forward_backward(model, &answers.batch, options, store, |known| {
-                self.add(&mut tally, &answers, known, &reference, &step)
+            rows::forward_backward(model, &answers.batch, options, store, |stats| {
+                self.add(&mut tally, &answers, stats, &reference, &step)
             });
         }
         tally
@@ -180,12 +181,12 @@ impl Preference {
         for batch in batches {
             let batch = batch?;
             let batches = std::slice::from_ref(&batch);
-            let baseline = self.baseline(model, adapters, (batches, Share::ALL));
+            let baseline = self.baseline(model, adapters, StepShare::whole(batches));
             let step = self.scale(batches, baseline.mean());
             let answers = Answers::new(&batch, &self.objective);
             let reference = self.reference(model, &answers);
-            let known = rows::forward(model, &answers.batch, adapters);
-            self.add(&mut tally, &answers, &known, &reference, &step);
+            let stats = rows::forward(model, &answers.batch, adapters);
+            self.add(&mut tally, &answers, &stats, &reference, &step);
         }
         Ok(tally.means())
     }
@@ -202,10 +203,10 @@ impl Preference {
         if matches!(self.objective, Objective::Orpo { .. }) {
             return Vec::new();
         }
-        let known = rows::forward(model, &answers.batch, &self.reference_adapters());
+        let stats = rows::forward(model, &answers.batch, &self.reference_adapters());
         let documents = 0..answers.rows.len();
         documents
-            .map(|index| answers.read(index, &known).log_p)
+            .map(|index| answers.read(index, &stats).log_p)
             .collect()
     }
 
@@ -246,25 +247,26 @@ impl Preference {
         &self,
         model: &QwenModel,
         adapters: &AdapterSelection,
-        (batches, share): (&[Batch], Share),
+        share: StepShare<'_>,
     ) -> Baseline {
         let mut found = Baseline::default();
         if !self.has_baseline() {
             return found;
         }
-        let texts = mismatched(batches, self.max_length);
-        let size = batches
+        let texts = mismatched(share.batches, self.max_length);
+        let size = share
+            .batches
             .first()
             .map_or(1, |batch| batch.lengths.len())
             .max(1);
         let chunks: Vec<_> = texts.chunks(size).collect();
-        for (_, texts) in share.items(&chunks) {
+        for (_, texts) in share.share.items(&chunks) {
             let batch = Batch::collate(*texts);
             let answers = Answers::new(&batch, &self.objective);
-            let known = rows::forward(model, &answers.batch, adapters);
+            let stats = rows::forward(model, &answers.batch, adapters);
             let reference = self.reference(model, &answers);
             for (index, reference) in reference.iter().enumerate() {
-                found.sum += answers.read(index, &known).log_p - reference;
+                found.sum += answers.read(index, &stats).log_p - reference;
                 found.count += 1;
             }
         }

@@ -1,7 +1,7 @@
-//! The steps of one run on several devices, each of which holds a copy of the model.
+//! The steps of one run on several devices, each of which holds a replica of the model.
 //!
 //! The micro-batches of a step are dealt out: of `n` devices, device `d` computes those with the indices `d`, `d + n`, …. The
-//! gradients are then summed over the devices, and each copy takes the same step with the sum, so that the copies stay equal
+//! gradients are then summed over the devices, and each replica takes the same step with the sum, so that the replicas stay equal
 //! and no weight ever moves. A step on `n` devices is the step of one device on all of the micro-batches, up to the order of
 //! sums.
 //!
@@ -132,31 +132,33 @@ fn sum_by_nccl(values: Tensor<1>, devices: &[Device]) -> Tensor<1> {
     all_reduce(values, ReduceOperation::Sum, devices.to_vec()).resolve()
 }
 
-/// Calls `work` with each copy and its rank, all at the same time, each on a thread of its own; `devices` are where they are.
+/// Calls `work` with each replica and its rank, all at the same time, each on a thread of its own; `devices` are where they are.
 ///
 /// # Panics
-/// As the first copy whose `work` does, when all have ended; of a GPU with its name.
+/// As the first replica whose `work` does, when all have ended; of a GPU with its name.
 pub(crate) fn at_once<C: Send, T: Send>(
     devices: &[Device],
-    copies: &mut [&mut C],
+    replicas: &mut [&mut C],
     work: impl Fn(usize, &mut C) -> T + Sync,
 ) -> Vec<T> {
     // Threads of a pool must not wait for threads that need the pool.
     if rayon::current_thread_index().is_some() {
-        let copies = copies.iter_mut().enumerate();
-        return copies.map(|(rank, copy)| work(rank, copy)).collect();
+        let replicas = replicas.iter_mut().enumerate();
+        return replicas
+            .map(|(rank, replica)| work(rank, replica))
+            .collect();
     }
     let gate = &gate::here();
     let work = &work;
     let ended: Vec<thread::Result<T>> = thread::scope(|scope| {
         let threads: Vec<_> = devices
             .iter()
-            .zip(copies)
+            .zip(replicas)
             .enumerate()
-            .map(|(rank, (device, copy))| {
+            .map(|(rank, (device, replica))| {
                 let on_thread = move || {
                     let _behind = gate::behind(gate.clone());
-                    named(device, || gate::on_worker(device, || work(rank, copy)))
+                    named(device, || gate::on_worker(device, || work(rank, replica)))
                 };
                 let thread = thread::Builder::new().stack_size(STACK);
                 thread.spawn_scoped(scope, on_thread)
@@ -193,7 +195,7 @@ pub(crate) struct GradientBuckets {
 }
 
 impl GradientBuckets {
-    /// Of all that is trained of `model`; the same for each copy.
+    /// Of all that is trained of `model`; the same for each replica.
     pub(crate) fn of(
         model: &mut QwenModel,
         trainable: Trainable,
@@ -384,7 +386,12 @@ impl Addend {
 }
 
 /// A device, and a value that it computes before it begins a sum.
-pub(crate) type Witness = (Device, Tensor<1>);
+#[derive(Clone, Debug)]
+pub(crate) struct Witness {
+    device: Device,
+    /// `[1]`.
+    value: Tensor<1>,
+}
 
 /// The last value of a device's share, `[1]`: what is not computed before it is not computed at all.
 pub(crate) fn witness(device: &Device, packed: &[Tensor<1>]) -> Option<Witness> {
@@ -392,7 +399,10 @@ pub(crate) fn witness(device: &Device, packed: &[Tensor<1>]) -> Option<Witness> 
     let [len] = last.dims();
     // A tensor of its own: the sum may overwrite the bucket.
     let value = last.clone().narrow(0, len - 1, 1) + 0.0;
-    Some((device.clone(), value))
+    Some(Witness {
+        device: device.clone(),
+        value,
+    })
 }
 
 /// Waits until every device has computed its share of a step.
@@ -400,7 +410,7 @@ pub(crate) fn witness(device: &Device, packed: &[Tensor<1>]) -> Option<Witness> 
 /// # Panics
 /// With the name of a device that has failed. None of the others is kept waiting for it: their shares come before the sum.
 pub(crate) fn await_all(witnesses: &[Witness]) {
-    for (device, value) in witnesses {
+    for Witness { device, value } in witnesses {
         if let Err(panic) = named(device, || read(value.clone())) {
             resume_unwind(panic);
         }
@@ -452,9 +462,9 @@ mod tests {
         let device = Device::flex();
         let bucket = |values: &[f32]| Tensor::<1>::from_data(values, (&device, DType::F32));
         let packed = [bucket(&[1.0, 2.0]), bucket(&[3.0, 4.0, 5.0])];
-        let (_, value) = witness(&device, &packed).unwrap();
-        assert_eq!(read(value.clone()), [5.0]);
-        await_all(&[(device.clone(), value)]);
+        let last = witness(&device, &packed).unwrap();
+        assert_eq!(read(last.value.clone()), [5.0]);
+        await_all(&[last]);
         assert!(witness(&device, &[]).is_none());
     }
 

@@ -4,9 +4,9 @@ mod checkpoints;
 mod checks;
 mod evaluation;
 mod method;
+mod progress;
 mod sampling;
 mod seen;
-mod told;
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -19,9 +19,9 @@ use tracing::warn;
 
 use self::checkpoints::find_best;
 use self::checks::{Broken, Checks, broken_weight};
+pub(crate) use self::progress::time;
+use self::progress::{ProgressReport, tell_the_plan};
 use self::seen::Metrics;
-pub(crate) use self::told::time;
-use self::told::{Told, tell_the_plan};
 use crate::batch::{DataLoader, LoaderState, StepBatch};
 use crate::checkpoint::TrainerState;
 use crate::config::{Config, newest_checkpoint};
@@ -34,7 +34,7 @@ use crate::output::{OutputFolder, Weights};
 use crate::report::Picture;
 use crate::samples::{Sample, Samples};
 use crate::summary::{StepReport, Summary};
-use crate::trainer::{StepOutput, Trainer};
+use crate::trainer::{StepNumbers, StepOutput, Trainer};
 
 /// What is called after each step; `Break` stops the run.
 pub(crate) type OnStep<'a> = Box<dyn FnMut(&StepReport) -> ControlFlow<()> + 'a>;
@@ -83,14 +83,51 @@ pub(crate) struct Run<'a> {
     summary: Summary,
 }
 
+/// What a run begins with.
+pub(crate) struct RunParts<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) output: &'a OutputFolder,
+    /// That of the checkpoint to go on from, or a new one.
+    pub(crate) state: TrainerState,
+    pub(crate) watch: Watch<'a>,
+    pub(crate) trainer: Trainer,
+    pub(crate) loader: DataLoader,
+    pub(crate) weights: Weights,
+    pub(crate) eval: Examples,
+    pub(crate) samples: Option<Samples>,
+    pub(crate) grpo: Option<Grpo>,
+    /// The memory that is expected, for the report.
+    pub(crate) plan: MemoryPlan,
+    /// The first examples, for the report.
+    pub(crate) pictures: Vec<Picture>,
+}
+
+/// A step that is written to the metrics, the bar and the log.
+struct LoggedStep<'a> {
+    batch: &'a StepBatch,
+    output: &'a StepOutput,
+    numbers: StepNumbers,
+    tokens_per_second: f64,
+    /// Whether the metrics get it.
+    is_metric: bool,
+}
+
 impl<'a> Run<'a> {
-    pub(crate) fn new(
-        (config, output, mut state): (&'a Config, &OutputFolder, TrainerState),
-        watch: Watch<'a>,
-        (mut trainer, loader): (Trainer, DataLoader),
-        weights: Weights,
-        (eval, mut samples, grpo): (Examples, Option<Samples>, Option<Grpo>),
-    ) -> Result<Self, TrainError> {
+    pub(crate) fn new(parts: RunParts<'a>) -> Result<Self, TrainError> {
+        let RunParts {
+            config,
+            output,
+            mut state,
+            watch,
+            mut trainer,
+            loader,
+            weights,
+            eval,
+            mut samples,
+            grpo,
+            plan,
+            pictures,
+        } = parts;
         find_best(config, &mut state)?;
         output.begin(config)?;
         let resumed = config.run.resume.is_some().then(|| trainer.num_steps());
@@ -102,6 +139,7 @@ impl<'a> Run<'a> {
         let summary = Summary {
             output: output.path().to_path_buf(),
             num_trainable,
+            planned_memory: Some(plan),
             ..Summary::default()
         };
         Ok(Self {
@@ -116,23 +154,11 @@ impl<'a> Run<'a> {
             grpo,
             metrics,
             checks: Checks::of(config),
-            pictures: Vec::new(),
+            pictures,
             is_broken: false,
             started: Instant::now(),
             summary,
         })
-    }
-
-    /// Says in the report what memory was expected.
-    pub(crate) fn planned(mut self, plan: MemoryPlan) -> Self {
-        self.summary.planned_memory = Some(plan);
-        self
-    }
-
-    /// Shows these examples in the report.
-    pub(crate) fn showing(mut self, pictures: Vec<Picture>) -> Self {
-        self.pictures = pictures;
-        self
     }
 
     /// Steps until `total_steps` are done, then writes the result. Every end leaves a report, also that by an error.
@@ -157,33 +183,33 @@ impl<'a> Run<'a> {
     }
 
     fn run_to_end(&mut self, total_steps: usize) -> Result<(), TrainError> {
-        tell_the_plan(self.config, (&mut self.trainer, &self.loader), total_steps);
+        tell_the_plan(self.config, &mut self.trainer, &self.loader, total_steps);
         if let Some(on_start) = self.watch.on_start.take() {
             on_start();
         }
-        let mut told = Told::new(
+        let mut progress = ProgressReport::new(
             total_steps,
             self.trainer.num_steps(),
             self.watch.progress_bar,
         );
         if self.config.run.resume.is_none() {
-            self.sample(&told)?;
+            self.sample(&progress)?;
         }
         let mut speed = Speedometer::default();
         while self.trainer.num_steps() < total_steps && !self.has_lost_patience() {
-            let done = self.step(total_steps, &mut told, &mut speed)?;
+            let done = self.step(total_steps, &mut progress, &mut speed)?;
             if done.is_break() {
                 break;
             }
         }
         match self.trainer.num_steps() == total_steps {
-            true => told.bar.finish(),
-            false => told.bar.abandon(),
+            true => progress.bar.finish(),
+            false => progress.bar.abandon(),
         }
         if self.summary.stopped.is_none() {
             self.summary.stopped_early = self.trainer.num_steps() < total_steps;
             self.on_device(self.trainer.num_steps(), Self::write_result)?;
-            self.sample(&told)?;
+            self.sample(&progress)?;
         }
         if let Some(warning) = self.grpo.as_ref().and_then(Grpo::last_warning) {
             warn!("{warning}");
@@ -195,7 +221,7 @@ impl<'a> Run<'a> {
     fn step(
         &mut self,
         total_steps: usize,
-        told: &mut Told,
+        progress: &mut ProgressReport,
         speed: &mut Speedometer,
     ) -> Result<ControlFlow<()>, TrainError> {
         let settings = &self.config.run;
@@ -217,26 +243,32 @@ impl<'a> Run<'a> {
         speed.add(batch.num_tokens());
         self.summary.num_tokens += batch.num_tokens();
         self.state.num_input_tokens_seen += batch.num_tokens();
-        told.bar.set_position(step as u64);
+        progress.bar.set_position(step as u64);
         let pause = Instant::now();
         let sources = std::mem::take(&mut batch.sources);
         self.checks.add(step, output.clone(), sources);
         let logs = step.is_multiple_of(settings.log_steps) || last;
         let reads_all = !is_gpu(&self.trainer.device());
-        let read = match reads_all || logs || told.is_due(step) || self.checks.is_due() {
+        let read = match reads_all || logs || progress.is_due(step) || self.checks.is_due() {
             true => self.on_device(step, Self::read_checks)?,
             false => None,
         };
-        if let Some(read) = read.filter(|_| logs || told.is_due(step)) {
-            let read = (read, speed.take(), logs);
+        if let Some(numbers) = read.filter(|_| logs || progress.is_due(step)) {
+            let logged = LoggedStep {
+                batch: &batch,
+                output: &output,
+                numbers,
+                tokens_per_second: speed.take(),
+                is_metric: logs,
+            };
             self.on_device(step, |run| {
-                run.log(&batch, &output, read, told);
+                run.log(&logged, progress);
                 Ok(())
             })?;
         }
         let mut is_new_best = false;
         if is_due(settings.eval_steps, step) || last {
-            let is_best = match self.on_device(step, |run| run.evaluate(&batch, told)) {
+            let is_best = match self.on_device(step, |run| run.evaluate(&batch, progress)) {
                 Err(error @ TrainError::Reward(_)) => return Err(self.end_unjudged(error)),
                 is_best => is_best?,
             };
@@ -244,7 +276,7 @@ impl<'a> Run<'a> {
             last |= self.has_lost_patience();
         }
         if !last && self.samples_are_due(step) {
-            self.sample(told)?;
+            self.sample(progress)?;
         }
         self.is_broken |= self.report(&batch, &output, total_steps)?.is_break();
         let is_told = (self.watch.stop).is_some_and(|stop| stop.load(Ordering::Relaxed));
@@ -342,7 +374,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn read_checks(&mut self) -> Result<Option<(f64, f64)>, TrainError> {
+    fn read_checks(&mut self) -> Result<Option<StepNumbers>, TrainError> {
         let vocab = self.trainer.model.config.vocab_size;
         self.checks
             .read(vocab)
@@ -376,7 +408,7 @@ impl<'a> Run<'a> {
         if self.watch.on_step.is_none() {
             return Ok(ControlFlow::Continue(()));
         }
-        let (loss, grad_norm) = self.on_device(step, |_| Ok(output.read()))?;
+        let numbers = self.on_device(step, |_| Ok(output.numbers()))?;
         let Some(on_step) = &mut self.watch.on_step else {
             return Ok(ControlFlow::Continue(()));
         };
@@ -384,37 +416,37 @@ impl<'a> Run<'a> {
             step,
             total_steps,
             epoch: batch.epoch,
-            loss,
-            grad_norm,
+            loss: numbers.means.loss,
+            grad_norm: numbers.grad_norm,
             learning_rate: output.learning_rate,
             num_tokens: batch.num_tokens(),
         }))
     }
 
     /// Writes a step to the metrics (where that is asked for), the bar and the log.
-    fn log(
-        &mut self,
-        batch: &StepBatch,
-        output: &StepOutput,
-        ((loss, grad_norm), speed, is_metric): ((f64, f64), f64, bool),
-        told: &mut Told,
-    ) {
-        let means = output.numbers().means;
+    fn log(&mut self, logged: &LoggedStep<'_>, progress: &mut ProgressReport) {
+        let LoggedStep {
+            batch,
+            output,
+            numbers: StepNumbers { means, grad_norm },
+            tokens_per_second,
+            is_metric,
+        } = *logged;
         let record = Record {
-            loss: Some(loss),
+            loss: Some(means.loss),
             mean_token_accuracy: Some(means.token_accuracy).filter(|part| part.is_finite()),
             entropy: Some(means.entropy),
-            more: output.more.clone(),
+            more: output.method_metrics.clone(),
             num_tokens: Some(self.state.num_input_tokens_seen),
             learning_rate: Some(output.learning_rate),
             grad_norm: Some(grad_norm),
-            tokens_per_second: Some(speed),
+            tokens_per_second: Some(tokens_per_second),
             ..self.record(batch)
         };
-        told.tell(&record);
+        progress.tell(&record);
         if is_metric {
-            self.summary.first_loss.get_or_insert(loss);
-            self.summary.last_loss = Some(loss);
+            self.summary.first_loss.get_or_insert(means.loss);
+            self.summary.last_loss = Some(means.loss);
             if let Some(reward) = record.more.get("reward") {
                 self.summary.first_reward.get_or_insert(*reward);
                 self.summary.last_reward = Some(*reward);

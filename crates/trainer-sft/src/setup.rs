@@ -14,7 +14,7 @@ use tracing::{info, warn};
 pub(crate) use self::further::with_adapter;
 use crate::batch::DataLoader;
 use crate::checkpoint;
-use crate::config::{Config, ConfigError, GradientCheckpointing, LoraOptions, Method, Optim};
+use crate::config::{Config, ConfigError, LoraOptions, Method, Optim};
 use crate::error::{TrainError, guard};
 use crate::lora::{self, AdapterForm, Matrices};
 use crate::optimizer::{AdamW, AdamWConfig};
@@ -65,7 +65,7 @@ pub(crate) fn compute_dtype(config: &Config, device: &Device) -> ComputeDtype {
 }
 
 /// Checks that several devices train what the run trains.
-pub(crate) fn check_copies(
+pub(crate) fn check_replicas(
     config: &Config,
     devices: &[Device],
     is_loaded: bool,
@@ -185,30 +185,32 @@ pub(crate) fn add_adapter(
     Ok(AdapterForm { config, start })
 }
 
-/// The trainer with a copy of its model on each further one of `devices`: the same weights, with the adapter, the reference and
+/// The trainer with a replica of its model on each further one of `devices`: the same weights, with the adapter, the reference and
 /// the optimizer as they are now.
-pub(crate) fn with_copies(
+pub(crate) fn with_replicas(
     config: &Config,
     trainer: Trainer,
     devices: &[Device],
     weights: &Weights,
 ) -> Result<Trainer, TrainError> {
     let sum = GradientSum::choose(config.model.all_reduce, devices)?;
-    let copies = devices.iter().skip(1).map(|device| {
+    let replicas = devices.iter().skip(1).map(|device| {
         let loading = || {
             (
                 format!("loading the model on {}", device_name(device)),
                 None,
             )
         };
-        guard(device, loading, || copy(config, &trainer, device, weights))
+        guard(device, loading, || {
+            replica(config, &trainer, device, weights)
+        })
     });
-    let copies = copies.collect::<Result<_, _>>()?;
-    Ok(trainer.with_copies(copies, sum))
+    let replicas = replicas.collect::<Result<_, _>>()?;
+    Ok(trainer.with_replicas(replicas, sum))
 }
 
 /// A trainer on `device` that has taken the steps that `trainer` has.
-fn copy(
+fn replica(
     config: &Config,
     trainer: &Trainer,
     device: &Device,
@@ -372,12 +374,9 @@ pub(crate) fn start(
         },
         optimizer: optimizer_config,
         max_grad_norm: Some(config.optimizer.max_grad_norm).filter(|&norm| norm > 0.0),
-        checkpointing: match config.optimizer.gradient_checkpointing {
-            _ if config.optimizer.offload_activations => Checkpointing::Offload,
-            GradientCheckpointing::Auto => Checkpointing::Auto,
-            GradientCheckpointing::True => Checkpointing::On,
-            GradientCheckpointing::False => Checkpointing::Off,
-            GradientCheckpointing::Layers(layers) => Checkpointing::Layers(layers),
+        checkpointing: match config.optimizer.offload_activations {
+            true => Checkpointing::Offload,
+            false => config.optimizer.gradient_checkpointing.into(),
         },
         dropout: config.lora.dropout(),
         loraplus_lr_ratio: config.optimizer.loraplus_lr_ratio.unwrap_or(1.0),

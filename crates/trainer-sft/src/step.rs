@@ -24,9 +24,10 @@ use model_qwen::{DecoderLayer, QwenConfig, QwenModel, is_gpu};
 pub use self::measure::{Means, measure};
 pub use self::noise::Noise;
 use crate::batch::Batch;
+use crate::config::GradientCheckpointing;
 use crate::full::embedding_gradient;
 use crate::gate::{self, WorkUnit};
-use crate::loss::{self, Head, HeadNames, Targets};
+use crate::loss::{self, LmHead, LmHeadNames, Targets, TrainedLmHead};
 use crate::metrics;
 use crate::parameters::{EMBEDDINGS, FINAL_NORM, GradientStore, LM_HEAD, Trainable, visit_layer};
 
@@ -55,7 +56,7 @@ pub fn forward(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) ->
         return explicit::forward(model, batch, adapters);
     }
     let x = hidden(model, batch, adapters);
-    loss::forward(&head(model), x, &Targets::new(&batch.targets))
+    loss::forward(&lm_head(model), x, &Targets::new(&batch.targets))
 }
 
 /// What the last layer gives, without gradients, `[tokens, hidden]`.
@@ -87,8 +88,8 @@ pub fn forward_backward(
         return explicit::forward_backward(model, batch, options, scale, store);
     }
     let targets = Targets::new(&batch.targets);
-    pull(model, batch, options, store, |head, x, trained| {
-        loss::backward(head, x, &targets, scale, trained)
+    backward_of_loss(model, batch, options, store, |lm_head, x, trained| {
+        loss::backward(lm_head, x, &targets, scale, trained)
     })
 }
 
@@ -99,23 +100,20 @@ pub struct StepOptions<'a> {
     pub trainable: Trainable,
     /// The adapters in use.
     pub adapters: &'a AdapterSelection,
-    /// What is computed twice.
+    /// Which layers are computed again.
     pub checkpointing: Checkpointing,
     /// NEFTune's noise on the embeddings.
     pub noise: Option<Noise>,
 }
 
-/// Names of a head that is trained, and where its gradients go.
-pub type TrainedHead<'a> = Option<(HeadNames<'a>, &'a mut GradientStore)>;
-
 /// Adds the gradients of a loss to `store`. `loss` gets what the last layer gives, `[tokens, hidden]`, and returns something
 /// and the gradient of that.
-pub(crate) fn pull<L>(
+pub(crate) fn backward_of_loss<L>(
     model: &QwenModel,
     batch: &Batch,
     options: StepOptions<'_>,
     store: &mut GradientStore,
-    loss: impl FnOnce(&Head, Tensor<2>, TrainedHead<'_>) -> (L, Tensor<2>),
+    loss: impl FnOnce(&LmHead, Tensor<2>, Option<TrainedLmHead<'_>>) -> (L, Tensor<2>),
 ) -> L {
     let StepOptions {
         trainable,
@@ -124,7 +122,7 @@ pub(crate) fn pull<L>(
         noise,
     } = options;
     if is_explicit(model, adapters) {
-        return explicit::pull(model, batch, options, store, loss);
+        return explicit::backward_of_loss(model, batch, options, store, loss);
     }
     let rotary = model.rotary(&batch.positions);
     let mut shared = Shared {
@@ -153,9 +151,8 @@ pub(crate) fn pull<L>(
         }
     }
 
-    let names = head_names(model, trainable);
-    let trained = trainable.has_head().then_some((names, &mut *store));
-    let (loss_value, mut dx) = loss(&head(model), x, trained);
+    let trained = trained_lm_head(model, trainable, store);
+    let (loss_value, mut dx) = loss(&lm_head(model), x, trained);
     for (index, (layer, kept)) in model.layers.iter().zip(kept).enumerate().rev() {
         gate::pass(WorkUnit::Layer);
         let graph = match kept {
@@ -177,15 +174,20 @@ pub(crate) fn pull<L>(
     loss_value
 }
 
-/// The names of what is trained of the head.
-fn head_names(model: &QwenModel, trainable: Trainable) -> HeadNames<'static> {
-    HeadNames {
+/// The model's lm_head, where it is trained.
+fn trained_lm_head<'a>(
+    model: &QwenModel,
+    trainable: Trainable,
+    store: &'a mut GradientStore,
+) -> Option<TrainedLmHead<'a>> {
+    let names = LmHeadNames {
         norm: trainable.is_full().then_some(FINAL_NORM),
         lm_head: match model.config.tie_word_embeddings {
             true => EMBEDDINGS,
             false => LM_HEAD,
         },
-    }
+    };
+    (trainable.has_lm_head()).then_some(TrainedLmHead { names, store })
 }
 
 /// What the forward pass keeps of a layer.
@@ -250,30 +252,53 @@ impl LayerGraph {
     }
 }
 
-/// How many layers keep their activations from the forward to the backward pass.
+/// Which layers are computed again in the backward pass. Any other layer keeps its activations from the forward pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Checkpointing {
-    /// On the CPU as many as fit into half of the memory that is free, on a GPU none. (A run decides for a GPU before: see
-    /// [`PlannedRun`](crate::memory::PlannedRun).)
+    /// Every layer on a GPU; on a CPU those whose activations do not fit into half of the memory that is free, the first ones. (A
+    /// run decides for a GPU before: see [`PlannedRun`](crate::memory::PlannedRun).)
     #[default]
     Auto,
-    /// None: each is computed twice.
+    /// Every layer.
     On,
-    /// The same, and the inputs of the layers wait in the host's memory. On a CPU they are there already.
+    /// Every layer, and the inputs of the layers wait in the host's memory. On a CPU they are there already.
     Offload,
-    /// All.
+    /// None.
     Off,
-    /// All but so many, the first ones.
+    /// The first ones, so many.
     Layers(usize),
 }
 
+impl From<GradientCheckpointing> for Checkpointing {
+    fn from(setting: GradientCheckpointing) -> Self {
+        match setting {
+            GradientCheckpointing::Auto => Self::Auto,
+            GradientCheckpointing::True => Self::On,
+            GradientCheckpointing::False => Self::Off,
+            GradientCheckpointing::Layers(layers) => Self::Layers(layers),
+        }
+    }
+}
+
+/// The part of a step with which all of its kernels are compiled.
+pub(crate) struct CompiledPart {
+    /// The first layers, so many.
+    pub(crate) num_layers: usize,
+    pub(crate) checkpointing: Checkpointing,
+}
+
 impl Checkpointing {
-    /// As many layers as there are kinds of, and the same for these; without the host, where there is nothing that could be read.
-    pub(crate) fn in_short(self) -> (usize, Self) {
-        match self {
+    /// A layer of each kind, computed again or not: the other layers need the same kernels. No input waits on the host, because
+    /// nothing can be read while kernels are only compiled.
+    pub(crate) fn for_compiling(self) -> CompiledPart {
+        let (num_layers, checkpointing) = match self {
             Self::Offload => (1, Self::On),
             Self::Layers(_) => (2, Self::Layers(1)),
             Self::Auto | Self::On | Self::Off => (1, self),
+        };
+        CompiledPart {
+            num_layers,
+            checkpointing,
         }
     }
 
@@ -314,10 +339,10 @@ pub(crate) fn layer_values(config: &QwenConfig) -> usize {
 }
 
 /// What turns the last layer's output into logits.
-pub(crate) fn head(model: &QwenModel) -> Head {
-    Head {
+pub(crate) fn lm_head(model: &QwenModel) -> LmHead {
+    LmHead {
         norm: model.norm.clone(),
         norm_eps: model.config.rms_norm_eps,
-        lm_head: model.lm_head.clone(),
+        projection: model.lm_head.clone(),
     }
 }

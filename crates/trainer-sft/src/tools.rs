@@ -72,7 +72,7 @@ pub enum Tool {
 
 /// What a command has to say.
 #[derive(Debug)]
-pub struct Said {
+pub struct ToolOutput {
     /// For standard output.
     pub text: String,
     /// How it has ended.
@@ -122,8 +122,8 @@ impl Tool {
     ///
     /// # Errors
     /// Whatever cannot be read, computed or written.
-    pub fn run(&self, stop: &AtomicBool, commands: Commands) -> Result<Said, ToolError> {
-        let well = |text| Said {
+    pub fn run(&self, stop: &AtomicBool, commands: Commands) -> Result<ToolOutput, ToolError> {
+        let well = |text| ToolOutput {
             text,
             end: End::Well,
         };
@@ -144,7 +144,7 @@ impl Tool {
                     true => report.to_json(),
                     false => report.to_string(),
                 };
-                Ok(Said { text, end })
+                Ok(ToolOutput { text, end })
             }
         }
     }

@@ -1,10 +1,10 @@
 //! One optimizer step: gradients of all micro-batches, clipping, AdamW.
 
 mod flat_parameters;
-mod together;
+mod output;
+mod replicas;
 
 use std::convert::Infallible;
-use std::sync::{Arc, OnceLock};
 
 use burn::tensor::{DType, Device, Tensor};
 use lora_4bit::compile_only::{compile_kernels_only, real_launches};
@@ -12,18 +12,20 @@ use lora_4bit::{AdapterSelection, Dropout};
 use model_qwen::QwenModel;
 
 use self::flat_parameters::{FlatParameters, is_faster};
-use crate::batch::{Batch, Share};
+use self::output::PendingNumbers;
+pub use self::output::{StepNumbers, StepOutput};
+use crate::batch::{Batch, StepShare};
 use crate::config::LrSchedule;
 use crate::gate::{self, WorkUnit};
 use crate::optimizer::{AdamW, AdamWConfig, StepRate, clip_factor};
 use crate::parameters::{GradientStore, Trainable, visit_model};
 use crate::preference::{Baseline, Numbers, Preference, Tally};
-use crate::replicas::{GradientBuckets, GradientSum, Proven, Witness, await_all};
+use crate::replicas::{GradientBuckets, GradientSum, Proven, Witness};
 use crate::schedule::{Schedule, Shape};
-use crate::step::{self, Checkpointing, Means, Noise, StepOptions};
+use crate::step::{self, Checkpointing, CompiledPart, Means, Noise, StepOptions};
 
 /// How a [`Trainer`] trains.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TrainerOptions {
     /// What is trained.
     pub trainable: Trainable,
@@ -35,7 +37,7 @@ pub struct TrainerOptions {
     pub optimizer: AdamWConfig,
     /// Largest global gradient norm; `None` does not clip.
     pub max_grad_norm: Option<f64>,
-    /// Which activations are computed again in the backward pass.
+    /// Which layers are computed again in the backward pass.
     pub checkpointing: Checkpointing,
     /// Dropout of the adapter's inputs.
     pub dropout: f64,
@@ -83,8 +85,8 @@ pub struct Trainer {
     is_compiled: bool,
     /// How answers are compared; `None` where they are only learnt.
     preference: Option<Preference>,
-    /// The copies on further devices; none where one device takes the steps.
-    copies: Vec<Trainer>,
+    /// The replicas on further devices; none where one device takes the steps.
+    replicas: Vec<Trainer>,
     /// How gradients are summed over the devices.
     sum: GradientSum,
     /// Where gradients lie in sums; known after the first step on several devices.
@@ -93,81 +95,6 @@ pub struct Trainer {
     proven: Proven,
     /// What shows that all have computed their shares of the last step.
     witnesses: Vec<Witness>,
-}
-
-/// What one optimizer step found; the tensors are read only when somebody asks, and once for all clones.
-#[derive(Clone, Debug)]
-pub struct StepOutput {
-    /// Means over the target tokens: loss, targets that are the likeliest token, entropy, `[3]`.
-    means: Tensor<1>,
-    grad_norm: Tensor<1>,
-    /// Further numbers of the method, by TRL's names.
-    pub more: Numbers,
-    /// What shows that the devices of the step have computed it; none where they were waited for.
-    witnesses: Vec<Witness>,
-    /// All, when they have been read.
-    numbers: Arc<OnceLock<StepNumbers>>,
-    /// Learning rate of the step.
-    pub learning_rate: f64,
-}
-
-/// The numbers of one optimizer step.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct StepNumbers {
-    /// Means over the target tokens.
-    pub means: Means,
-    /// Norm of all gradients before clipping.
-    pub grad_norm: f64,
-}
-
-impl StepOutput {
-    /// The output of a step whose numbers are known already.
-    #[must_use]
-    pub(crate) fn known(
-        numbers: StepNumbers,
-        more: Numbers,
-        learning_rate: f64,
-        device: &Device,
-    ) -> Self {
-        let none = || Tensor::zeros([1], (device, DType::F32));
-        Self {
-            means: none(),
-            grad_norm: none(),
-            more,
-            witnesses: Vec::new(),
-            numbers: Arc::new(OnceLock::from(numbers)),
-            learning_rate,
-        }
-    }
-
-    /// Mean cross-entropy per target token, and the norm of all gradients before clipping.
-    ///
-    /// Waits for the device.
-    #[must_use]
-    pub fn read(&self) -> (f64, f64) {
-        let numbers = self.numbers();
-        (numbers.means.loss, numbers.grad_norm)
-    }
-
-    /// All numbers of the step. Waits for the device.
-    #[must_use]
-    pub fn numbers(&self) -> StepNumbers {
-        *self.numbers.get_or_init(|| {
-            await_all(&self.witnesses);
-            let all = Tensor::cat(vec![self.means.clone(), self.grad_norm.clone()], 0).into_data(); // [4]
-            let mut values = all.iter::<f64>();
-            let mut next = || values.next().unwrap_or(f64::NAN);
-            let means = Means {
-                loss: next(),
-                token_accuracy: next(),
-                entropy: next(),
-            };
-            StepNumbers {
-                means,
-                grad_norm: next(),
-            }
-        })
-    }
 }
 
 impl Trainer {
@@ -187,7 +114,7 @@ impl Trainer {
             flat: None,
             is_compiled: false,
             preference: None,
-            copies: Vec::new(),
+            replicas: Vec::new(),
             sum: GradientSum::default(),
             gradient_buckets: None,
             proven: Proven::default(),
@@ -240,27 +167,30 @@ impl Trainer {
     /// The loss is the mean over the target tokens of all of them, so that splitting a batch changes nothing. Without any
     /// target the parameters stay as they are.
     pub fn step(&mut self, batches: &[Batch]) -> StepOutput {
-        if !self.copies.is_empty() {
-            return self.step_together(batches);
+        if !self.replicas.is_empty() {
+            return self.step_replicas(batches);
         }
         gate::on_worker(&self.device(), || {
-            self.compile((batches, Share::ALL));
+            let share = StepShare::whole(batches);
+            self.compile(share);
             let _real = real_launches();
             self.prepare();
-            self.step_here((batches, Share::ALL))
+            self.step_here(share)
         })
     }
 
     /// Compiles on all cores what a step needs, before the first one would ask for one kernel after the other.
-    fn compile(&mut self, share: (&[Batch], Share)) {
+    fn compile(&mut self, share: StepShare<'_>) {
         if self.is_compiled {
             return;
         }
         self.is_compiled = true;
         let device = self.device();
         compile_kernels_only(&device, || {
-            // Layers need the same kernels, but for what is kept of them.
-            let (num_layers, checkpointing) = self.options.checkpointing.in_short();
+            let CompiledPart {
+                num_layers,
+                checkpointing,
+            } = self.options.checkpointing.for_compiling();
             let mut model = self.model.clone();
             model.layers.truncate(num_layers);
             let options = TrainerOptions {
@@ -273,25 +203,14 @@ impl Trainer {
         });
     }
 
-    fn step_here(&mut self, share: (&[Batch], Share)) -> StepOutput {
+    fn step_here(&mut self, share: StepShare<'_>) -> StepOutput {
         gate::pass(WorkUnit::Batch);
         let baseline = self.baseline(share).mean();
         let (means, gradients, tally) = self.gradients_of(share, baseline);
-        let (means, more) = self.counted(means, &tally);
-        self.finish(means, more, gradients)
-    }
-
-    /// Takes the step, and says what it found.
-    fn finish(&mut self, means: Tensor<1>, more: Numbers, gradients: GradientStore) -> StepOutput {
+        let (means, method_metrics) = self.counted(means, &tally);
         let (grad_norm, learning_rate) = self.update(gradients);
-        StepOutput {
-            means,
-            grad_norm,
-            more,
-            witnesses: Vec::new(),
-            numbers: Arc::default(),
-            learning_rate,
-        }
+        let pending = PendingNumbers::new(means, grad_norm, Vec::new());
+        StepOutput::pending(pending, method_metrics, learning_rate)
     }
 
     fn has_baseline(&self) -> bool {
@@ -301,7 +220,7 @@ impl Trainer {
     }
 
     /// What a share of a step's answers adds to the baseline of their comparison.
-    fn baseline(&self, share: (&[Batch], Share)) -> Baseline {
+    fn baseline(&self, share: StepShare<'_>) -> Baseline {
         match &self.preference {
             Some(preference) => preference.baseline(&self.model, &self.adapters(None), share),
             None => Baseline::default(),
@@ -311,7 +230,7 @@ impl Trainer {
     /// A share's part of the means, `[3]`, of the gradients, and of the numbers of a comparison.
     fn gradients_of(
         &self,
-        share: (&[Batch], Share),
+        share: StepShare<'_>,
         baseline: f64,
     ) -> (Tensor<1>, GradientStore, Tally) {
         let Some(preference) = &self.preference else {
@@ -321,8 +240,7 @@ impl Trainer {
         let mut store = self.gradient_store();
         let adapters = self.adapters(None);
         let options = self.step_options(&adapters, None);
-        let share = (share.0, share.1, baseline);
-        let tally = preference.gradients(&self.model, share, options, &mut store);
+        let tally = preference.gradients(&self.model, share, baseline, options, &mut store);
         let none = Tensor::zeros([3], (&self.device(), DType::F32));
         (none, store, tally)
     }
@@ -391,7 +309,7 @@ impl Trainer {
     /// Mean cross-entropy per target token of `batches` together, `[1]`, and its gradients, in tensors of their own.
     #[must_use]
     pub fn gradients(&self, batches: &[Batch]) -> (Tensor<1>, GradientStore) {
-        let share = (batches, Share::ALL);
+        let share = StepShare::whole(batches);
         let (means, store) = self.measured_gradients(share, GradientStore::default());
         (means.narrow(0, 0, 1), store)
     }
@@ -399,10 +317,10 @@ impl Trainer {
     /// Compares the answers of the batches from now on, and does not only learn them.
     #[must_use]
     pub fn comparing(self, preference: Option<Preference>) -> Self {
-        let copies = self.copies.into_iter();
-        let comparing = |copy: Self| copy.comparing(preference.clone());
+        let replicas = self.replicas.into_iter();
+        let comparing = |replica: Self| replica.comparing(preference.clone());
         Self {
-            copies: copies.map(comparing).collect(),
+            replicas: replicas.map(comparing).collect(),
             preference: preference.clone(),
             ..self
         }
@@ -411,16 +329,13 @@ impl Trainer {
     /// A share's part of [`Self::gradients`], with all [`Means`], `[3]`.
     fn measured_gradients(
         &self,
-        (batches, share): (&[Batch], Share),
+        share: StepShare<'_>,
         mut store: GradientStore,
     ) -> (Tensor<1>, GradientStore) {
-        let num_targets: usize = batches.iter().map(Batch::num_targets).sum();
+        let num_targets: usize = share.batches.iter().map(Batch::num_targets).sum();
         let scale = 1.0 / num_targets.max(1) as f64;
         let mut sums = Tensor::zeros([3], (&self.device(), DType::F32));
-        for (index, batch) in share
-            .items(batches)
-            .filter(|(_, batch)| batch.num_targets() > 0)
-        {
+        for (index, batch) in share.own().filter(|(_, batch)| batch.num_targets() > 0) {
             gate::pass(WorkUnit::Batch);
             let adapters = self.adapters(Some(index));
             let noise = self.options.neftune_noise_alpha.map(|alpha| Noise {
@@ -506,28 +421,5 @@ impl Trainer {
     /// The seed of a micro-batch of the coming step.
     fn seed_of(&self, micro_batch: usize) -> u64 {
         self.options.seed ^ ((self.optimizer.step() as u64) << 24) ^ micro_batch as u64
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_clone_has_read_is_not_read_again() {
-        let device = Device::flex();
-        let on_cpu = (&device, DType::F32);
-        let output = StepOutput {
-            means: Tensor::from_data([1.5f32, 0.5, 2.0], on_cpu),
-            grad_norm: Tensor::from_data([0.25f32], on_cpu),
-            more: Numbers::new(),
-            witnesses: Vec::new(),
-            numbers: Arc::default(),
-            learning_rate: 0.0,
-        };
-        let clone = output.clone();
-        assert_eq!(clone.read(), (1.5, 0.25));
-        let read = output.numbers.get().unwrap();
-        assert_eq!((read.means.token_accuracy, read.means.entropy), (0.5, 2.0));
     }
 }

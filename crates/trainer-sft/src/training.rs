@@ -27,11 +27,11 @@ use crate::output::{OutputFolder, Weights};
 use crate::preference::{Preference, check_labels};
 use crate::report::pictures;
 use crate::rewards::Rewards;
-use crate::run::{Run, Watch};
+use crate::run::{Run, RunParts, Watch};
 use crate::samples::{Sample, Samples};
 use crate::setup::{
-    add_adapter, add_reference, check_copies, check_device, load_model, start, with_adapter,
-    with_copies, with_settings,
+    add_adapter, add_reference, check_device, check_replicas, load_model, start, with_adapter,
+    with_replicas, with_settings,
 };
 use crate::space;
 use crate::summary::{StepReport, Summary};
@@ -178,7 +178,7 @@ impl<'a> Training<'a> {
     pub fn plan(self) -> Result<PlannedRun, TrainError> {
         let (config, devices) = self.checked()?;
         let format = ChatFormat::load(&config)?;
-        let (datasets, _) = load_data(&config, &format, self.records, (None, false))?;
+        let (datasets, _) = load_data(&config, &format, self.records, None, false)?;
         planned(&config, &devices, &datasets, self.base.is_some())
     }
 
@@ -205,7 +205,7 @@ impl<'a> Training<'a> {
                 config.model.devices = devices.iter().map(device_name).collect();
             }
         }
-        check_copies(&config, &devices, self.base.is_some())?;
+        check_replicas(&config, &devices, self.base.is_some())?;
         let config = with_adapter(&config)?;
         for device in &devices {
             check_device(&config, is_gpu(device))?;
@@ -232,9 +232,14 @@ impl<'a> Training<'a> {
         let format = ChatFormat::load(&config)?;
         space::check(&config, output.path())?;
         warn_of_endless_answers(&format, config.run.full);
-        let shown = (Some(output.path()), self.watch.progress_bar);
         let samples = Samples::load(&config, &format)?;
-        let (datasets, grpo) = load_data(&config, &format, self.records, shown)?;
+        let (datasets, grpo) = load_data(
+            &config,
+            &format,
+            self.records,
+            Some(output.path()),
+            self.watch.progress_bar,
+        )?;
         let planned = planned(&config, &devices, &datasets, self.base.is_some())?;
         let (config, plan) = planned.accepted()?;
         tell(&config, &plan);
@@ -283,22 +288,29 @@ impl<'a> Training<'a> {
         let reference = add_reference(config, &mut model)?;
         let (mut trainer, loader) = start(config, model, loader, total_steps)?;
         if devices.len() > 1 {
-            trainer = with_copies(config, trainer, &devices, &weights)?;
+            trainer = with_replicas(config, trainer, &devices, &weights)?;
         }
         let preference = Preference::of(config, reference, datasets.max_length);
         let trainer = trainer.comparing(preference);
         // Held-out prompts have no loss.
         let eval = datasets.eval.filter(|_| grpo.is_none());
         let eval = eval.map(|eval| eval.examples).unwrap_or_default();
-        let run = Run::new(
-            (config, &output, state),
-            self.watch,
-            (trainer, loader),
+        let run = Run::new(RunParts {
+            config,
+            output: &output,
+            state,
+            watch: self.watch,
+            trainer,
+            loader,
             weights,
-            (eval, samples, grpo),
-        )?;
+            eval,
+            samples,
+            grpo,
+            plan,
+            pictures,
+        })?;
         let _behind = self.wait.map(Behind::new);
-        let ended = run.planned(plan).showing(pictures).finish(total_steps);
+        let ended = run.finish(total_steps);
         if matches!(ended, Err(TrainError::Stopped)) {
             output.remove();
         }
@@ -311,7 +323,8 @@ fn load_data(
     config: &Config,
     format: &ChatFormat,
     records: Records,
-    (folder, shows_progress): (Option<&Path>, bool),
+    folder: Option<&Path>,
+    shows_progress: bool,
 ) -> Result<(Datasets, Option<Grpo>), TrainError> {
     if config.method.method != Method::Grpo {
         let datasets = Datasets::load(config, format, records, folder, shows_progress)?;
@@ -337,7 +350,8 @@ fn planned(
         config,
         &config.model.architecture()?,
         &machine,
-        (&RowLengths::of(config, datasets), is_loaded),
+        &RowLengths::of(config, datasets),
+        is_loaded,
     )?;
     if let (Some(TrainError::Memory { by, .. }), true) = (&mut planned.refusal, devices.len() > 1) {
         let name = device_name(&devices[index]);

@@ -149,11 +149,11 @@ fn steps_are_those_of_the_cpu() {
             5e-3,
         );
         close(&name("norm"), numbers.grad_norm, of_cpu.grad_norm, 2e-2);
-        for (what, value) in &expected.more {
+        for (what, value) in &expected.method_metrics {
             // A token at the bound may be on either side of it.
-            close(&name(what), found.more[what], *value, 3e-2);
+            close(&name(what), found.method_metrics[what], *value, 3e-2);
         }
-        has_clipped |= expected.more["clip_ratio/region_mean"] > 0.0;
+        has_clipped |= expected.method_metrics["clip_ratio/region_mean"] > 0.0;
     }
     assert!(has_clipped);
     for (a, b) in for_gpu.iter().zip(&for_cpu) {

@@ -104,13 +104,13 @@ fn main() -> Result<()> {
         Ok(Trainer::new(model, options))
     });
     let mut trainers = trainers.collect::<Result<Vec<_>>>()?;
-    let copies = trainers.split_off(1);
+    let replicas = trainers.split_off(1);
     let sum = GradientSum::choose(args.all_reduce, &devices)?;
     let on = match devices.len() {
         1 => String::new(),
         count => format!(" on {count} devices ({sum:?})"),
     };
-    let mut trainer = trainers.remove(0).with_copies(copies, sum);
+    let mut trainer = trainers.remove(0).with_replicas(replicas, sum);
     let vocab = trainer.model().config.vocab_size as u32;
     println!("loaded in {:.1} s", start.elapsed().as_secs_f64());
     for &tokens in &args.tokens {
@@ -123,19 +123,22 @@ fn main() -> Result<()> {
         let tokens_of = |steps: usize| (num_tokens * steps) as f64;
         let start = Instant::now();
         let mut outputs = vec![trainer.step(&batches)];
-        let _ = outputs[0].read();
+        let _ = outputs[0].numbers();
         let first = start.elapsed().as_secs_f64();
         let start = Instant::now();
         for _ in 1..args.steps {
             let start = Instant::now();
             let output = trainer.step(&batches);
             if let Some(profile) = &profile {
-                let _ = output.read();
+                let _ = output.numbers();
                 println!("\n{}", profile.take(start.elapsed(), num_tokens));
             }
             outputs.push(output);
         }
-        let losses: Vec<f64> = outputs.iter().map(|output| output.read().0).collect();
+        let losses: Vec<f64> = outputs
+            .iter()
+            .map(|output| output.numbers().means.loss)
+            .collect();
         let rest = start.elapsed().as_secs_f64();
         println!(
             "this project, {name}{on}: {} x {tokens}: {:.1} tok/s; first step {first:.2} s; losses {:.3} to {:.3}; peak {} MiB",

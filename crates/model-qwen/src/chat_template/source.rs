@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::TemplateError;
 use crate::json_file::{self, JsonFile, json_type};
+use crate::model_folder::TOOL_USE_TEMPLATE;
 use crate::special_tokens::special_tokens;
 
 /// What the files of a checkpoint folder say about its chat template.
@@ -29,7 +30,7 @@ impl TemplateFiles {
         };
         // An empty file says what a missing one says.
         if !main.trim().is_empty() {
-            let tool_use = dir.join("additional_chat_templates/tool_use.jinja");
+            let tool_use = dir.join(TOOL_USE_TEMPLATE);
             return Ok(Some(Self {
                 main,
                 tool_use: tool_use

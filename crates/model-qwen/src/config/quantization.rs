@@ -3,18 +3,11 @@
 use std::path::Path;
 
 use crate::json_file::{JsonFile, JsonFileError, Nested, says_nothing};
+use crate::model_folder::QUANTIZATION_FILES;
 
 /// What is supported.
 const SUPPORTED: &str = "weights in bf16, f16 or f32 (`--quantization nf4` quantizes them while they are loaded), or bitsandbytes \
                          NF4 (`quant_method` bitsandbytes, `load_in_4bit`, `bnb_4bit_quant_type` nf4)";
-
-/// Files in which old folders and other programs say that the weights are quantized.
-const FILES: [&str; 4] = [
-    "hf_quant_config.json",
-    "quantize_config.json",
-    "quant_config.json",
-    "quantization_config.json",
-];
 
 /// Refuses weights in a format other than those of [`SUPPORTED`], by the format's name.
 pub(super) fn check_quantization(file: &JsonFile) -> Result<(), JsonFileError> {
@@ -35,7 +28,7 @@ pub(super) fn check_files(dir: &Path, file: &JsonFile) -> Result<(), JsonFileErr
     if says.is_some_and(|value| !says_nothing(value)) {
         return Ok(());
     }
-    match FILES
+    match QUANTIZATION_FILES
         .iter()
         .map(|name| dir.join(name))
         .find(|path| path.is_file())

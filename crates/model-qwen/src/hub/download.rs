@@ -12,34 +12,21 @@ use hf_hub::{Cache, Repo, RepoType};
 use super::patience::{Watch, is_busy, wait_for_turn};
 use super::progress_writer::ProgressWriter;
 use super::{HubOptions, ResolveError, module_configs};
+use crate::model_folder::{
+    INDEX, MODULE_FILES, QUANTIZATION_FILES, SINGLE, TEXT_FILES, TOOL_USE_TEMPLATE,
+};
 use crate::modules::MODULES;
 
-/// Files taken when the repository has them: all that the meaning of a folder depends on.
-pub(super) const OPTIONAL_FILES: [&str; 17] = [
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "additional_chat_templates/tool_use.jinja",
-    "hf_quant_config.json",
-    "quantize_config.json",
-    "quant_config.json",
-    "quantization_config.json",
-    MODULES,
-    "sentence_bert_config.json",
-    "config_sentence_transformers.json",
-];
 /// How often it is said how far a transfer without ranges is, which has no bar.
 const REPORT_EVERY: Duration = Duration::from_secs(3);
 /// Times that a transfer without ranges is started.
 const ATTEMPTS: usize = 3;
-pub(super) const SINGLE_FILE: &str = "model.safetensors";
-pub(super) const INDEX: &str = "model.safetensors.index.json";
+
+/// Files taken when the repository has them: all that the meaning of a folder depends on.
+pub(super) fn optional_files() -> impl Iterator<Item = &'static str> {
+    let text = TEXT_FILES.into_iter().chain([TOOL_USE_TEMPLATE]);
+    text.chain(QUANTIZATION_FILES).chain(MODULE_FILES)
+}
 
 /// The distinct files of `weight_map`, sorted. `Err` holds the reason.
 pub(super) fn shards(index: &Path) -> Result<Vec<String>, String> {
@@ -158,7 +145,7 @@ impl<'a> Download<'a> {
         if !has("tokenizer.json") && !has_parts {
             return Err(missing("tokenizer.json (or vocab.json and merges.txt)"));
         }
-        if !has(SINGLE_FILE) && !has(INDEX) {
+        if !has(SINGLE) && !has(INDEX) {
             return Err(missing(
                 "model.safetensors (or model.safetensors.index.json)",
             ));
@@ -173,8 +160,8 @@ impl<'a> Download<'a> {
         let commit = info.sha.as_str();
         let config = self.get("config.json", commit)?;
         self.get_optional(&names, commit)?;
-        if has(SINGLE_FILE) {
-            self.get(SINGLE_FILE, commit)?;
+        if has(SINGLE) {
+            self.get(SINGLE, commit)?;
         } else {
             let index = self.get(INDEX, commit)?;
             let shards = shards(&index).map_err(|reason| ResolveError::MissingFile {
@@ -251,7 +238,7 @@ impl<'a> Download<'a> {
         self.get_optional(&names, &info.sha)
     }
 
-    /// Downloads the [`OPTIONAL_FILES`] among `names`, which are sorted, and the files that one of them names, and notes in the
+    /// Downloads the [`optional_files`] among `names`, which are sorted, and the files that one of them names, and notes in the
     /// cache which ones `commit` doesn't have.
     fn get_optional(&self, names: &[&str], commit: &str) -> Result<(), ResolveError> {
         let get = |name: &str| {
@@ -266,7 +253,7 @@ impl<'a> Download<'a> {
             }
             Ok(None)
         };
-        for name in OPTIONAL_FILES {
+        for name in optional_files() {
             let path = get(name)?.filter(|_| name == MODULES);
             for config in path
                 .as_deref()

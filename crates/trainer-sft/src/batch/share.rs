@@ -1,5 +1,7 @@
 //! The part of a step's micro-batches that one of several devices computes.
 
+use super::Batch;
+
 /// Which micro-batches of a step a device computes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Share {
@@ -22,6 +24,37 @@ impl Share {
             .enumerate()
             .skip(self.rank)
             .step_by(self.of.max(1))
+    }
+}
+
+/// The micro-batches of a step, and which of them a device computes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StepShare<'a> {
+    /// All micro-batches of the step.
+    pub(crate) batches: &'a [Batch],
+    pub(crate) share: Share,
+}
+
+impl<'a> StepShare<'a> {
+    /// Of a device that computes the whole step.
+    pub(crate) fn whole(batches: &'a [Batch]) -> Self {
+        Self {
+            batches,
+            share: Share::ALL,
+        }
+    }
+
+    /// Of device `rank` of `of` devices.
+    pub(crate) fn new(batches: &'a [Batch], rank: usize, of: usize) -> Self {
+        Self {
+            batches,
+            share: Share::new(rank, of),
+        }
+    }
+
+    /// The micro-batches that the device computes, with their indices in the step.
+    pub(crate) fn own(self) -> impl Iterator<Item = (usize, &'a Batch)> {
+        self.share.items(self.batches)
     }
 }
 

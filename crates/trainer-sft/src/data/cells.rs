@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use super::error::DataError;
 use super::example::Source;
-use super::format::{speaker_of, speaker_role};
+use super::format::{Speaker, speaker_name};
 use super::names::Names;
 use super::wide;
 
@@ -107,7 +107,7 @@ fn read_cell(source: &Source, row: &mut Map<String, Value>, name: &str) -> Resul
 /// Who speaks in a message; `None` for a value that is none.
 pub(crate) fn speaker(item: &Value) -> Option<&str> {
     let says = ["content", "value", "tool_calls", "function_call"];
-    speaker_of(item).filter(|_| says.iter().any(|key| item.get(*key).is_some()))
+    speaker_name(item).filter(|_| says.iter().any(|key| item.get(*key).is_some()))
 }
 
 /// The message, or the list of messages, that a text is the JSON of.
@@ -121,7 +121,7 @@ fn messages(text: &str) -> Option<Value> {
         Value::Array(items) => {
             !items.is_empty() && items.iter().all(|item| speaker(item).is_some())
         }
-        item => speaker(item).is_some_and(|name| speaker_role(name).is_some()),
+        item => speaker(item).is_some_and(|name| Speaker::named(name).is_some()),
     };
     is_it.then_some(value)
 }

@@ -10,6 +10,8 @@ mod preference;
 mod question;
 mod reader;
 mod refused;
+mod speaker;
+mod turn;
 mod turns;
 
 use std::fmt;
@@ -20,7 +22,7 @@ pub(crate) use self::asked::{ASKED, Asked, PROMPTS, has_other_history};
 pub(crate) use self::hints::{columns_for, hint_to_ask};
 pub(crate) use self::reader::describe;
 use self::reader::{Reader, is_filled};
-pub(super) use self::turns::{speaker_of, speaker_role};
+pub(super) use self::speaker::{Speaker, speaker_name};
 use super::error::DataError;
 use super::example::Source;
 use crate::config::Columns;

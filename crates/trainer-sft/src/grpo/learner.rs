@@ -107,8 +107,8 @@ impl Grpo {
             mut output,
             batches,
         } = self.loss.step(trainer, &mut self.rollouts, rows);
-        output.more.extend(self.numbers.clone());
-        output.more.retain(|_, value| value.is_finite());
+        output.method_metrics.extend(self.numbers.clone());
+        output.method_metrics.retain(|_, value| value.is_finite());
         batch.num_targets = self.rollouts.iter().map(Rollout::answer_len).sum();
         batch.micro_batches = batches;
         Ok(output)

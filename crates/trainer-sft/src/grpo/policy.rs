@@ -10,10 +10,10 @@ use model_qwen::kernels::weighted_cross_entropy;
 use crate::batch::Batch;
 use crate::config::{Config, LossType};
 use crate::gate;
-use crate::loss::{Targets, backward_by, known_of_targets, tempered};
+use crate::loss::{Targets, TokenStats, backward_by, stats_of_targets, tempered};
 use crate::parameters::GradientStore;
 use crate::preference::Numbers;
-use crate::step::{Means, head, hidden, pull};
+use crate::step::{Means, backward_of_loss, hidden, lm_head};
 use crate::trainer::{StepNumbers, StepOutput, Trainer};
 use lora_4bit::AdapterSelection;
 
@@ -173,13 +173,13 @@ impl PolicyLoss {
                 });
             }
             let terms = self.terms(group, num_rollouts, num_tokens);
-            let known = self.gradients(trainer, (index, &batch), &terms, &mut store);
-            let logps: Vec<f32> = known.iter().map(|known| -known[0]).collect();
-            for (term, known) in terms.iter().zip(&known) {
-                let token = self.token(*term, -f64::from(known[0]));
+            let stats = self.gradients(trainer, (index, &batch), &terms, &mut store);
+            let logps: Vec<f32> = stats.iter().map(|token| -token.cross_entropy).collect();
+            for (term, stats) in terms.iter().zip(&stats) {
+                let token = self.token(*term, -f64::from(stats.cross_entropy));
                 sums[0] += token.loss;
                 sums[1] += token.kl;
-                entropy += f64::from(known[2]);
+                entropy += f64::from(stats.entropy);
                 let is = [token.is_low, token.is_high, token.is_low || token.is_high];
                 for (sum, is) in clipped.iter_mut().zip(is) {
                     *sum += f64::from(u8::from(is));
@@ -202,41 +202,53 @@ impl PolicyLoss {
         };
         let names =
             ["low_mean", "high_mean", "region_mean"].map(|name| format!("clip_ratio/{name}"));
-        let mut more: Numbers = names.into_iter().zip(clipped.map(mean)).collect();
+        let mut metrics: Numbers = names.into_iter().zip(clipped.map(mean)).collect();
         if self.beta > 0.0 {
-            more.insert("kl".to_owned(), mean(sums[1]));
+            metrics.insert("kl".to_owned(), mean(sums[1]));
         }
         PolicyStep {
-            output: StepOutput::known(numbers, more, learning_rate, &trainer.device()),
+            output: StepOutput::known(numbers, metrics, learning_rate),
             batches,
         }
     }
 
-    /// Adds the gradients of a batch. Gives what is known of each token of the answers.
+    /// Adds the gradients of a batch. Gives the stats of each token of the answers.
     fn gradients(
         &self,
         trainer: &Trainer,
         (index, batch): (usize, &Batch),
         terms: &[Term],
         store: &mut GradientStore,
-    ) -> Vec<[f32; 3]> {
+    ) -> Vec<TokenStats> {
         let adapters = trainer.adapters(Some(index));
         let options = trainer.step_options(&adapters, None);
         let targets = Targets::new(&batch.targets);
-        pull(&trainer.model, batch, options, store, |head, x, trained| {
-            let mut found = Vec::with_capacity(terms.len());
-            let dx = backward_by(head, x, &targets, trained, &mut |logits, first, tokens| {
-                let weight = |row: usize, loss: f32| {
-                    let token = self.token(terms[first + row], -f64::from(loss));
-                    (-token.derivative / self.temperature) as f32
-                };
-                let logits = tempered(logits, self.temperature);
-                let (rows, gradient) = weighted_cross_entropy(logits, tokens, &weight);
-                found.extend(rows);
-                gradient
-            });
-            (found, dx)
-        })
+        backward_of_loss(
+            &trainer.model,
+            batch,
+            options,
+            store,
+            |lm_head, x, trained| {
+                let mut found = Vec::with_capacity(terms.len());
+                let dx = backward_by(
+                    lm_head,
+                    x,
+                    &targets,
+                    trained,
+                    &mut |logits, first, tokens| {
+                        let weight = |row: usize, loss: f32| {
+                            let token = self.token(terms[first + row], -f64::from(loss));
+                            (-token.derivative / self.temperature) as f32
+                        };
+                        let logits = tempered(logits, self.temperature);
+                        let (rows, gradient) = weighted_cross_entropy(logits, tokens, &weight);
+                        found.extend(rows.into_iter().map(TokenStats::from));
+                        gradient
+                    },
+                );
+                (found, dx)
+            },
+        )
     }
 
     /// Log-probabilities of the answers' tokens.
@@ -244,8 +256,8 @@ impl PolicyLoss {
         let model = &trainer.model;
         let x = hidden(model, batch, adapters); // [tokens, hidden]
         let targets = Targets::new(&batch.targets);
-        let known = known_of_targets(&head(model), &x, &targets, self.temperature);
-        known.iter().map(|known| -known[0]).collect()
+        let stats = stats_of_targets(&lm_head(model), &x, &targets, self.temperature);
+        stats.iter().map(|token| -token.cross_entropy).collect()
     }
 
     fn terms(&self, rollouts: &[Rollout], num_rollouts: usize, num_tokens: usize) -> Vec<Term> {

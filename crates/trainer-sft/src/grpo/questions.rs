@@ -44,13 +44,17 @@ impl Questions {
         records: Records,
         rewards: &Rewards,
     ) -> Result<(Self, Datasets), TrainError> {
-        let how = (config, format, rewards);
+        let run = RunOfQuestions {
+            config,
+            format,
+            rewards,
+        };
         let paths = &config.data.train;
-        let (questions, train) = read(paths, ("records", records.train), how)?;
+        let (questions, train) = read(paths, ("records", records.train), run)?;
         let paths = &config.data.eval;
         let (mut held_out, mut eval) = (Vec::new(), None);
         if !paths.is_empty() || records.eval.is_some() {
-            let (found, dataset) = read(paths, ("eval_records", records.eval), how)?;
+            let (found, dataset) = read(paths, ("eval_records", records.eval), run)?;
             (held_out, eval) = (found, Some(dataset));
         }
         let names: Vec<&str> = rewards.names().collect();
@@ -88,20 +92,25 @@ impl Questions {
     }
 }
 
-/// Settings, template and rewards.
-type How<'a> = (&'a Config, &'a ChatFormat, &'a Rewards);
+/// The settings of a run, with what reads and judges its prompts.
+#[derive(Clone, Copy)]
+struct RunOfQuestions<'a> {
+    config: &'a Config,
+    format: &'a ChatFormat,
+    rewards: &'a Rewards,
+}
 
 /// The prompts of files or of a program's records, and what they are as data.
 fn read(
     paths: &[PathBuf],
     records: (&'static str, Option<Vec<Value>>),
-    how: How<'_>,
+    run: RunOfQuestions<'_>,
 ) -> Result<(Vec<Question>, Dataset), TrainError> {
-    let (objects, hash) = objects(how.0, paths, records)?;
+    let (objects, hash) = objects(run.config, paths, records)?;
     let (mut questions, mut order) = (Vec::new(), Vec::new());
     let (mut errors, mut left_out) = (Vec::new(), Vec::new());
     for (source, fields) in objects {
-        match question(&source, fields, how) {
+        match question(&source, fields, run) {
             Err(Unfit::Wrong(error)) => errors.push(error),
             Err(Unfit::LeftOut(error)) => left_out.push(error),
             Ok(question) => {
@@ -111,7 +120,7 @@ fn read(
         }
     }
     refuse(errors)?;
-    if how.0.data.strict || questions.is_empty() {
+    if run.config.data.strict || questions.is_empty() {
         refuse(left_out)?;
     } else if let Some(first) = left_out.first() {
         warn!(
@@ -131,11 +140,15 @@ pub(crate) fn survey(
     format: &ChatFormat,
     rewards: &Rewards,
 ) -> Result<Surveyed, DataError> {
-    let how = (config, format, rewards);
-    let (train, found) = look_at(&config.data.train, how)?;
+    let run = RunOfQuestions {
+        config,
+        format,
+        rewards,
+    };
+    let (train, found) = look_at(&config.data.train, run)?;
     let (mut eval, mut eval_survey) = (None, None);
     if !config.data.eval.is_empty() {
-        let (data, found) = look_at(&config.data.eval, how)?;
+        let (data, found) = look_at(&config.data.eval, run)?;
         (eval, eval_survey) = (Some(data), Some(found));
     }
     Ok(Surveyed {
@@ -148,8 +161,8 @@ pub(crate) fn survey(
 }
 
 /// Looks at the prompts of files.
-fn look_at(paths: &[PathBuf], how: How<'_>) -> Result<(Dataset, Survey), DataError> {
-    let config = how.0;
+fn look_at(paths: &[PathBuf], run: RunOfQuestions<'_>) -> Result<(Dataset, Survey), DataError> {
+    let config = run.config;
     let (mut survey, mut report) = (Survey::default(), DataReport::default());
     let mut examples = Vec::new();
     for (path, found) in all_objects(config, paths)? {
@@ -162,7 +175,7 @@ fn look_at(paths: &[PathBuf], how: How<'_>) -> Result<(Dataset, Survey), DataErr
                     continue;
                 }
             };
-            match question(&source, fields, how) {
+            match question(&source, fields, run) {
                 Ok(Question { prompt, columns }) => {
                     let print = Print::of_prompt(&prompt.tokens, &columns);
                     let rendered = Rendered {
@@ -217,8 +230,13 @@ enum Unfit {
 fn question(
     source: &Source,
     mut fields: Map<String, Value>,
-    (config, format, rewards): How<'_>,
+    run: RunOfQuestions<'_>,
 ) -> Result<Question, Unfit> {
+    let RunOfQuestions {
+        config,
+        format,
+        rewards,
+    } = run;
     let wrong = |reason: String| DataError::TeachesNothing {
         source_place: source.clone(),
         reason,

@@ -1,9 +1,11 @@
 //! The allocations of a loss that compares answers or has their rewards: [`crate::loss`] and the layers of
 //! [`crate::step::explicit`].
 
+use super::full::Table;
+use super::gradients::Gradients;
 use super::ledger::{Held, Ledger, Use};
-use super::step::{Gradients, StepShape};
-use crate::loss::chunk_rows;
+use super::step::StepShape;
+use crate::loss::autodiff_chunk_rows;
 use crate::step::explicit::ROWS;
 
 /// Chunks of a loss that are gone through one by one.
@@ -28,7 +30,7 @@ impl StepShape<'_> {
         let own = plain.in_f32(ledger);
         ledger.free([x]);
         // One chunk takes what the next one takes.
-        let rows = self.tokens.min(chunk_rows(self.model.vocab_size));
+        let rows = self.tokens.min(autodiff_chunk_rows(self.model.vocab_size));
         let all = plain.logits(ledger, rows);
         ledger.free(all);
         ledger.free(own);
@@ -56,7 +58,7 @@ impl StepShape<'_> {
     pub(super) fn loss_of_answers(&self, ledger: &mut Ledger, gradients: &mut Gradients) -> Held {
         let (hidden, vocab) = (self.model.hidden_size, self.model.vocab_size);
         let own = self.in_f32(ledger);
-        let chunk = chunk_rows(vocab);
+        let chunk = autodiff_chunk_rows(vocab);
         let mut left = self.tokens.min(SHOWN_CHUNKS * chunk);
         // The gradients of chunks that are like the others.
         let others = 4 * (self.tokens - left) * hidden;
@@ -66,15 +68,15 @@ impl StepShape<'_> {
             left -= rows;
             let wide = 4 * rows * hidden;
             let [x, normed, logits] = self.logits(ledger, rows);
-            // The gradient of the logits takes their place, unless a graph of a trained head holds them.
-            let d = (self.tables[1]).then(|| ledger.take(Use::Loss, 4 * rows * vocab));
-            // The factor of a product with the head, in the type of the head.
+            // The gradient of the logits takes their place, unless a graph of a trained lm_head holds them.
+            let d = (self.trains_lm_head).then(|| ledger.take(Use::Loss, 4 * rows * vocab));
+            // The factor of a product with lm_head, in the type of lm_head.
             let rounded =
-                (self.head != 4).then(|| ledger.take(Use::Loss, rows * vocab * self.head));
+                (self.lm_head != 4).then(|| ledger.take(Use::Loss, rows * vocab * self.lm_head));
             let dy = ledger.take(Use::Loss, wide);
             ledger.free(rounded);
-            if self.tables[1] {
-                self.add_table(ledger, 1, gradients);
+            if self.trains_lm_head {
+                self.add_table(ledger, Table::LmHead, gradients);
             }
             ledger.free(d.into_iter().chain([logits]));
             parts.push(ledger.take(Use::Loss, wide));

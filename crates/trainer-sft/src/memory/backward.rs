@@ -1,17 +1,19 @@
 //! The allocations of a layer's backward pass.
 
 use super::full::{INPUT_NORM, POST_NORM};
+use super::gradients::{LayerGradientLedger, ModuleTensor};
+use super::groups::{AdapterPart, GroupAllocation};
 use super::ledger::{Held, Ledger, Use};
-use super::step::{Activations, Found, Group, StepShape};
+use super::step::{Activations, StepShape};
 
 impl StepShape<'_> {
     /// What a group's backward pass takes: the gradient of its input is left.
     fn group_backward(
         &self,
         ledger: &mut Ledger,
-        group: Group,
+        group: GroupAllocation,
         (x, h): (Option<Held>, Option<Held>),
-        found: &mut Found<'_>,
+        found: &mut LayerGradientLedger<'_>,
     ) -> Held {
         self.weight_gradients(ledger, &group, found);
         self.magnitude_gradients(ledger, &group, found);
@@ -23,7 +25,7 @@ impl StepShape<'_> {
         dx
     }
 
-    fn adapter_input(&self, ledger: &mut Ledger, group: &Group) -> Option<Held> {
+    fn adapter_input(&self, ledger: &mut Ledger, group: &GroupAllocation) -> Option<Held> {
         let shape = [self.rows(), group.ranks, group.outputs];
         (group.ranks > 0).then(|| self.product(ledger, Use::Layer, shape, self.value))
     }
@@ -31,9 +33,9 @@ impl StepShape<'_> {
     fn adapter_gradients(
         &self,
         ledger: &mut Ledger,
-        group: &Group,
+        group: &GroupAllocation,
         (x, h): (Option<Held>, Option<Held>),
-        found: &mut Found<'_>,
+        found: &mut LayerGradientLedger<'_>,
     ) {
         if group.ranks == 0 {
             ledger.free(x.into_iter().chain(h));
@@ -48,26 +50,34 @@ impl StepShape<'_> {
             false => self.product(ledger, Use::Layer, [group.inputs, ranks, rows], 4),
         };
         ledger.free(x);
-        for &[place, rank, outputs] in &group.parts {
+        for &AdapterPart {
+            module,
+            rank,
+            outputs,
+        } in &group.parts
+        {
             let both = [rank * group.inputs, rank * outputs];
             // A kernel adds them to sums that are there.
             if both.into_iter().all(|values| self.is_flat(values)) {
                 continue;
             }
-            for (which, values) in both.into_iter().enumerate() {
+            for (tensor, values) in [ModuleTensor::LoraA, ModuleTensor::LoraB]
+                .into_iter()
+                .zip(both)
+            {
                 match self.is_flat(values) {
                     true => {
                         let part = ledger.take(Use::Layer, 4 * values);
                         ledger.free([part]);
                     }
-                    false => found.add(ledger, [place, which], 4 * values),
+                    false => found.add(ledger, module, tensor, 4 * values),
                 }
             }
         }
         ledger.free([da, db]);
     }
 
-    fn input_gradient(&self, ledger: &mut Ledger, group: &Group) -> Held {
+    fn input_gradient(&self, ledger: &mut Ledger, group: &GroupAllocation) -> Held {
         if self.dropout && group.ranks > 0 {
             return self.dropped_gradient(ledger, group);
         }
@@ -79,9 +89,9 @@ impl StepShape<'_> {
     pub(super) fn backward(
         &self,
         ledger: &mut Ledger,
-        groups: [Group; 4],
+        groups: [GroupAllocation; 4],
         (x, a, dy): (Held, Activations, Held),
-        found: &mut Found<'_>,
+        found: &mut LayerGradientLedger<'_>,
     ) -> Held {
         let [hidden, _, qkv] = self.widths();
         let [of_qkv, of_o, of_gate_up, of_down] = groups;

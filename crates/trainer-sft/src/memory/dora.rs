@@ -1,19 +1,26 @@
 //! The allocations of a step whose adapters have DoRA, see [`lora_4bit::training::Group`].
 
+use super::gradients::{LayerGradientLedger, ModuleTensor};
+use super::groups::{AdapterPart, GroupAllocation};
 use super::ledger::{Held, Ledger, Use};
-use super::step::{Found, Group, StepShape};
+use super::step::StepShape;
 
 /// Columns of ones that sum over rows.
 pub(super) const ONES: usize = 64;
 
 impl StepShape<'_> {
     /// Whether a group has DoRA.
-    pub(super) fn has_dora(&self, group: &Group) -> bool {
+    pub(super) fn has_dora(&self, group: &GroupAllocation) -> bool {
         self.dora && group.ranks > 0
     }
 
     /// What a group makes of its input.
-    pub(super) fn result_with_dora(&self, ledger: &mut Ledger, usage: Use, group: &Group) -> Held {
+    pub(super) fn result_with_dora(
+        &self,
+        ledger: &mut Ledger,
+        usage: Use,
+        group: &GroupAllocation,
+    ) -> Held {
         let rows = self.rows();
         if !self.dropout {
             let shape = [rows, group.outputs, group.inputs + group.ranks];
@@ -34,15 +41,16 @@ impl StepShape<'_> {
     }
 
     /// What the weights make of the masked inputs of a group's layers.
-    fn through_masked(&self, ledger: &mut Ledger, group: &Group) -> Held {
+    fn through_masked(&self, ledger: &mut Ledger, group: &GroupAllocation) -> Held {
         let mut parts = Vec::new();
-        for &[place, outputs] in &group.layers {
-            if !group.parts.iter().any(|part| part[0] == place) {
-                parts.push(ledger.take(Use::Layer, self.wide(outputs)));
+        for layer in &group.layers {
+            let has_adapter = |part: &AdapterPart| part.module == layer.module;
+            if !group.parts.iter().any(has_adapter) {
+                parts.push(ledger.take(Use::Layer, self.wide(layer.outputs)));
                 continue;
             }
             let masked = ledger.take(Use::Layer, self.wide(group.inputs));
-            let shape = [self.rows(), outputs, group.inputs];
+            let shape = [self.rows(), layer.outputs, group.inputs];
             parts.push(self.product(ledger, Use::Layer, shape, self.value));
             ledger.free([masked]);
         }
@@ -55,13 +63,13 @@ impl StepShape<'_> {
     }
 
     /// What the adapters add to it.
-    fn expand(&self, ledger: &mut Ledger, group: &Group) -> Held {
+    fn expand(&self, ledger: &mut Ledger, group: &GroupAllocation) -> Held {
         let shape = [self.rows(), group.outputs, group.ranks];
         self.product(ledger, Use::Layer, shape, self.value)
     }
 
     /// The gradient of a group's result times its factors.
-    pub(super) fn scaled(&self, ledger: &mut Ledger, group: &Group) -> Option<Held> {
+    pub(super) fn scaled(&self, ledger: &mut Ledger, group: &GroupAllocation) -> Option<Held> {
         (self.has_dora(group)).then(|| ledger.take(Use::Layer, self.wide(group.outputs)))
     }
 
@@ -69,8 +77,8 @@ impl StepShape<'_> {
     pub(super) fn magnitude_gradients(
         &self,
         ledger: &mut Ledger,
-        group: &Group,
-        found: &mut Found<'_>,
+        group: &GroupAllocation,
+        found: &mut LayerGradientLedger<'_>,
     ) {
         if !self.has_dora(group) {
             return;
@@ -90,13 +98,14 @@ impl StepShape<'_> {
         };
         let sums = self.summed_rows(ledger, group.outputs);
         ledger.free([z]);
-        for &[place, _, outputs] in &group.parts {
-            match self.is_flat(outputs) {
+        for part in &group.parts {
+            let bytes = 4 * part.outputs;
+            match self.is_flat(part.outputs) {
                 true => {
-                    let part = ledger.take(Use::Layer, 4 * outputs);
-                    ledger.free([part]);
+                    let gradient = ledger.take(Use::Layer, bytes);
+                    ledger.free([gradient]);
                 }
-                false => found.add(ledger, [place, 2], 4 * outputs),
+                false => found.add(ledger, part.module, ModuleTensor::Magnitude, bytes),
             }
         }
         ledger.free([sums]);

@@ -1,15 +1,16 @@
 //! The allocations of a step whose adapters' inputs lose what dropout drops, see [`lora_4bit::training::Group`].
 
+use super::groups::GroupAllocation;
 use super::ledger::{Held, Ledger, Use};
-use super::step::{Group, StepShape};
+use super::step::StepShape;
 
 impl StepShape<'_> {
     /// What the adapters of a group make of its masked input, each with a mask of its own.
-    pub(super) fn dropped_shrink(&self, ledger: &mut Ledger, group: &Group) -> Held {
+    pub(super) fn dropped_shrink(&self, ledger: &mut Ledger, group: &GroupAllocation) -> Held {
         let mut parts = Vec::new();
-        for &[_, rank, _] in &group.parts {
+        for part in &group.parts {
             let masked = self.mask(ledger, group);
-            let shape = [self.rows(), rank, group.inputs];
+            let shape = [self.rows(), part.rank, group.inputs];
             parts.push(self.product(ledger, Use::Layer, shape, self.value));
             ledger.free([masked]);
         }
@@ -19,16 +20,16 @@ impl StepShape<'_> {
     }
 
     /// A masked input; the mask itself is drawn where it is read.
-    fn mask(&self, ledger: &mut Ledger, group: &Group) -> Held {
+    fn mask(&self, ledger: &mut Ledger, group: &GroupAllocation) -> Held {
         ledger.take(Use::Layer, self.wide(group.inputs))
     }
 
     /// The gradients of all A of a group, each from its own masked input.
-    pub(super) fn dropped_sums(&self, ledger: &mut Ledger, group: &Group) -> Held {
+    pub(super) fn dropped_sums(&self, ledger: &mut Ledger, group: &GroupAllocation) -> Held {
         let mut all = Vec::new();
-        for &[_, rank, _] in &group.parts {
+        for part in &group.parts {
             let masked = self.mask(ledger, group);
-            let shape = [group.inputs, rank, self.rows()];
+            let shape = [group.inputs, part.rank, self.rows()];
             all.push(self.product(ledger, Use::Layer, shape, 4));
             ledger.free([masked]);
         }
@@ -38,19 +39,19 @@ impl StepShape<'_> {
     }
 
     /// The gradient of a group's input, to which each adapter adds its masked part.
-    pub(super) fn dropped_gradient(&self, ledger: &mut Ledger, group: &Group) -> Held {
+    pub(super) fn dropped_gradient(&self, ledger: &mut Ledger, group: &GroupAllocation) -> Held {
         let rows = self.rows();
         let change = self.scaled(ledger, group);
         let shape = [rows, group.inputs, group.outputs];
         let dx = self.product(ledger, Use::Layer, shape, self.value);
-        for &[_, rank, outputs] in &group.parts {
-            let shape = [rows, group.inputs, rank];
+        for part in &group.parts {
+            let shape = [rows, group.inputs, part.rank];
             let mut through = self.product(ledger, Use::Layer, shape, self.value);
             if self.dora {
                 // A layer's own columns are copied where there are others.
-                let copied = (group.layers.len() > 1).then(|| self.wide(outputs));
+                let copied = (group.layers.len() > 1).then(|| self.wide(part.outputs));
                 let copied = copied.map(|bytes| ledger.take(Use::Layer, bytes));
-                let shape = [rows, group.inputs, outputs];
+                let shape = [rows, group.inputs, part.outputs];
                 let both = self.product(ledger, Use::Layer, shape, self.value);
                 ledger.free(copied);
                 ledger.free([std::mem::replace(&mut through, both)]);

@@ -126,7 +126,8 @@ pub(crate) fn plan(
     config: &Config,
     model: &QwenConfig,
     machine: &Machine,
-    (rows, is_loaded): (&RowLengths, bool),
+    rows: &RowLengths,
+    is_loaded: bool,
 ) -> Result<PlannedRun, ConfigError> {
     let budget = Budget::of(config, machine);
     let held = config.quantization();

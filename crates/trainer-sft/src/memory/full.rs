@@ -1,31 +1,39 @@
 //! The allocations of gradients of the model's own tensors, and of the loss of tokens, see [`crate::step::explicit`].
 
+use super::gradients::{Gradients, LayerGradientLedger, ModuleTensor, ParameterKey};
+use super::groups::GroupAllocation;
 use super::ledger::{Held, Ledger, Use};
-use super::step::{Found, Gradients, Group, StepShape, add};
-use crate::step::explicit::{ROWS, chunk_rows};
+use super::step::StepShape;
+use crate::step::explicit::{ROWS, loss_chunk_rows};
 
 /// Places of the norms of a layer, behind those of its linear layers.
 pub(super) const INPUT_NORM: usize = 7;
 /// See [`INPUT_NORM`].
 pub(super) const POST_NORM: usize = 8;
 const HEAD_NORMS: [usize; 2] = [9, 10];
-/// Places of what is behind the last layer.
-const TABLES: [usize; 2] = [0, 1];
+/// Place of the final norm, behind the [`Table`]s.
 const FINAL_NORM: usize = 2;
+
+/// A tensor with a row for each token of the vocabulary; its place behind the last layer.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Table {
+    Embedding = 0,
+    LmHead = 1,
+}
 
 impl StepShape<'_> {
     /// The gradients of a group's weights and biases.
     pub(super) fn weight_gradients(
         &self,
         ledger: &mut Ledger,
-        group: &Group,
-        found: &mut Found<'_>,
+        group: &GroupAllocation,
+        found: &mut LayerGradientLedger<'_>,
     ) {
         if !self.full {
             return;
         }
         let shape = [group.outputs, group.inputs, self.rows()];
-        let is_sum = found.has([group.layers[0][0], 0]);
+        let is_sum = found.has(group.layers[0].module, ModuleTensor::Weight);
         let all = self.product(ledger, Use::Trained, shape, 4);
         match is_sum {
             // Gradients that are parts of one tensor cannot take its place.
@@ -36,44 +44,54 @@ impl StepShape<'_> {
             }
             false => {
                 ledger.free([all]);
-                for &[place, outputs] in &group.layers {
-                    found.add(ledger, [place, 0], 4 * outputs * group.inputs);
+                for layer in &group.layers {
+                    let bytes = 4 * layer.outputs * group.inputs;
+                    found.add(ledger, layer.module, ModuleTensor::Weight, bytes);
                 }
             }
         }
         if self.model.attention_bias && group.layers.len() == 3 {
             let sums = self.summed_rows(ledger, group.outputs);
-            for &[place, outputs] in &group.layers {
-                found.add(ledger, [place, 1], 4 * outputs);
+            for layer in &group.layers {
+                found.add(ledger, layer.module, ModuleTensor::Bias, 4 * layer.outputs);
             }
             ledger.free([sums]);
         }
     }
 
     /// The gradient of the weight of a norm.
-    pub(super) fn norm_gradient(&self, ledger: &mut Ledger, place: usize, found: &mut Found<'_>) {
+    pub(super) fn norm_gradient(
+        &self,
+        ledger: &mut Ledger,
+        module: usize,
+        found: &mut LayerGradientLedger<'_>,
+    ) {
         if self.full {
             let hidden = self.model.hidden_size;
             // Its product with the gradient takes its place.
             let normed = ledger.take(Use::Layer, self.wide(hidden));
             let sums = self.summed_rows(ledger, hidden);
             ledger.free([normed]);
-            found.add(ledger, [place, 0], 4 * hidden);
+            found.add(ledger, module, ModuleTensor::Weight, 4 * hidden);
             ledger.free([sums]);
         }
     }
 
     /// Those of the norms of heads.
-    pub(super) fn head_norm_gradients(&self, ledger: &mut Ledger, found: &mut Found<'_>) {
+    pub(super) fn head_norm_gradients(
+        &self,
+        ledger: &mut Ledger,
+        found: &mut LayerGradientLedger<'_>,
+    ) {
         if !self.full {
             return;
         }
         let (model, [_, queries, qkv]) = (self.model, self.widths());
         let turned = ledger.take(Use::Layer, self.wide(qkv));
-        for (place, width) in HEAD_NORMS.into_iter().zip([queries, (qkv - queries) / 2]) {
+        for (module, width) in HEAD_NORMS.into_iter().zip([queries, (qkv - queries) / 2]) {
             // The input, its gradient and the input after the norm.
             let all = [(); 3].map(|()| ledger.take(Use::Layer, self.wide(width)));
-            found.add(ledger, [place, 0], 4 * model.head_dim);
+            found.add(ledger, module, ModuleTensor::Weight, 4 * model.head_dim);
             ledger.free(all);
         }
         ledger.free([turned]);
@@ -82,9 +100,9 @@ impl StepShape<'_> {
     /// The gradient of the last layer's result, by the cross-entropy of all rows.
     pub(super) fn loss(&self, ledger: &mut Ledger, gradients: &mut Gradients) -> Held {
         let (hidden, vocab) = (self.model.hidden_size, self.model.vocab_size);
-        let head = (self.head != self.value).then_some(self.table(self.value));
-        let head = head.map(|bytes| ledger.take(Use::Loss, bytes));
-        let chunk = chunk_rows(vocab);
+        let lm_head = (self.lm_head != self.value).then_some(self.table(self.value));
+        let lm_head = lm_head.map(|bytes| ledger.take(Use::Loss, bytes));
+        let chunk = loss_chunk_rows(vocab);
         let mut parts = Vec::new();
         let mut left = self.tokens;
         while left > 0 {
@@ -94,8 +112,8 @@ impl StepShape<'_> {
             let x = ledger.take(Use::Loss, wide);
             let normed = ledger.take(Use::Loss, wide);
             let logits = ledger.take(Use::Loss, rows * vocab * self.value);
-            if self.tables[1] {
-                self.head_gradient(ledger, rows, gradients);
+            if self.trains_lm_head {
+                self.lm_head_gradient(ledger, rows, gradients);
             }
             ledger.free([normed]);
             let d = self.product(ledger, Use::Loss, [rows, hidden, vocab], self.value);
@@ -106,7 +124,7 @@ impl StepShape<'_> {
             parts.push(ledger.take(Use::Loss, wide));
             ledger.free([x, d]);
         }
-        ledger.free(head);
+        ledger.free(lm_head);
         // All rows, and a zero behind them.
         let all = ledger.take(Use::Loss, self.wide(hidden));
         ledger.free(parts);
@@ -115,8 +133,8 @@ impl StepShape<'_> {
         dy
     }
 
-    /// The gradient of the head of some rows.
-    fn head_gradient(&self, ledger: &mut Ledger, rows: usize, gradients: &mut Gradients) {
+    /// The gradient of lm_head of some rows.
+    fn lm_head_gradient(&self, ledger: &mut Ledger, rows: usize, gradients: &mut Gradients) {
         let (hidden, vocab) = (self.model.hidden_size, self.model.vocab_size);
         let full = rows.next_multiple_of(ROWS);
         // Rows of zeros are put behind a copy.
@@ -125,7 +143,7 @@ impl StepShape<'_> {
         });
         let splits = self.product(ledger, Use::Loss, [vocab, hidden, full], 4);
         ledger.free([splits]);
-        self.add_table(ledger, 1, gradients);
+        self.add_table(ledger, Table::LmHead, gradients);
         ledger.free(copies.into_iter().flatten());
     }
 
@@ -134,17 +152,26 @@ impl StepShape<'_> {
         let wide = rows.next_multiple_of(ROWS) * self.model.hidden_size * self.value;
         // The input, its gradient and the input after the norm.
         let all = [(); 3].map(|()| ledger.take(Use::Loss, wide));
-        let name = [self.model.num_hidden_layers, FINAL_NORM, 0];
-        add(ledger, gradients, name, 4 * self.model.hidden_size);
+        let key = self.key_behind_layers(FINAL_NORM);
+        gradients.add(ledger, key, 4 * self.model.hidden_size);
         ledger.free(all);
     }
 
-    /// Adds the gradient of the embeddings (0) or the head (1). Where they are one, so are their gradients.
-    pub(super) fn add_table(&self, ledger: &mut Ledger, table: usize, gradients: &mut Gradients) {
+    /// Adds the gradient of the embeddings or of lm_head. Where they are one, so are their gradients.
+    pub(super) fn add_table(&self, ledger: &mut Ledger, table: Table, gradients: &mut Gradients) {
         let is_one = self.full && self.model.tie_word_embeddings;
-        let place = TABLES[if is_one { 0 } else { table }];
-        let name = [self.model.num_hidden_layers, place, 0];
-        add(ledger, gradients, name, self.table(4));
+        let table = if is_one { Table::Embedding } else { table };
+        let key = self.key_behind_layers(table as usize);
+        gradients.add(ledger, key, self.table(4));
+    }
+
+    /// Of a weight of the model as a whole.
+    fn key_behind_layers(&self, module: usize) -> ParameterKey {
+        ParameterKey {
+            layer: self.model.num_hidden_layers,
+            module,
+            tensor: ModuleTensor::Weight,
+        }
     }
 
     /// The gradient of the embeddings, from sums of the rows of the same token.
@@ -158,7 +185,7 @@ impl StepShape<'_> {
         ledger.free([padded, right]);
         let padded = ledger.take(Use::Layer, more);
         ledger.free([left]);
-        self.add_table(ledger, 0, gradients);
+        self.add_table(ledger, Table::Embedding, gradients);
         ledger.free([padded]);
     }
 }

@@ -3,18 +3,15 @@
 //! The program is ahead of the device. When the device comes to an allocation, the program has dropped what it does not need
 //! later. So a tensor lives from the launch that writes it to the last launch that reads it.
 
-use std::collections::BTreeMap;
-
 use kv_paging::TrainingAttention;
-use lora_4bit::training::{RANKS, splits};
+use lora_4bit::training::splits;
 use model_qwen::{QwenConfig, linear_features};
 
+use super::gradients::{Gradients, LayerGradientLedger};
+use super::groups::GroupAllocation;
 use super::ledger::{Held, Ledger, Use};
 use crate::flat;
 use crate::step::explicit::ROWS;
-
-/// The layers that share an input, by their places in [`linear_features`].
-const GROUPS: [&[usize]; 4] = [&[0, 1, 2], &[3], &[4, 5], &[6]];
 
 /// What decides the sizes of a step.
 #[derive(Clone, Debug)]
@@ -22,10 +19,10 @@ pub(super) struct StepShape<'a> {
     pub(super) model: &'a QwenConfig,
     /// Rank of the adapter of each layer of [`linear_features`]; 0 without one.
     pub(super) ranks: [usize; 7],
-    /// Bytes of an activation, and of a value of an embedding and of the output head.
+    /// Bytes of an activation, and of a value of an embedding and of lm_head.
     pub(super) value: usize,
     pub(super) embedding: usize,
-    pub(super) head: usize,
+    pub(super) lm_head: usize,
     /// Whether weights have the type of activations already.
     pub(super) weights_as_they_are: bool,
     /// The first layer whose activations are kept.
@@ -39,8 +36,9 @@ pub(super) struct StepShape<'a> {
     pub(super) dora: bool,
     /// Whether every weight is trained, and there are no adapters.
     pub(super) full: bool,
-    /// Whether embeddings and head are trained.
-    pub(super) tables: [bool; 2],
+    /// Whether embeddings and lm_head are trained.
+    pub(super) trains_embedding: bool,
+    pub(super) trains_lm_head: bool,
     /// What is made of the logits.
     pub(super) objective: Objective,
     /// Whether large moments have 8 bits a value.
@@ -61,13 +59,6 @@ pub(super) enum Objective {
     /// answers, too.
     Answers { reference: bool },
 }
-
-/// What is trained: a decoder layer (those of the model as a whole come after the last one), a place in [`linear_features`] or behind
-/// it, and which of its tensors.
-pub(super) type Trained = [usize; 3];
-
-/// Gradients that are added over micro-batches.
-pub(super) type Gradients = BTreeMap<Trained, Held>;
 
 /// What is allocated between steps: what is trained where it is none of the model's own, gradients and moments.
 #[derive(Debug, Default)]
@@ -95,44 +86,6 @@ impl State {
             self.buffers.extend(both);
         }
     }
-}
-
-/// Adds a gradient; a sum takes the place of one of its parts.
-pub(super) fn add(ledger: &mut Ledger, gradients: &mut Gradients, name: Trained, bytes: usize) {
-    let part = ledger.take(Use::Trained, bytes);
-    match gradients.contains_key(&name) {
-        false => drop(gradients.insert(name, part)),
-        true => ledger.free([part]),
-    }
-}
-
-/// The gradients of one layer.
-pub(super) struct Found<'a> {
-    pub(super) layer: usize,
-    pub(super) gradients: &'a mut Gradients,
-}
-
-impl Found<'_> {
-    /// Whether there is such a gradient already.
-    pub(super) fn has(&self, [place, which]: [usize; 2]) -> bool {
-        self.gradients.contains_key(&[self.layer, place, which])
-    }
-
-    pub(super) fn add(&mut self, ledger: &mut Ledger, [place, which]: [usize; 2], bytes: usize) {
-        add(ledger, self.gradients, [self.layer, place, which], bytes);
-    }
-}
-
-/// A group of layers with their weights unpacked.
-pub(super) struct Group {
-    pub(super) held: Vec<Held>,
-    pub(super) inputs: usize,
-    pub(super) outputs: usize,
-    pub(super) ranks: usize,
-    /// Place and outputs of each layer.
-    pub(super) layers: Vec<[usize; 2]>,
-    /// Place, rank and outputs of each layer that has an adapter.
-    pub(super) parts: Vec<[usize; 3]>,
 }
 
 /// Activations of a layer; the names are those of `explicit`.
@@ -216,7 +169,8 @@ impl StepShape<'_> {
                 }
             }
         }
-        let saved = self.tables.into_iter().filter(|saved| *saved && !self.full);
+        let tables = [self.trains_embedding, self.trains_lm_head].into_iter();
+        let saved = tables.filter(|saved| *saved && !self.full);
         for _ in saved {
             let table = ledger.take(Use::Trained, self.table(4));
             state.values.push(table);
@@ -239,52 +193,9 @@ impl StepShape<'_> {
         }
     }
 
-    /// Bytes of embeddings or head, given those of a value.
+    /// Bytes of embeddings or lm_head, given those of a value.
     pub(super) fn table(&self, value: usize) -> usize {
         self.model.vocab_size * self.model.hidden_size * value
-    }
-
-    fn group(&self, ledger: &mut Ledger, layers: &[usize]) -> Group {
-        let features = linear_features(self.model);
-        let inputs = features[layers[0]].1[0];
-        let outputs = layers.iter().map(|&layer| features[layer].1[1]).sum();
-        let parts: Vec<_> = layers
-            .iter()
-            .filter(|&&layer| self.ranks[layer] > 0)
-            .map(|&layer| [layer, self.ranks[layer], features[layer].1[1]])
-            .collect();
-        let ranks = parts.iter().map(|[_, rank, _]| rank).sum::<usize>();
-        let ranks = ranks.next_multiple_of(RANKS);
-        let mut held = Vec::new();
-        let mut take = |bytes| held.extend(ledger.take_some(Use::Layer, bytes));
-        if ranks > 0 {
-            take(ranks * inputs * self.value);
-            take(outputs * ranks * self.value);
-        }
-        if layers.len() > 1 || !self.weights_as_they_are {
-            take(outputs * inputs * self.value);
-        }
-        if self.model.attention_bias && layers.len() == 3 {
-            take(4 * outputs);
-        }
-        if self.dora && ranks > 0 {
-            // Factors and norms.
-            take(4 * outputs);
-            take(4 * outputs);
-        }
-        let layers = layers.iter().map(|&layer| [layer, features[layer].1[1]]);
-        Group {
-            held,
-            inputs,
-            outputs,
-            ranks,
-            layers: layers.collect(),
-            parts,
-        }
-    }
-
-    pub(super) fn groups(&self, ledger: &mut Ledger) -> [Group; 4] {
-        GROUPS.map(|layers| self.group(ledger, layers))
     }
 
     /// A product `[m, n]` over `k` inner values, whose result has values of so many bytes. Where there are few tiles, cubes share
@@ -304,7 +215,7 @@ impl StepShape<'_> {
     }
 
     /// What a group makes of its input.
-    pub(super) fn result(&self, ledger: &mut Ledger, usage: Use, group: &Group) -> Held {
+    pub(super) fn result(&self, ledger: &mut Ledger, usage: Use, group: &GroupAllocation) -> Held {
         if self.has_dora(group) {
             return self.result_with_dora(ledger, usage, group);
         }
@@ -323,7 +234,7 @@ impl StepShape<'_> {
     }
 
     /// What the adapters of a group make of its input.
-    pub(super) fn shrink(&self, ledger: &mut Ledger, group: &Group) -> Option<Held> {
+    pub(super) fn shrink(&self, ledger: &mut Ledger, group: &GroupAllocation) -> Option<Held> {
         if self.dropout && group.ranks > 0 {
             return Some(self.dropped_shrink(ledger, group));
         }
@@ -331,7 +242,12 @@ impl StepShape<'_> {
         (group.ranks > 0).then(|| self.product(ledger, Use::Layer, shape, self.value))
     }
 
-    fn activations(&self, ledger: &mut Ledger, groups: &[Group; 4], usage: Use) -> Activations {
+    fn activations(
+        &self,
+        ledger: &mut Ledger,
+        groups: &[GroupAllocation; 4],
+        usage: Use,
+    ) -> Activations {
         let [hidden, queries, qkv] = self.widths();
         let mut take = |width| ledger.take(usage, self.wide(width));
         let normed = take(hidden);
@@ -365,7 +281,7 @@ impl StepShape<'_> {
     }
 
     /// A layer whose activations are computed again later.
-    pub(super) fn forward(&self, ledger: &mut Ledger, groups: [Group; 4]) -> Held {
+    pub(super) fn forward(&self, ledger: &mut Ledger, groups: [GroupAllocation; 4]) -> Held {
         let [hidden, queries, qkv] = self.widths();
         let inner = self.model.intermediate_size;
         let [of_qkv, of_o, of_gate_up, of_down] = groups;
@@ -398,7 +314,11 @@ impl StepShape<'_> {
     }
 
     /// A layer whose activations stay.
-    fn forward_kept(&self, ledger: &mut Ledger, groups: [Group; 4]) -> (Held, Option<Activations>) {
+    fn forward_kept(
+        &self,
+        ledger: &mut Ledger,
+        groups: [GroupAllocation; 4],
+    ) -> (Held, Option<Activations>) {
         let activations = self.activations(ledger, &groups, Use::Kept);
         let inner = self.wide(self.model.intermediate_size);
         let activated = ledger.take(Use::Layer, inner);
@@ -417,7 +337,7 @@ impl StepShape<'_> {
         if is_first {
             state.take_buffers(ledger);
         }
-        for gradient in std::mem::take(&mut state.gradients).into_values() {
+        for gradient in std::mem::take(&mut state.gradients).into_held() {
             if is_first {
                 let moments = ledger.take_moments(&gradient, self.eight_bit);
                 state.moments.extend(moments);
@@ -469,10 +389,10 @@ impl StepShape<'_> {
             let x = x.unwrap_or_else(|| ledger.take(Use::Kept, self.wide(hidden)));
             let activations =
                 activations.unwrap_or_else(|| self.activations(ledger, &groups, Use::Layer));
-            let mut found = Found { layer, gradients };
+            let mut found = LayerGradientLedger { layer, gradients };
             dy = self.backward(ledger, groups, (x, activations, dy), &mut found);
         }
-        if self.tables[0] {
+        if self.trains_embedding {
             self.embedding_gradient(ledger, gradients);
         }
         ledger.free([dy]);

@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Objective;
 use crate::batch::Batch;
 use crate::data::{Example, Place, Source};
-use crate::step::rows::Known;
+use crate::loss::TokenStats;
 
 /// The answers of a batch, one in each document.
 pub(super) struct Answers {
@@ -69,13 +69,13 @@ impl Answers {
         rows.filter(|&row| self.is_answer[row])
     }
 
-    pub(super) fn read(&self, index: usize, known: &[Known]) -> Read {
+    pub(super) fn read(&self, index: usize, stats: &[TokenStats]) -> Read {
         let mut read = Read::default();
         for row in self.targets(index) {
-            let [loss, hit, entropy] = known[row].map(f64::from);
-            read.log_p -= loss;
-            read.hits += hit;
-            read.entropy += entropy;
+            let token = stats[row];
+            read.log_p -= f64::from(token.cross_entropy);
+            read.hits += f64::from(u8::from(token.is_most_likely));
+            read.entropy += f64::from(token.entropy);
             read.num_tokens += 1;
         }
         read

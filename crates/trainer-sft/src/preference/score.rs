@@ -5,7 +5,7 @@ use super::losses::{Compared, dpo, kto, odds};
 use super::tally::Tally;
 use super::{Objective, Preference};
 use crate::config::LossType;
-use crate::step::rows::Known;
+use crate::loss::TokenStats;
 
 /// What the batches of a step share.
 #[derive(Clone, Copy, Debug, Default)]
@@ -18,10 +18,10 @@ pub(super) struct Step {
     pub(super) baseline: f64,
 }
 
-/// A batch whose cross-entropies are known.
+/// A batch whose tokens have their stats.
 pub(super) struct Scored<'a> {
     answers: &'a Answers,
-    known: &'a [Known],
+    stats: &'a [TokenStats],
     read: Vec<Read>,
     /// The reference's log-probabilities; none where there is no reference.
     reference: &'a [f64],
@@ -36,16 +36,16 @@ impl Preference {
         &self,
         tally: &mut Tally,
         answers: &Answers,
-        known: &[Known],
+        stats: &[TokenStats],
         reference: &[f64],
         step: &Step,
     ) -> Vec<f32> {
         let documents = 0..answers.rows.len();
         let mut scored = Scored {
-            read: documents.map(|index| answers.read(index, known)).collect(),
-            weights: vec![0.0; known.len()],
+            read: documents.map(|index| answers.read(index, stats)).collect(),
+            weights: vec![0.0; stats.len()],
             answers,
-            known,
+            stats,
             reference,
             step,
         };
@@ -106,7 +106,7 @@ impl Scored<'_> {
             let (nll, count) = tally.nll.get_or_insert_default();
             for row in self.answers.rows[chosen].clone() {
                 self.weights[row] += of_text as f32;
-                *nll += f64::from(self.known[row][0]);
+                *nll += f64::from(self.stats[row].cross_entropy);
                 *count += 1;
             }
             let (ratios, log_odds) = tally.odds.get_or_insert_default();

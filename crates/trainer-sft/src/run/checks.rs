@@ -7,7 +7,7 @@ use crate::config::Config;
 use crate::data::Source;
 use crate::error::TrainError;
 use crate::parameters::visit_model;
-use crate::trainer::{StepOutput, Trainer};
+use crate::trainer::{StepNumbers, StepOutput, Trainer};
 
 /// Steps of a GPU that may be unread at a time.
 const MAX_UNREAD: usize = 16;
@@ -85,11 +85,12 @@ impl Checks {
         self.unread.len() >= MAX_UNREAD
     }
 
-    /// Reads what is unread. Gives loss and gradient norm of the last step, or the first step with a number that is none.
-    pub(super) fn read(&mut self, vocab: usize) -> Result<Option<(f64, f64)>, Broken> {
+    /// Reads what is unread. Gives the numbers of the last step, or the first step with a number that is none.
+    pub(super) fn read(&mut self, vocab: usize) -> Result<Option<StepNumbers>, Broken> {
         let mut last = None;
         for (step, output, sources) in self.unread.drain(..) {
-            let (loss, norm) = output.read();
+            let numbers = output.numbers();
+            let (loss, norm) = (numbers.means.loss, numbers.grad_norm);
             let broken = |what: &str, value: f64, is_of_model| {
                 Err(Broken {
                     step,
@@ -118,7 +119,7 @@ impl Checks {
                 );
             }
             self.lowest = Some(self.lowest.map_or(loss, |lowest| lowest.min(loss)));
-            last = Some((loss, norm));
+            last = Some(numbers);
             self.last = sources;
         }
         Ok(last)

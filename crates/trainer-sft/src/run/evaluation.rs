@@ -3,7 +3,7 @@
 use tracing::warn;
 
 use super::Run;
-use super::told::{Told, accuracy, of_comparison};
+use super::progress::{ProgressReport, accuracy, of_comparison};
 use crate::batch::{StepBatch, sequential_batches};
 use crate::config::Method;
 use crate::error::TrainError;
@@ -11,11 +11,15 @@ use crate::metrics::Record;
 
 impl Run<'_> {
     /// Measures the evaluation data, where there is any. Says whether the loss is the lowest so far, or the reward the highest.
-    pub(super) fn evaluate(&mut self, batch: &StepBatch, told: &Told) -> Result<bool, TrainError> {
+    pub(super) fn evaluate(
+        &mut self,
+        batch: &StepBatch,
+        progress: &ProgressReport,
+    ) -> Result<bool, TrainError> {
         // Steps that have failed are told of as such.
         self.read_checks()?;
         if self.grpo.is_some() {
-            return self.evaluate_rewards(batch, told);
+            return self.evaluate_rewards(batch, progress);
         }
         let step = self.trainer.num_steps();
         let rows = match self.config.method.method {
@@ -42,7 +46,7 @@ impl Run<'_> {
             });
         }
         self.summary.eval_loss = Some(loss);
-        told.line(&format!(
+        progress.line(&format!(
             "step {step}: eval loss {loss:.4}{}, entropy {:.3}{}",
             accuracy(Some(means.token_accuracy)),
             means.entropy,
@@ -64,7 +68,11 @@ impl Run<'_> {
     }
 
     /// The same of the answers to held-out prompts.
-    fn evaluate_rewards(&mut self, batch: &StepBatch, told: &Told) -> Result<bool, TrainError> {
+    fn evaluate_rewards(
+        &mut self,
+        batch: &StepBatch,
+        progress: &ProgressReport,
+    ) -> Result<bool, TrainError> {
         let step = self.trainer.num_steps();
         let measured = match &self.grpo {
             Some(grpo) => grpo.measure(&mut self.trainer)?,
@@ -79,7 +87,7 @@ impl Run<'_> {
         };
         self.summary.eval_reward = Some(reward);
         let length = numbers.get("eval_completions/mean_length");
-        told.line(&format!(
+        progress.line(&format!(
             "step {step}: eval reward {reward:.4}, {:.0} tokens per answer",
             length.copied().unwrap_or(f64::NAN)
         ));

@@ -2,7 +2,7 @@
 
 use tracing::warn;
 
-use super::told::Told;
+use super::progress::ProgressReport;
 use super::{Run, is_due};
 use crate::error::TrainError;
 
@@ -19,7 +19,7 @@ impl Run<'_> {
     }
 
     /// Answers the prompts, where there are any. A file that cannot be written does not end the run.
-    pub(super) fn sample(&mut self, told: &Told) -> Result<(), TrainError> {
+    pub(super) fn sample(&mut self, progress: &ProgressReport) -> Result<(), TrainError> {
         if self.samples.is_none() {
             return Ok(());
         }
@@ -43,7 +43,7 @@ impl Run<'_> {
                 on_sample(answers);
             }
             for (answer, prompt) in answers.iter().zip(prompts) {
-                told.line(&format!(
+                progress.line(&format!(
                     "step {step}, sample {} of {}: {} → {}",
                     answer.index + 1,
                     answers.len(),

@@ -22,19 +22,19 @@ use self::gradient_sink::GradientSink;
 use crate::batch::Batch;
 use crate::full::embedding_gradient;
 use crate::gate::{self, WorkUnit};
-use crate::loss::{Head, Targets, indices, spread};
+use crate::loss::{LmHead, Targets, TrainedLmHead, indices, spread};
 use crate::parameters::{EMBEDDINGS, GradientStore};
 use crate::step::offload::{Offload, bring_back};
-use crate::step::{Checkpointing, StepOptions, TrainedHead, head, head_names};
+use crate::step::{Checkpointing, StepOptions, lm_head, trained_lm_head};
 
 /// Rows of a batch are a multiple of this: gradients of weights are sums over rows, and kernels take so many at once.
 pub(crate) const ROWS: usize = 64;
 /// Logits that one chunk of the loss may hold: 512 rows of Qwen's vocabulary (about 156 MB in bf16).
-const MAX_LOGITS: usize = 512 * 151_936;
+const MAX_LOSS_LOGITS: usize = 512 * 151_936;
 
-/// Rows whose logits are there at a time.
-pub(crate) fn chunk_rows(vocab: usize) -> usize {
-    (MAX_LOGITS / vocab.max(1)).max(ROWS) / ROWS * ROWS
+/// Rows whose logits are there at a time, in the loss of this module; the losses of [`crate::loss`] have chunks of their own.
+pub(crate) fn loss_chunk_rows(vocab: usize) -> usize {
+    (MAX_LOSS_LOGITS / vocab.max(1)).max(ROWS) / ROWS * ROWS
 }
 
 /// What the layers of one micro-batch share.
@@ -107,24 +107,24 @@ pub fn forward_backward(
     store: &mut GradientStore,
 ) -> Tensor<1> {
     let targets = Targets::new(&batch.targets);
-    walk(model, batch, options, store, |x, trained, shared| {
+    forward_backward_with(model, batch, options, store, |x, trained, shared| {
         let (sums, gradients) = loss(x, &targets, Some((scale, trained)), shared);
         (sums, spread(gradients, &targets, x))
     })
 }
 
-/// Adds the gradients of a loss to `store`, as `step::pull` does.
-pub fn pull<L>(
+/// Adds the gradients of a loss to `store`, as `step::backward_of_loss` does.
+pub fn backward_of_loss<L>(
     model: &QwenModel,
     batch: &Batch,
     options: StepOptions<'_>,
     store: &mut GradientStore,
-    loss: impl FnOnce(&Head, Tensor<2>, TrainedHead<'_>) -> (L, Tensor<2>),
+    loss: impl FnOnce(&LmHead, Tensor<2>, Option<TrainedLmHead<'_>>) -> (L, Tensor<2>),
 ) -> L {
     let num_tokens = batch.num_tokens();
-    walk(model, batch, options, store, |x, trained, shared| {
+    forward_backward_with(model, batch, options, store, |x, trained, shared| {
         let own = x.clone().narrow(0, 0, num_tokens).cast(DType::F32); // [num_tokens, hidden]
-        let (loss_value, dx) = loss(&head(model), own, trained);
+        let (loss_value, dx) = loss(&lm_head(model), own, trained);
         (loss_value, full_rows(dx.cast(shared.dtype))) // [rows, hidden]
     })
 }
@@ -135,18 +135,18 @@ pub fn hidden(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) -> 
     let num_tokens = batch.num_tokens();
     let batch = padded(batch);
     let shared = Shared::new(model, &batch, adapters);
-    let x = through(&batch, &shared); // [rows, hidden]
+    let x = forward_layers(&batch, &shared); // [rows, hidden]
     x.narrow(0, 0, num_tokens).cast(DType::F32)
 }
 
 /// The layers forward, the loss, and the layers backward. `loss` gets what the last layer gives, `[rows, hidden]`, and returns
 /// something and the gradient of that.
-fn walk<L>(
+fn forward_backward_with<L>(
     model: &QwenModel,
     batch: &Batch,
     options: StepOptions<'_>,
     store: &mut GradientStore,
-    loss: impl FnOnce(&Tensor<2>, TrainedHead<'_>, &Shared<'_>) -> (L, Tensor<2>),
+    loss: impl FnOnce(&Tensor<2>, Option<TrainedLmHead<'_>>, &Shared<'_>) -> (L, Tensor<2>),
 ) -> L {
     let StepOptions {
         trainable,
@@ -181,8 +181,7 @@ fn walk<L>(
         }
         x = y; // [tokens, hidden]
     }
-    let names = head_names(model, trainable);
-    let trained = trainable.has_head().then_some((names, &mut *store));
+    let trained = trained_lm_head(model, trainable, store);
     let (loss_value, mut dx) = loss(&x, trained, &shared);
     drop(x);
     if let Some(offload) = offload {
@@ -217,12 +216,12 @@ fn walk<L>(
 pub fn forward(model: &QwenModel, batch: &Batch, adapters: &AdapterSelection) -> Tensor<1> {
     let batch = padded(batch);
     let shared = Shared::new(model, &batch, adapters);
-    let x = through(&batch, &shared); // [rows, hidden]
+    let x = forward_layers(&batch, &shared); // [rows, hidden]
     loss(&x, &Targets::new(&batch.targets), None, &shared).0
 }
 
 /// All layers forward: `[rows, hidden]`.
-fn through(batch: &Batch, shared: &Shared<'_>) -> Tensor<2> {
+fn forward_layers(batch: &Batch, shared: &Shared<'_>) -> Tensor<2> {
     let mut x = shared.model.embed(&batch.tokens).cast(shared.dtype); // [rows, hidden]
     for layer in &shared.model.layers {
         gate::pass(WorkUnit::Layer);
@@ -431,11 +430,11 @@ impl<'a> Layer<'a> {
 
 /// The sums of [`forward`] over the rows of `hidden [tokens, hidden]` that have a target, and with a scale the gradient of
 /// the cross-entropy times that: of these rows, a chunk after the other, `[rows, hidden]`. The logits of a chunk become their
-/// gradient. Those of a head and a final norm that are trained go to the store.
+/// gradient. Those of an lm_head and a final norm that are trained go to the store.
 fn loss(
     hidden: &Tensor<2>,
     targets: &Targets,
-    learns: Option<(f64, TrainedHead<'_>)>,
+    learns: Option<(f64, Option<TrainedLmHead<'_>>)>,
     shared: &Shared<'_>,
 ) -> (Tensor<1>, Vec<Tensor<2>>) {
     let model = shared.model;
@@ -444,8 +443,8 @@ fn loss(
         weight: &model.norm,
         eps: model.config.rms_norm_eps,
     };
-    let head = Group::new(&[&model.lm_head], None, shared.dtype);
-    let chunk = chunk_rows(model.lm_head.out_features());
+    let lm_head = Group::new(&[&model.lm_head], None, shared.dtype);
+    let chunk = loss_chunk_rows(model.lm_head.out_features());
     let (scale, mut trained) = match learns {
         Some((scale, trained)) => (Some(scale), trained),
         None => (None, None),
@@ -455,16 +454,16 @@ fn loss(
         gate::pass(WorkUnit::Layer);
         let x = hidden.clone().select(0, indices(rows, &device)); // [rows, hidden]
         let normed = rms_norm(x.clone(), norm()); // [rows, hidden]
-        let (logits, _) = head.forward(&normed, None); // [rows, vocab]
-        let (known, d) = cross_entropy_of_rows(logits, tokens, scale.unwrap_or(1.0));
-        sums.push(known.sum_dim(0).squeeze_dim::<1>(0)); // [3]
-        if let Some((names, store)) = &mut trained {
-            let gradient = head.weight_gradient(full_rows(normed), &full_rows(d.clone()));
+        let (logits, _) = lm_head.forward(&normed, None); // [rows, vocab]
+        let (row_stats, d) = cross_entropy_of_rows(logits, tokens, scale.unwrap_or(1.0));
+        sums.push(row_stats.sum_dim(0).squeeze_dim::<1>(0)); // [3]
+        if let Some(TrainedLmHead { names, store }) = &mut trained {
+            let gradient = lm_head.weight_gradient(full_rows(normed), &full_rows(d.clone()));
             store.add(names.lm_head, Some(gradient));
         }
         if scale.is_some() {
-            let (d, _) = head.backward(x.clone(), None, &d, &[]); // [rows, hidden]
-            if let Some((names, store)) = &mut trained
+            let (d, _) = lm_head.backward(x.clone(), None, &d, &[]); // [rows, hidden]
+            if let Some(TrainedLmHead { names, store }) = &mut trained
                 && let Some(name) = names.norm
             {
                 let (x, d) = (full_rows(x.clone()), full_rows(d.clone()));

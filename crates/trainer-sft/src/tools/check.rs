@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use model_qwen::{QwenConfig, Tokenizer, is_gpu};
 
-use super::{End, Said, ToolError};
+use super::{End, ToolError, ToolOutput};
 use crate::Footprint;
 use crate::batch::{DataLoader, LoaderOptions};
 use crate::chat_format::ChatFormat;
@@ -34,7 +34,7 @@ use report::named;
 pub use report::{Cost, DataCheck, Evaluation, FileFound, Group, LeftOut, Preview, Segment};
 
 /// Looks at data, and says what was found.
-pub(super) fn check(args: &CheckArgs, colour: bool) -> Result<Said, ToolError> {
+pub(super) fn check(args: &CheckArgs, colour: bool) -> Result<ToolOutput, ToolError> {
     if let Some(speed) = args.tokens_per_second
         && !(speed > 0.0 && speed.is_finite())
     {
@@ -45,7 +45,7 @@ pub(super) fn check(args: &CheckArgs, colour: bool) -> Result<Said, ToolError> {
         });
     }
     let found = check_data(args, colour)?;
-    Ok(Said {
+    Ok(ToolOutput {
         text: match args.json {
             true => {
                 serde_json::to_string_pretty(&found).unwrap_or_else(|error| error.to_string())
@@ -200,7 +200,7 @@ fn memory_note(config: &Config, model: &QwenConfig, rows: &RowLengths) -> Option
     let devices = devices.map(|name| model_qwen::parse_device(name));
     let devices: Vec<_> = devices.collect::<Result<_, _>>().ok()?;
     let (machine, _) = Machine::of_least(&devices);
-    let planned = memory::plan(config, model, &machine, (rows, false));
+    let planned = memory::plan(config, model, &machine, rows, false);
     let refused = match planned {
         Ok(planned) => planned.refusal?.to_string(),
         Err(error) => error.to_string(),

@@ -16,7 +16,7 @@ use super::error::ToolError;
 use super::evaluate::{EvalData, Which};
 use super::progress::{bar, follow, follow_merge};
 use super::staging::{Staging, check_new};
-use super::{End, Said};
+use super::{End, ToolOutput};
 use crate::commands::{Commands, quoted};
 
 /// The folder of the NF4 weights while they are written, inside that of the dense ones.
@@ -27,7 +27,7 @@ pub(super) fn merge(
     args: &MergeArgs,
     stop: &AtomicBool,
     commands: Commands,
-) -> Result<Said, ToolError> {
+) -> Result<ToolOutput, ToolError> {
     if args.no_double_quant && args.quantization == Quantization::None {
         return Err(ToolError::Flag {
             flag: "no-double-quant",
@@ -99,7 +99,7 @@ pub(super) fn merge(
             let _ = writeln!(text, "  {name:<29} {:.4}", measured.loss);
         }
     }
-    Ok(Said { text, end })
+    Ok(ToolOutput { text, end })
 }
 
 /// Where a model folder was written, and how to serve it. Without a tokenizer it cannot be served, and that is said.

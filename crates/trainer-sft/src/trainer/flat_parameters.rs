@@ -74,7 +74,7 @@ impl Trainer {
         &self.model
     }
 
-    /// The model, for others to change. Whatever tensors it then has are trained from there on. Copies on further devices keep theirs.
+    /// The model, for others to change. Whatever tensors it then has are trained from there on. Replicas on further devices keep theirs.
     pub fn model_mut(&mut self) -> &mut QwenModel {
         // The next step would train what the buffers have.
         self.flat = None;

@@ -152,11 +152,11 @@ fn check(name: &str) {
         if accumulation == 1 {
             close(step, "entropy", numbers.means.entropy, expected);
             if config.method.beta() > 0.0 {
-                close(step, "kl", found.output.more["kl"], expected);
+                close(step, "kl", found.output.method_metrics["kl"], expected);
             }
             for name in ["low", "high", "region"] {
                 let name = format!("clip_ratio/{name}_mean");
-                close(step, &name, found.output.more[&name], expected);
+                close(step, &name, found.output.method_metrics[&name], expected);
             }
         }
     }

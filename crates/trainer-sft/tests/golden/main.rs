@@ -83,7 +83,8 @@ fn check_log(trainer: &mut Trainer, batches: &[Vec<Batch>], log: &Log) {
     assert_eq!(batches.len(), log.loss.len());
     for (step, batches) in batches.iter().enumerate() {
         let output = trainer.step(batches);
-        let (loss, norm) = output.read();
+        let numbers = output.numbers();
+        let (loss, norm) = (numbers.means.loss, numbers.grad_norm);
         let expected = log.loss[step];
         assert!(
             (loss - expected).abs() < LOSS_TOLERANCE,

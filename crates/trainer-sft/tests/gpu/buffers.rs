@@ -96,7 +96,7 @@ fn a_run_goes_on_where_it_stopped() {
         whole = Trainer::new(whole.model().clone(), options);
         let start = trained(&mut whole);
         let losses = |trainer: &mut Trainer, batches: &[Batch]| {
-            [(); 2].map(|()| trainer.step(batches).read())
+            [(); 2].map(|()| trainer.step(batches).numbers())
         };
         losses(&mut whole, &batches);
         let (held, copy) = (trained(&mut whole), whole.optimizer().clone());
@@ -132,9 +132,9 @@ fn a_run_goes_on_where_it_stopped() {
     }
 }
 
-/// Also where a part of what is trained lies in no buffer, and where a copy has no micro-batch.
+/// Also where a part of what is trained lies in no buffer, and where a replica has no micro-batch.
 #[test]
-fn copies_take_the_steps_of_one() {
+fn replicas_take_the_steps_of_one() {
     let device = gpu();
     let batches = [batch(&[5, 70, 33]), batch(&[64, 1]), batch(&[12])];
     let modules = Kind {
@@ -147,10 +147,13 @@ fn copies_take_the_steps_of_one() {
         (modules, &batches[..]),
     ] {
         let new = || trainer(kind, ComputeDtype::F32, &device);
-        let (mut one, mut two) = (new(), new().with_copies(vec![new()], GradientSum::Host));
+        let (mut one, mut two) = (new(), new().with_replicas(vec![new()], GradientSum::Host));
         for step in 0..3 {
-            let (expected, found) = (one.step(batches).read(), two.step(batches).read());
-            for (found, expected) in [(found.0, expected.0), (found.1, expected.1)] {
+            let (expected, found) = (one.step(batches).numbers(), two.step(batches).numbers());
+            for (found, expected) in [
+                (found.means.loss, expected.means.loss),
+                (found.grad_norm, expected.grad_norm),
+            ] {
                 let off = (found - expected).abs() / expected.abs();
                 assert!(off < 1e-4, "{kind:?}: step {step}: {found}, not {expected}");
             }
@@ -196,10 +199,10 @@ fn replaced_tensors_are_trained() {
         let data = TensorData::new(values, [len]);
         parameter.replace(|old| Tensor::from_data(data, (&old.device(), DType::F32)));
     });
-    let (loss, _) = first.step(&batches).read();
+    let loss = first.step(&batches).numbers().means.loss;
     let again = trained(&mut first);
     assert!(again.iter().all(|(name, values)| known[name] != *values));
     let mut second = trainer(PLAIN, ComputeDtype::Bf16, &gpu());
     second.step(&batches);
-    assert_eq!(second.step(&batches).read().0, loss);
+    assert_eq!(second.step(&batches).numbers().means.loss, loss);
 }

@@ -270,10 +270,11 @@ fn follow(kind: Kind, device: &Device) {
     let (mut cpu, mut gpu) = (reference(kind), trainer(kind, ComputeDtype::Bf16, device));
     let mut first = None;
     for step in 0..20 {
-        let (expected, _) = cpu.step(&batches).read();
-        let (found, norm) = gpu.step(&batches).read();
+        let expected = cpu.step(&batches).numbers().means.loss;
+        let numbers = gpu.step(&batches).numbers();
+        let found = numbers.means.loss;
         let first = *first.get_or_insert(expected);
-        assert!(norm.is_finite());
+        assert!(numbers.grad_norm.is_finite());
         assert!(
             (found - expected).abs() < 0.02 * first,
             "{kind:?}: step {step}: {found}, not {expected}"
@@ -310,12 +311,12 @@ fn compared_answers_follow_those_of_the_cpu() {
             .map(|trainer| trainer.comparing(Some(preference.clone())));
         for step in 0..5 {
             let (expected, found) = (cpu.step(&batches), gpu.step(&batches));
-            let (a, b) = (found.read().0, expected.read().0);
+            let [a, b] = [&found, &expected].map(|output| output.numbers().means.loss);
             assert!(
                 (a - b).abs() < most * b.abs().max(0.1),
                 "step {step}: {a}, not {b}"
             );
-            let [a, b] = [&found, &expected].map(|output| output.more["logps/chosen"]);
+            let [a, b] = [&found, &expected].map(|output| output.method_metrics["logps/chosen"]);
             assert!((a - b).abs() < most * b.abs(), "step {step}: {a}, not {b}");
         }
     }
@@ -355,7 +356,10 @@ fn inputs_of_layers_come_back_from_the_host() {
             let trainer = Trainer::new(model(kind, compute, &device), options);
             let mut trainer = trainer.comparing(preference);
             // The second loss shows the gradients of the first step.
-            let steps = (0..2).map(|_| trainer.step(&batches).read());
+            let steps = (0..2).map(|_| {
+                let numbers = trainer.step(&batches).numbers();
+                (numbers.means.loss, numbers.grad_norm)
+            });
             steps.collect::<Vec<_>>()
         };
         let kept = losses(Checkpointing::On);
@@ -416,14 +420,14 @@ fn two_cards_take_the_steps_of_one() {
     {
         let devices = [first.clone(), second.clone()];
         let sum = GradientSum::choose(choice, &devices).unwrap();
-        let [mut one, own, copy] =
+        let [mut one, own, replica] =
             [first, first, second].map(|device| trainer(kind, ComputeDtype::F32, device));
-        let mut two = own.with_copies(vec![copy], sum);
+        let mut two = own.with_replicas(vec![replica], sum);
         let losses = |trainer: &mut Trainer| {
-            let mut losses = vec![trainer.step(&batches).read()];
+            let mut losses = vec![trainer.step(&batches).numbers()];
             let start = Instant::now();
             let steps: Vec<_> = (0..10).map(|_| trainer.step(&batches)).collect();
-            losses.extend(steps.iter().map(|step| step.read()));
+            losses.extend(steps.iter().map(|step| step.numbers()));
             (losses, start.elapsed())
         };
         let (expected, alone) = losses(&mut one);
@@ -433,15 +437,15 @@ fn two_cards_take_the_steps_of_one() {
             println!("{kind:?}, {sum:?}: {name}: {speed:.0} tokens/s");
         }
         for (step, (found, expected)) in found.iter().zip(&expected).enumerate() {
-            let off = (found.0 - expected.0).abs() / expected.0;
+            let off = (found.means.loss - expected.means.loss).abs() / expected.means.loss;
             assert!(
                 off < 2e-3,
                 "{kind:?}, {sum:?}: step {step}: {found:?}, not {expected:?}"
             );
         }
-        // The copies are still the same.
-        let copy = &two.copies()[0];
-        let mut pairs = [two.model(), copy.model()].map(|model| {
+        // The replicas are still the same.
+        let replica = &two.replicas()[0];
+        let mut pairs = [two.model(), replica.model()].map(|model| {
             let mut model = model.clone();
             let mut all = Vec::new();
             visit_model(&mut model, two.options().trainable, &mut |_, parameter| {
@@ -450,6 +454,6 @@ fn two_cards_take_the_steps_of_one() {
             all.into_iter()
         });
         let [own, other] = &mut pairs;
-        assert!(own.eq(other), "{kind:?}, {sum:?}: the copies differ");
+        assert!(own.eq(other), "{kind:?}, {sum:?}: the replicas differ");
     }
 }

@@ -139,15 +139,18 @@ fn the_explicit_step_equals_the_graphs() {
         }
         // The same loss from outside: what preferences and rewards do.
         let targets = Targets::new(&batch.targets);
-        let mut pulled = GradientStore::default();
-        let outside =
-            step::explicit::pull(&model, &batch, options, &mut pulled, |head, x, trained| {
-                loss::backward(head, x, &targets, 0.5, trained)
-            });
-        assert_close("pulled loss", &values(&outside), &values(&loss), 1e-5);
-        assert!(expected.names().eq(pulled.names()));
+        let mut from_outside = GradientStore::default();
+        let outside = step::explicit::backward_of_loss(
+            &model,
+            &batch,
+            options,
+            &mut from_outside,
+            |lm_head, x, trained| loss::backward(lm_head, x, &targets, 0.5, trained),
+        );
+        assert_close("loss from outside", &values(&outside), &values(&loss), 1e-5);
+        assert!(expected.names().eq(from_outside.names()));
         for name in expected.names() {
-            let (a, b) = (pulled.get(name).unwrap(), expected.get(name).unwrap());
+            let (a, b) = (from_outside.get(name).unwrap(), expected.get(name).unwrap());
             assert_close(name, &values(a), &values(b), 1e-4);
         }
         if dropout.is_none() && noise.is_none() {

@@ -2,8 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
-mod copies;
 mod gradients;
+mod replicas;
 mod runs;
 
 #[path = "../support/adapter.rs"]

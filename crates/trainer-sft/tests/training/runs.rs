@@ -44,9 +44,10 @@ fn training_lowers_the_loss_and_evaluation_agrees_with_it() {
         let mut trainer = Trainer::new(model, options(trainable));
         let batches = documents();
         let before = trainer.evaluate(batches.clone()).unwrap();
-        let (first, norm) = trainer.step(&batches).read();
+        let numbers = trainer.step(&batches).numbers();
+        let first = numbers.means.loss;
         assert!((before - first).abs() < 1e-4, "{before} {first}");
-        assert!(norm > 0.0);
+        assert!(numbers.grad_norm > 0.0);
         for _ in 0..9 {
             trainer.step(&batches);
         }
@@ -65,8 +66,8 @@ fn a_batch_without_targets_trains_nothing() {
     batch.targets.fill(None);
     assert!(trainer.evaluate([batch.clone()]).is_none());
     let before = read_all(&trainer);
-    let (loss, norm) = trainer.step(&[batch]).read();
-    assert_eq!((loss, norm), (0.0, 0.0));
+    let numbers = trainer.step(&[batch]).numbers();
+    assert_eq!((numbers.means.loss, numbers.grad_norm), (0.0, 0.0));
     assert_eq!(before, read_all(&trainer));
 }
 
@@ -241,9 +242,9 @@ fn noise_is_for_training_only_and_new_in_each_step() {
     assert_eq!(noisy.evaluate(documents()), still.evaluate(documents()));
     let mut losses = [0.0; 3];
     for loss in &mut losses {
-        *loss = noisy.step(&documents()).read().0;
+        *loss = noisy.step(&documents()).numbers().means.loss;
     }
-    let without = still.step(&documents()).read().0;
+    let without = still.step(&documents()).numbers().means.loss;
     assert!(losses[0] != without && losses[0] != losses[1] && losses[1] != losses[2]);
     assert_eq!(noisy.evaluate(documents()), still.evaluate(documents()));
 }

@@ -7,7 +7,8 @@ use super::super::example::Source;
 use super::Extras;
 use super::reader::{Reader, is_filled};
 use super::refused::named;
-use super::turns::{Turn, after_system, is_of_assistant, plain, start_of_answer};
+use super::turn::{Turn, plain};
+use super::turns::{after_system, is_of_assistant, start_of_answer};
 use crate::config::Columns;
 
 /// The fields of a record that its prompt is made of.
@@ -100,8 +101,8 @@ impl Reader<'_> {
             return Err(self.error_found(key, EXPECTED, found));
         }
         let turns = self.with_system(key, self.turns(key, &items, items.len())?)?;
-        let turns = after_system(turns, self.earlier(), |(message, _)| message);
-        Ok(turns.into_iter().map(|(message, _)| message).collect())
+        let turns = after_system(turns, self.earlier(), |turn| &turn.message);
+        Ok(turns.into_iter().map(|turn| turn.message).collect())
     }
 
     fn asked_text(&self, text: &str) -> Result<Value, DataError> {
@@ -109,16 +110,14 @@ impl Reader<'_> {
             return Err(self.error_found("prompt", EXPECTED, "an empty text".to_owned()));
         }
         let system = self.optional_text("system")?;
-        let system = system.map(|system| plain("system", &system).0);
+        let system = system.map(|system| plain("system", &system));
         let earlier = self.earlier().into_iter();
-        let before = system
-            .into_iter()
-            .chain(earlier.map(|(message, _)| message));
+        let before = system.into_iter().chain(earlier.map(|turn| turn.message));
         let mut turns: Vec<Value> = before.collect();
         Ok(match turns.is_empty() {
             true => text.into(),
             false => {
-                turns.push(plain("user", text).0);
+                turns.push(plain("user", text));
                 turns.into()
             }
         })

@@ -5,7 +5,8 @@ use serde_json::Value;
 use super::super::cells::speaker;
 use super::super::error::DataError;
 use super::reader::Reader;
-use super::turns::{Turn, after_system, plain};
+use super::turn::Turn;
+use super::turns::after_system;
 use super::{Chat, Content, TurnKind, role_of};
 
 impl Reader<'_> {
@@ -35,8 +36,8 @@ impl Reader<'_> {
         ];
         let prompt: Vec<String> = texts.into_iter().flatten().collect();
         let mut turns = self.turns_of_history()?;
-        turns.push(plain("user", &prompt.join("\n")));
-        turns.push(plain("assistant", &self.to_learn("output")?));
+        turns.push(Turn::plain("user", &prompt.join("\n")));
+        turns.push(Turn::plain("assistant", &self.to_learn("output")?));
         self.chat("output", turns)
     }
 
@@ -46,8 +47,8 @@ impl Reader<'_> {
             return Err(self.unknown_format());
         }
         let mut turns = self.turns_of_history()?;
-        turns.push(plain("user", &self.text("query")?));
-        turns.push(plain("assistant", &self.to_learn("response")?));
+        turns.push(Turn::plain("user", &self.text("query")?));
+        turns.push(Turn::plain("assistant", &self.to_learn("response")?));
         self.chat("response", turns)
     }
 
@@ -67,8 +68,8 @@ impl Reader<'_> {
             let (prompt, completion) = (self.text("prompt")?, self.to_learn("completion")?);
             let mut turns = self.turns_of_history()?;
             if !turns.is_empty() || self.optional_text("system")?.is_some() {
-                turns.push(plain("user", &prompt));
-                turns.push(plain("assistant", &completion));
+                turns.push(Turn::plain("user", &prompt));
+                turns.push(Turn::plain("assistant", &completion));
                 return Ok(Content::Chat(self.chat("completion", turns)?));
             }
             return Ok(Content::Completion {
@@ -80,14 +81,14 @@ impl Reader<'_> {
         let mut turns = Vec::new();
         for (key, role) in [("prompt", "user"), ("completion", "assistant")] {
             let Some(items) = turns_of(key) else {
-                turns.push(plain(role, &self.text(key)?));
+                turns.push(Turn::plain(role, &self.text(key)?));
                 continue;
             };
             let items = items?;
             let start = if key == "prompt" { items.len() } else { 0 };
             turns.extend(self.turns(key, &items, start)?);
         }
-        let turns = after_system(turns, self.turns_of_history()?, |(message, _)| message);
+        let turns = after_system(turns, self.turns_of_history()?, |turn| &turn.message);
         Ok(Content::Chat(self.chat("completion", turns)?))
     }
 
@@ -127,13 +128,13 @@ impl Reader<'_> {
         let mut turns = turns;
         if let Some(system) = self.optional_text("system")? {
             match turns.first() {
-                Some((first, _)) if role_of(first) == "system" => {
-                    if first.get("content").and_then(Value::as_str) != Some(&system) {
+                Some(Turn { message, .. }) if role_of(message) == "system" => {
+                    if message.get("content").and_then(Value::as_str) != Some(&system) {
                         let expected = format!("no second system text beside {key}[0]");
                         return Err(self.error("system", &expected, Some(&system.into())));
                     }
                 }
-                _ => turns.insert(0, plain("system", &system)),
+                _ => turns.insert(0, Turn::plain("system", &system)),
             }
         }
         Ok(turns)
@@ -141,7 +142,7 @@ impl Reader<'_> {
 
     fn chat_of(&self, key: &str, turns: Vec<Turn>) -> Result<Chat, DataError> {
         let num_turns = turns.len();
-        let is_answer = |(message, _): &Turn| role_of(message) == "assistant";
+        let is_answer = |turn: &Turn| role_of(&turn.message) == "assistant";
         // What comes after the last answer leads nowhere, and what the assistant says unasked follows no prompt.
         let end = turns.iter().rposition(is_answer).map_or(0, |last| last + 1);
         let start = turns.iter().take_while(|turn| is_answer(turn)).count();
@@ -154,13 +155,16 @@ impl Reader<'_> {
             return Err(self.teaches_nothing(reason));
         }
         let kept: Vec<Turn> = turns.into_iter().take(end).skip(start).collect();
-        if !kept.iter().any(|(_, kind)| *kind == TurnKind::Answer) {
+        if !kept.iter().any(|turn| turn.kind == TurnKind::Answer) {
             let reason =
                 format!("every answer in `{own_key}` is empty or is marked as not to be learnt");
             return Err(self.teaches_nothing(reason));
         }
         let is_cut = kept.len() < num_turns;
-        let (messages, kinds) = kept.into_iter().unzip();
+        let kept = kept
+            .into_iter()
+            .map(|Turn { message, kind }| (message, kind));
+        let (messages, kinds) = kept.unzip();
         Ok(Chat {
             messages,
             kinds,

@@ -268,7 +268,8 @@ impl Reader<'_> {
     /// Refuses a text of the question that the turns with which both answers begin do not have.
     fn check_shared(&self, own: &Reader<'_>, shared: &[Value]) -> Result<(), DataError> {
         let messages = shared.iter().enumerate();
-        let messages = messages.map(|(at, turn)| Ok(self.turn(&format!("chosen[{at}]"), turn)?.0));
+        let messages =
+            messages.map(|(at, turn)| Ok(self.turn(&format!("chosen[{at}]"), turn)?.message));
         let messages = messages.collect::<Result<Vec<Value>, DataError>>()?;
         let texts = messages
             .iter()

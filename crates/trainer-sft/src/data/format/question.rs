@@ -6,7 +6,9 @@ use super::super::error::DataError;
 use super::hints::flag;
 use super::reader::{Reader, is_filled};
 use super::refused::verdict_of;
-use super::turns::{after_system, plain, speaker_of, speaker_role, text_of};
+use super::speaker::Speaker;
+use super::turn::plain;
+use super::turns::{after_system, text_of};
 use crate::config::{Columns, Method};
 
 /// Lists of turns that may be the question, in the order in which they are looked for.
@@ -37,15 +39,17 @@ pub(super) fn listed(value: &Value) -> Option<Vec<Value>> {
 
 /// What a part of a record says, however it is written. A text is a turn of this role.
 fn turns(value: &Value, role: &str) -> Vec<Value> {
-    let turn = |item: Value| match (speaker_of(&item).and_then(speaker_role), text_of(&item)) {
-        (Some((role, false)), Some(text)) if item.get("tool_calls").is_none() => {
-            plain(role, text).0
+    let turn = |item: Value| match (Speaker::of(&item), text_of(&item)) {
+        (Some(speaker), Some(text))
+            if speaker != Speaker::AssistantCall && item.get("tool_calls").is_none() =>
+        {
+            plain(speaker.role(), text)
         }
         _ => item,
     };
     match (listed(value), value) {
         (Some(items), _) => items.into_iter().map(turn).collect(),
-        (None, Value::String(text)) => vec![plain(role, text).0],
+        (None, Value::String(text)) => vec![plain(role, text)],
         (None, value) => vec![turn(value.clone())],
     }
 }
@@ -153,7 +157,7 @@ impl Reader<'_> {
                 _ => Vec::new(),
             };
             if !earlier.is_empty() {
-                let earlier = earlier.into_iter().map(|(message, _)| message);
+                let earlier = earlier.into_iter().map(|turn| turn.message);
                 let turns = after_system(last, earlier, |turn| turn);
                 fields.insert("prompt".to_owned(), turns.into());
             }

@@ -17,7 +17,7 @@ const EVERY_STEPS: usize = 10;
 const EVERY: Duration = Duration::from_secs(30);
 
 /// The progress of the steps.
-pub(super) struct Told {
+pub(super) struct ProgressReport {
     pub(super) bar: ProgressBar,
     /// Whether lines of the log stand for the bar.
     logs: bool,
@@ -27,7 +27,7 @@ pub(super) struct Told {
     total_steps: usize,
 }
 
-impl Told {
+impl ProgressReport {
     pub(super) fn new(total_steps: usize, done: usize, show: bool) -> Self {
         let bar = progress_bar(total_steps, done, !show);
         Self {
@@ -148,7 +148,8 @@ pub(crate) fn time(seconds: f64) -> String {
 /// What is about to be trained, on what, for how long.
 pub(super) fn tell_the_plan(
     config: &Config,
-    (trainer, loader): (&mut Trainer, &DataLoader),
+    trainer: &mut Trainer,
+    loader: &DataLoader,
     total_steps: usize,
 ) {
     let (trained, all) = (trainer.num_trainable(), num_weights(&trainer.model));
@@ -254,7 +255,7 @@ mod tests {
 
     use std::time::{Duration, Instant};
 
-    use super::{Told, message, time};
+    use super::{ProgressReport, message, time};
     use crate::metrics::Record;
     use crate::metrics::tests::bar_on_terminal;
 
@@ -295,7 +296,7 @@ mod tests {
         ] {
             let elapsed = Duration::from_secs(elapsed);
             let (bar, shown) = bar_on_terminal(10, elapsed);
-            let mut told = Told {
+            let mut report = ProgressReport {
                 bar,
                 logs: false,
                 last: Instant::now(),
@@ -303,8 +304,8 @@ mod tests {
                 first_step,
                 total_steps: 10,
             };
-            told.bar.set_position(4);
-            told.tell(&Record {
+            report.bar.set_position(4);
+            report.tell(&Record {
                 step: 4,
                 ..record()
             });

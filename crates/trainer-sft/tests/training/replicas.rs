@@ -1,4 +1,4 @@
-//! Copies on several devices take the steps of one device.
+//! Replicas on several devices take the steps of one device.
 
 use lora_4bit::peft::LoraConfig;
 use trainer_sft::config::LossType;
@@ -6,16 +6,16 @@ use trainer_sft::lora::read_adapter;
 use trainer_sft::optimizer::AdamW;
 use trainer_sft::preference::{Objective, Preference};
 use trainer_sft::replicas::GradientSum;
-use trainer_sft::trainer::Trainer;
+use trainer_sft::trainer::{StepNumbers, Trainer};
 
 use super::*;
 
-/// Trainers on one device and on `count` copies of it.
+/// Trainers on one device and on `count` replicas of it.
 fn both(make: fn() -> QwenModel, settings: TrainerOptions, count: usize) -> [Trainer; 2] {
     let one = Trainer::new(make(), settings);
-    let mut copies: Vec<_> = (0..count).map(|_| Trainer::new(make(), settings)).collect();
-    let first = copies.remove(0);
-    [one, first.with_copies(copies, GradientSum::Host)]
+    let mut replicas: Vec<_> = (0..count).map(|_| Trainer::new(make(), settings)).collect();
+    let first = replicas.remove(0);
+    [one, first.with_replicas(replicas, GradientSum::Host)]
 }
 
 fn full() -> QwenModel {
@@ -56,8 +56,11 @@ fn assert_same(one: &mut Trainer, several: &mut Trainer, tolerance: f32) {
 }
 
 /// Loss and norm, of which only the order of sums differs.
-fn pairs_of(found: (f64, f64), expected: (f64, f64)) -> [(f64, f64); 2] {
-    [(found.0, expected.0), (found.1, expected.1)]
+fn pairs_of(found: StepNumbers, expected: StepNumbers) -> [(f64, f64); 2] {
+    [
+        (found.means.loss, expected.means.loss),
+        (found.grad_norm, expected.grad_norm),
+    ]
 }
 
 /// Numbers that were found, beside those expected.
@@ -71,17 +74,17 @@ fn assert_all_close(pairs: impl IntoIterator<Item = (f64, f64)>, tolerance: f64,
     }
 }
 
-/// The copies' values are those of the first one, bit for bit.
-fn assert_equal_copies(several: &mut Trainer) {
+/// The replicas' values are those of the first one, bit for bit.
+fn assert_equal_replicas(several: &mut Trainer) {
     let first = trained(several);
-    for copy in several.copies() {
-        let mut copy = Trainer::new(copy.model().clone(), *copy.options());
-        assert_eq!(trained(&mut copy), first);
+    for replica in several.replicas() {
+        let mut replica = Trainer::new(replica.model().clone(), *replica.options());
+        assert_eq!(trained(&mut replica), first);
     }
 }
 
 #[test]
-fn copies_take_the_steps_of_one_device() {
+fn replicas_take_the_steps_of_one_device() {
     let adapter = dropped(Trainable::Adapter { slot: SLOT });
     let kinds = [
         (model_with_adapter as fn() -> QwenModel, adapter),
@@ -106,7 +109,7 @@ fn copies_take_the_steps_of_one_device() {
                 assert_all_close(pairs, 2e-6 * f64::from(1 << (2 * step)), &what);
             }
             assert_same(&mut one, &mut several, 1e-4);
-            assert_equal_copies(&mut several);
+            assert_equal_replicas(&mut several);
         }
     }
 }
@@ -117,7 +120,7 @@ fn two_micro_batches_on_two_devices_are_one_step() {
     let settings = dropped(Trainable::Adapter { slot: SLOT });
     let [mut one, mut several] = both(model_with_adapter, settings, 2);
     for _ in 0..3 {
-        let (expected, found) = (one.step(batches).read(), several.step(batches).read());
+        let (expected, found) = (one.step(batches).numbers(), several.step(batches).numbers());
         assert_all_close(pairs_of(found, expected), 1e-6, "two micro-batches");
     }
     assert_same(&mut one, &mut several, 1e-6);
@@ -132,7 +135,10 @@ fn micro_batches_without_targets_count_nothing() {
     let settings = options(Trainable::Adapter { slot: SLOT });
     let [mut one, mut several] = both(model_with_adapter, settings, 2);
     // All targets are the second device's.
-    let (expected, found) = (one.step(&batches).read(), several.step(&batches).read());
+    let (expected, found) = (
+        one.step(&batches).numbers(),
+        several.step(&batches).numbers(),
+    );
     assert_all_close(pairs_of(found, expected), 1e-6, "targets on one device");
     assert_same(&mut one, &mut several, 1e-6);
 
@@ -141,14 +147,15 @@ fn micro_batches_without_targets_count_nothing() {
         .iter_mut()
         .for_each(|batch| batch.targets.fill(None));
     for batches in [&batches[..], &[]] {
-        assert_eq!(several.step(batches).read(), (0.0, 0.0));
+        let numbers = several.step(batches).numbers();
+        assert_eq!((numbers.means.loss, numbers.grad_norm), (0.0, 0.0));
         assert_eq!(trained(&mut several), before);
     }
     assert_eq!(several.num_steps(), 3);
 }
 
 #[test]
-fn copies_that_resume_take_the_same_steps() {
+fn replicas_that_resume_take_the_same_steps() {
     let settings = dropped(Trainable::Adapter { slot: SLOT });
     let batches = documents();
     let [mut one, mut several] = both(model_with_adapter, settings, 2);
@@ -168,13 +175,13 @@ fn copies_that_resume_take_the_same_steps() {
         let optimizer: AdamW = several.optimizer().clone();
         Trainer::resume(model, settings, optimizer)
     };
-    let mut resumed = resumed().with_copies(vec![resumed()], GradientSum::Host);
+    let mut resumed = resumed().with_replicas(vec![resumed()], GradientSum::Host);
     for _ in 0..2 {
-        let expected = several.step(&batches).read();
-        assert_eq!(resumed.step(&batches).read(), expected);
-        let (loss, _) = one.step(&batches).read();
+        let expected = several.step(&batches).numbers();
+        assert_eq!(resumed.step(&batches).numbers(), expected);
+        let loss = one.step(&batches).numbers().means.loss;
         assert!(
-            (loss - expected.0).abs() < 1e-4 * loss,
+            (loss - expected.means.loss).abs() < 1e-4 * loss,
             "{loss}, not {expected:?}"
         );
     }
@@ -211,20 +218,49 @@ fn compared_answers_are_dealt_out_too() {
             max_length: 64,
         };
         let settings = options(Trainable::Adapter { slot: SLOT });
-        let [mut one, mut several] = both(model_with_adapter, settings, 2)
-            .map(|trainer| trainer.comparing(Some(preference.clone())));
+        let new = || Trainer::new(model_with_adapter(), settings);
+        let comparing = |trainer: Trainer| trainer.comparing(Some(preference.clone()));
+        // Whichever comes first, the comparison or the replicas.
+        let [mut one, mut several] = both(model_with_adapter, settings, 2).map(comparing);
+        let mut other_order = comparing(new()).with_replicas(vec![new()], GradientSum::Host);
         for step in 0..3 {
             let batches = &batches[step..];
             let (expected, found) = (one.step(batches), several.step(batches));
-            assert!(expected.more.keys().eq(found.more.keys()));
-            let more = found.more.values().zip(expected.more.values());
-            let more = more.map(|(found, expected)| (*found, *expected));
-            let pairs = more.chain(pairs_of(found.read(), expected.read()));
+            assert_eq!(other_order.step(batches).numbers(), found.numbers());
+            let [found_metrics, metrics] = [&found, &expected].map(|output| &output.method_metrics);
+            assert!(metrics.keys().eq(found_metrics.keys()));
+            let metrics = found_metrics.values().zip(metrics.values());
+            let metrics = metrics.map(|(found, expected)| (*found, *expected));
+            let pairs = metrics.chain(pairs_of(found.numbers(), expected.numbers()));
             assert_all_close(pairs, 1e-4, &format!("{objective:?}, step {step}"));
         }
         assert_same(&mut one, &mut several, 1e-3);
-        assert_equal_copies(&mut several);
+        assert_equal_replicas(&mut several);
+        assert_equal_replicas(&mut other_order);
     }
+}
+
+#[test]
+#[should_panic(expected = "the options of a replica")]
+fn a_replica_with_other_options_is_refused() {
+    let settings = options(Trainable::Adapter { slot: SLOT });
+    let other = TrainerOptions {
+        learning_rate: 2.0 * settings.learning_rate,
+        ..settings
+    };
+    let [one, replica] =
+        [settings, other].map(|options| Trainer::new(model_with_adapter(), options));
+    let _ = one.with_replicas(vec![replica], GradientSum::Host);
+}
+
+#[test]
+#[should_panic(expected = "the steps that a replica has taken")]
+fn a_replica_at_another_step_is_refused() {
+    let settings = options(Trainable::Adapter { slot: SLOT });
+    let [mut one, replica] =
+        [settings; 2].map(|options| Trainer::new(model_with_adapter(), options));
+    one.step(&documents());
+    let _ = one.with_replicas(vec![replica], GradientSum::Host);
 }
 
 #[test]
@@ -236,7 +272,7 @@ fn a_step_inside_a_pool_of_one_thread_ends() {
         .build()
         .unwrap();
     let batches = &documents()[..2];
-    let (found, _) = pool.install(|| several.step(batches).read());
-    let (expected, _) = one.step(batches).read();
+    let found = pool.install(|| several.step(batches).numbers().means.loss);
+    let expected = one.step(batches).numbers().means.loss;
     assert!((found - expected).abs() < 1e-5, "{found}, not {expected}");
 }
