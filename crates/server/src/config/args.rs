@@ -375,7 +375,7 @@ const COMPUTE_DTYPE: [(&str, &str); 3] = [
     ),
     (
         "float32",
-        "Exact: an answer doesn't depend on what else is computed beside it",
+        "No operand is rounded: what else is computed beside an answer changes no more than the last bits of its sums",
     ),
     (
         "bfloat16",

@@ -1,10 +1,12 @@
 //! The adapters that requests may name, and which of them are in the slots of the model.
 
+use std::hash::Hasher as _;
 use std::path::{Path, PathBuf};
 
 use kv_paging::AdapterKey;
 use lora_4bit::peft::LoraAdapter;
 use model_qwen::QwenModel;
+use rustc_hash::FxHasher;
 
 use super::adapter_folder::{explained, read_adapter};
 use super::error::{AdapterError, SequenceError};
@@ -28,6 +30,8 @@ struct Adapter {
     used: u64,
     /// Its matrices, as the host keeps them for the next time.
     matrices: Option<LoraAdapter>,
+    /// Tells its matrices from those that its files have later.
+    fingerprint: u64,
 }
 
 /// An adapter to be loaded.
@@ -151,6 +155,7 @@ impl Adapters {
             retired: false,
             used: self.clock,
             matrices: None,
+            fingerprint: fingerprint(&matrices),
         });
         self.keep(id, matrices);
         Ok(())
@@ -217,16 +222,17 @@ impl Adapters {
         })
     }
 
-    /// Puts an adapter into `slot`.
+    /// Puts an adapter into `slot`. Where its files have other matrices than before, gives what separates the blocks of those in the
+    /// prefix cache, which are of no use any more.
     ///
     /// # Errors
-    /// If its files are not what they were, or the device has no room.
+    /// If its files are no adapter any more, those of an adapter that was replaced have changed, or the device has no room.
     pub(super) fn place(
         &mut self,
         model: &mut QwenModel,
         id: AdapterId,
         slot: usize,
-    ) -> Result<(), SequenceError> {
+    ) -> Result<Option<AdapterKey>, SequenceError> {
         let failed = |reason: String| SequenceError::Failed(format!("LoRA adapter: {reason}"));
         let adapter = self.get_mut(id)?;
         let matrices = match adapter.matrices.take() {
@@ -240,10 +246,24 @@ impl Adapters {
                 read.map_err(|error| failed(error.to_string()))?
             }
         };
+        let fingerprint = fingerprint(&matrices);
+        let adapter = self.get_mut(id)?;
+        let has_changed = adapter.fingerprint != fingerprint;
+        if has_changed {
+            let path = adapter.info.path.display();
+            if adapter.retired {
+                return Err(failed(format!(
+                    "{path}: its files have changed since it was unloaded or replaced, and requests still waited for it"
+                )));
+            }
+            tracing::warn!(adapter = adapter.info.name, %path, "the files of an adapter have changed; requests use the new weights");
+        }
         put(model, slot, &matrices).map_err(failed)?;
-        self.get_mut(id)?.slot = Some(slot);
+        let adapter = self.get_mut(id)?;
+        adapter.slot = Some(slot);
+        adapter.fingerprint = fingerprint;
         self.keep(id, matrices);
-        Ok(())
+        Ok(has_changed.then(|| self.cache_key(id)).flatten())
     }
 
     fn get_mut(&mut self, id: AdapterId) -> Result<&mut Adapter, SequenceError> {
@@ -295,6 +315,20 @@ impl Adapters {
         }
         keys
     }
+}
+
+/// A number that other matrices, or another scale of them, do not have.
+fn fingerprint(adapter: &LoraAdapter) -> u64 {
+    let mut hasher = FxHasher::default();
+    hasher.write(format!("{:?}", adapter.config).as_bytes());
+    for (name, matrices) in &adapter.modules {
+        hasher.write(name.as_bytes());
+        let magnitude = matrices.magnitude.iter().flatten();
+        for value in matrices.a.iter().chain(&matrices.b).chain(magnitude) {
+            hasher.write_u32(value.to_bits());
+        }
+    }
+    hasher.finish()
 }
 
 /// Puts an adapter into a slot; what the device said if it has no room.

@@ -79,7 +79,7 @@ impl Worker {
     /// The slot of an adapter; puts it into one first if it has none. `None` while running sequences use all slots.
     ///
     /// # Errors
-    /// If its files are not what they were, or the device has no room.
+    /// As [`Adapters::place`].
     fn slot_for(&mut self, id: AdapterId) -> Result<Option<usize>, SequenceError> {
         if let Some(slot) = self.adapters.ask_for(id)? {
             return Ok(Some(slot));
@@ -92,7 +92,10 @@ impl Worker {
         let Some(slot) = self.adapters.vacate_slot(in_use) else {
             return Ok(None);
         };
-        self.change_adapters(|adapters, model| adapters.place(model, id, slot))?;
+        let changed = self.change_adapters(|adapters, model| adapters.place(model, id, slot))?;
+        if let Some(key) = changed {
+            self.scheduler.forget_adapter(&key);
+        }
         Ok(Some(slot))
     }
 

@@ -199,6 +199,36 @@ fn more_adapters_than_slots_take_turns() {
     }
 }
 
+/// A training run may write into a folder whose adapter is loaded: its old weights are not mixed with the new ones.
+#[test]
+fn files_that_change_while_an_adapter_waits_have_no_old_prefixes() {
+    let model = TestModel::new();
+    let (first, second, other) = (model.adapter(0), model.adapter(2), model.adapter(1));
+    let server = Server::start(&model, &["--enable-lora", "--max-loras", "1"]);
+    let prompt = Random(34).tokens(60);
+    let of = |path: &Path| greedy(&model.load_with(path), &prompt, 20, Some(0));
+    let (as_first, as_second) = (of(&first), of(&second));
+    let ask = |name: &str| {
+        let answer = server.response(&prompt, json!({ "model": name }));
+        let cached = &answer["usage"]["prompt_tokens_details"]["cached_tokens"];
+        let tokens = &answer["choices"][0]["logprobs"]["tokens"];
+        (crate::client::token_ids(tokens), cached.as_u64().unwrap())
+    };
+    server.load_adapter("adapter", &first);
+    server.load_adapter("other", &other);
+    assert_eq!(ask("adapter"), (as_first.clone(), 0));
+    // It leaves its slot, and comes back as it was.
+    ask("other");
+    assert_eq!(ask("adapter"), (as_first, 48));
+    ask("other");
+    for name in ["adapter_config.json", "adapter_model.safetensors"] {
+        std::fs::copy(second.join(name), first.join(name)).unwrap();
+    }
+    assert_eq!(ask("adapter"), (as_second.clone(), 0));
+    ask("other");
+    assert_eq!(ask("adapter"), (as_second, 48));
+}
+
 #[test]
 fn adapters_of_other_parts_are_refused_with_the_reason() {
     let model = TestModel::new();
