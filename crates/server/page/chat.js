@@ -7,19 +7,23 @@ import { drawList, setList, startList } from "./list.js";
 import { action, answerOf, fill, forApi, messageView } from "./message.js";
 import { copyButton } from "./markdown.js";
 import { requestSettings, settingsSummary, systemMessages } from "./settings.js";
-import { deleteConversation, newConversation, saveConversation } from "./store.js";
+import { deleteConversation, isDeleted, newConversation, onStoredConversation, saveConversation, storedConversation } from "./store.js";
+import { isElsewhere, startTabs, stopElsewhere, tellBegun, tellEnded } from "./tabs.js";
+
+/** Milliseconds between two versions of an answer that is being written, for other tabs and in case this one ends. */
+const KEEP_EVERY = 1000;
 
 /** The open conversation, and the views of its messages. */
 let open = newConversation();
 let views = new Map();
-/** Conversations that are being answered, with what stops them. */
+/** Conversations that are being answered in this tab, with what stops them. */
 const running = new Map();
 let chosenModel = () => "";
 let limitOf = () => undefined;
 let editing = null;
 
 const isOpen = (conversation) => conversation.id === open.id;
-const isRunning = (conversation) => running.has(conversation.id);
+const isRunning = ({ id }) => running.has(id) || isElsewhere(id);
 
 /** Makes the view work; `model` tells the model that is chosen, and `limit(model)` how many tokens it takes. */
 export function startChat(model, limit) {
@@ -32,7 +36,7 @@ export function startChat(model, limit) {
     event.preventDefault();
     ask(question.value);
   });
-  byId("stop").addEventListener("click", stop);
+  byId("stop").addEventListener("click", stopOpen);
   byId("new-chat").addEventListener("click", () => {
     show(newConversation());
     question.focus();
@@ -45,10 +49,40 @@ export function startChat(model, limit) {
   byId("log").addEventListener("scroll", drawEnd);
   startList({ isOpen, isRunning, show });
   document.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && isFree("chat") && !event.isComposing) stop();
+    if (event.key === "Escape" && isFree("chat") && !event.isComposing) stopOpen();
   });
   addEventListener("pagehide", () => running.forEach(({ conversation }) => saveConversation(conversation)));
   onLanguage(() => show(open));
+  onStoredConversation(takeUp);
+  startTabs({
+    own: () => [...running.keys()],
+    stop,
+    changed: (id) => {
+      reload();
+      if (id === undefined || id === open.id) drawMessages();
+      drawList();
+    },
+  });
+}
+
+/** Shows what another tab has made of a conversation; without an id it may be any. */
+function takeUp(id) {
+  for (const { conversation } of running.values()) if (isDeleted(conversation)) forget(conversation);
+  if (isDeleted(open)) forget(open);
+  else if (id === undefined || id === open.id) reload();
+  drawList();
+}
+
+/** Reads the open conversation again, where another tab has written it. */
+function reload() {
+  const stored = storedConversation(open.id);
+  if (!stored || running.has(open.id) || stored.updated === open.updated) return;
+  const follows = isAtEnd();
+  const edited = stored.messages[open.messages.indexOf(editing)];
+  editing = edited && edited.content === editing.content ? edited : null;
+  open = stored;
+  drawMessages();
+  if (follows) scrollDown();
 }
 
 /** Enter sends and Shift+Enter breaks the line; an input method's Enter is its own. */
@@ -58,16 +92,24 @@ export const sendOnEnter = (send) => (event) => {
   send();
 };
 
-function stop() {
-  running.get(open.id)?.controller.abort();
+const stop = (id) => running.get(id)?.controller.abort();
+
+function stopOpen() {
+  stop(open.id);
+  if (isElsewhere(open.id)) stopElsewhere(open.id);
 }
 
 function remove() {
   if (!open.messages.length || !confirm(t("confirm_delete"))) return;
-  stop();
-  running.delete(open.id);
   deleteConversation(open.id);
-  show(newConversation());
+  forget(open);
+}
+
+/** Has nothing more to do with a conversation that is deleted. */
+function forget({ id }) {
+  stop(id);
+  if (running.delete(id)) tellEnded(id);
+  if (id === open.id) show(newConversation());
 }
 
 function rename() {
@@ -80,7 +122,8 @@ function rename() {
 
 /** Opens a conversation. */
 function show(conversation) {
-  open = running.get(conversation.id)?.conversation ?? conversation;
+  const { id } = conversation;
+  if (id !== open.id) open = running.get(id)?.conversation ?? storedConversation(id) ?? conversation;
   editing = null;
   byId("full").hidden = true;
   drawMessages();
@@ -110,6 +153,8 @@ function drawControls() {
   byId("stop").hidden = !runs;
   byId("send").hidden = runs;
   for (const id of ["rename-chat", "export-json", "export-md", "delete-chat"]) byId(id).disabled = !open.messages.length;
+  // The tab that has it answered writes it.
+  byId("rename-chat").disabled ||= isElsewhere(open.id);
   byId("settings-summary").textContent = settingsSummary();
   byId("context-use").textContent = contextUse();
   drawEnd();
@@ -238,20 +283,30 @@ async function request(messages, asked) {
   conversation.system = system[0]?.content;
   conversation.messages = messages;
   keep(conversation);
+  tellBegun(conversation.id);
   drawMessages();
   drawList();
   scrollDown();
   announce(t("answering"));
+  let kept = Date.now();
   await fill(message, body, controller.signal, () => {
+    if (Date.now() - kept > KEEP_EVERY && !isDeleted(conversation)) {
+      kept = Date.now();
+      keep(conversation);
+    }
     if (!isOpen(conversation)) return;
     const follows = isAtEnd();
     views.get(message)?.later();
     if (follows) requestAnimationFrame(scrollDown);
   });
-  // Deleted meanwhile.
   if (running.get(conversation.id)?.controller !== controller) return;
+  if (isDeleted(conversation)) {
+    forget(conversation);
+    return;
+  }
   running.delete(conversation.id);
   keep(conversation);
+  tellEnded(conversation.id);
   drawList();
   if (!isOpen(conversation)) return;
   const follows = isAtEnd();
@@ -261,8 +316,11 @@ async function request(messages, asked) {
 }
 
 function keep(conversation) {
-  conversation.updated = Date.now();
+  const { id } = conversation;
   byId("full").hidden = saveConversation(conversation);
+  if (id === conversation.id || !running.has(id)) return;
+  running.set(conversation.id, running.get(id));
+  running.delete(id);
 }
 
 const isAtEnd = () => byId("log").scrollHeight - byId("log").scrollTop - byId("log").clientHeight < 80;

@@ -52,12 +52,16 @@ export function drawList() {
     const title = conversation.title || t("untitled");
     const button = el("button", {
       type: "button",
+      "data-id": conversation.id,
       "aria-current": chat.isOpen(conversation) ? "true" : null,
       onclick: () => chat.show(conversation),
     }, el("span", {}, title), el("small", {}, chat.isRunning(conversation) ? t("answering") : date(conversation.updated)));
     return el("li", {}, button);
   });
+  // Other tabs have it drawn, too, while somebody is in it.
+  const focused = document.activeElement?.dataset.id;
   byId("conversations").replaceChildren(...items);
+  if (focused) items.map(({ firstChild }) => firstChild).find(({ dataset }) => dataset.id === focused)?.focus();
   byId("no-conversations").textContent = t(all.length ? "none_found" : "no_conversations");
   byId("no-conversations").hidden = items.length > 0;
 }

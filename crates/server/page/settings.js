@@ -2,7 +2,7 @@
 
 import { byId, el } from "./dom.js";
 import { onLanguage, t } from "./i18n.js";
-import { setSetting, setting } from "./store.js";
+import { onStoredSetting, setSetting, setting } from "./store.js";
 
 /** Fields with numbers: name, least, most, step. The names are the API's. */
 const NUMBERS = [
@@ -19,8 +19,11 @@ const NUMBERS = [
 const TEXTS = ["system", "stop", "tools", "thinking"];
 const NAMES = [...NUMBERS.map(([name]) => name), ...TEXTS];
 
-let values = setting("request") ?? {};
+let values = {};
 const value = (name) => (typeof values[name] === "string" ? values[name] : "");
+/** Another tab may have changed them. */
+const load = () => { values = setting("request") ?? {}; };
+load();
 const field = (name) => byId(`set-${name}`);
 
 /** The settings' part of a request. */
@@ -66,8 +69,12 @@ export function startSettings(changed) {
     const input = el("input", { id: `set-${name}`, type: "number", min, max, step, inputmode: "decimal" });
     byId("numbers").append(el("label", { for: input.id, title: name }, el("span", { "data-t": `set_${name}` }), input));
   }
+  /** What stood in the form at first. */
+  let shown = {};
   const show = () => {
+    load();
     for (const name of NAMES) field(name).value = value(name);
+    shown = Object.fromEntries(NAMES.map((name) => [name, value(name)]));
     byId("settings-error").hidden = true;
   };
   const placeholders = () => {
@@ -88,9 +95,16 @@ export function startSettings(changed) {
     byId("settings-error").textContent = wrong ?? "";
     byId("settings-error").hidden = !wrong;
     if (wrong) return;
-    values = Object.fromEntries(NAMES.map((name) => [name, field(name).value]));
+    load();
+    const edited = NAMES.filter((name) => field(name).value !== shown[name]);
+    values = { ...values, ...Object.fromEntries(edited.map((name) => [name, field(name).value])) };
     setSetting("request", values);
     dialog.close();
+    changed();
+  });
+  onStoredSetting((name) => {
+    if (name !== undefined && name !== "request") return;
+    load();
     changed();
   });
 }

@@ -63,12 +63,46 @@ export function conversations() {
   return all.sort((a, b) => b.updated - a.updated);
 }
 
-export const saveConversation = (conversation) => write(CONVERSATION + conversation.id, conversation);
+/** What is kept of a conversation; null if it is not kept. */
+export function storedConversation(id) {
+  const found = read(CONVERSATION + id);
+  return isConversation(found) ? found : null;
+}
+
+/** Whether a conversation that was kept is no longer: another tab has deleted it. */
+export const isDeleted = ({ id, updated }) => updated > 0 && !storedConversation(id);
+
+/**
+ * Keeps a conversation; false if the browser has no room. `updated` says which version this copy comes from. If another tab has kept
+ * another one since, both stay: this one goes on under an id of its own.
+ */
+export function saveConversation(conversation) {
+  const before = conversation.updated;
+  const stored = storedConversation(conversation.id);
+  if (stored && stored.updated !== before) Object.assign(conversation, { id: newId(), title: `${conversation.title} (2)` });
+  conversation.updated = Math.max(Date.now(), before + 1);
+  if (write(CONVERSATION + conversation.id, conversation)) return true;
+  conversation.updated = before;
+  return false;
+}
+
 export const deleteConversation = (id) => local.removeItem(CONVERSATION + id);
 
-/** A conversation without messages; it is kept once it has some. */
-export function newConversation() {
-  const random = crypto.getRandomValues(new Uint32Array(2));
-  const id = `${Date.now()}-${[...random].map((part) => part.toString(36)).join("")}`;
-  return { id, title: "", created: Date.now(), updated: Date.now(), messages: [] };
+/** Calls `changed(id)` when another tab has kept or deleted a conversation; without an id it may be any. */
+export const onStoredConversation = (changed) => onStored(CONVERSATION, changed);
+/** Calls `changed(name)` when another tab has changed a setting; without a name it may be any. */
+export const onStoredSetting = (changed) => onStored(SETTING, changed);
+
+function onStored(prefix, changed) {
+  addEventListener("storage", ({ key }) => {
+    if (key === null || key.startsWith(prefix)) changed(key?.slice(prefix.length));
+  });
 }
+
+function newId() {
+  const random = crypto.getRandomValues(new Uint32Array(2));
+  return `${Date.now()}-${[...random].map((part) => part.toString(36)).join("")}`;
+}
+
+/** A conversation without messages; it is kept once it has some, and `updated` is 0 until then. */
+export const newConversation = () => ({ id: newId(), title: "", created: Date.now(), updated: 0, messages: [] });

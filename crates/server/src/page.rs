@@ -51,7 +51,7 @@ static INDEX: File = File {
     content: include_str!("../page/index.html"),
 };
 /// What it loads.
-static FILES: [File; 19] = [
+static FILES: [File; 20] = [
     file!("page.css", "text/css; charset=utf-8"),
     file!("icon.svg", "image/svg+xml"),
     file!("list.js", "text/javascript; charset=utf-8"),
@@ -68,6 +68,7 @@ static FILES: [File; 19] = [
     file!("settings.js", "text/javascript; charset=utf-8"),
     file!("status.js", "text/javascript; charset=utf-8"),
     file!("store.js", "text/javascript; charset=utf-8"),
+    file!("tabs.js", "text/javascript; charset=utf-8"),
     file!("teach.js", "text/javascript; charset=utf-8"),
     file!("teach_job.js", "text/javascript; charset=utf-8"),
     file!("zh.js", "text/javascript; charset=utf-8"),

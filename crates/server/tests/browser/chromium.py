@@ -1,6 +1,8 @@
 """A headless Chromium, driven by its debugging protocol."""
 
 import base64
+import contextlib
+import copy
 import json
 import pathlib
 import subprocess
@@ -12,7 +14,7 @@ import websocket
 
 
 class Chromium:
-    """One browser with one page, and all that the page complained about in `complaints`."""
+    """One browser with a page, and all that the page complained about in `complaints`."""
 
     def __init__(self, program):
         self.folder = tempfile.TemporaryDirectory()
@@ -25,14 +27,32 @@ class Chromium:
         )
         port_file = profile / "DevToolsActivePort"
         until(lambda: port_file.exists() and port_file.read_text().strip(), "Chromium's port", 60)
-        port = port_file.read_text().split()[0]
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/json") as answer:
-            target = next(target for target in json.load(answer) if target["type"] == "page")
+        self.port = port_file.read_text().split()[0]
+        self.complaints = []
+        self.connect(next(target for target in self.targets("/json") if target["type"] == "page"))
+
+    def targets(self, path, method="GET"):
+        with urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", method=method)) as answer:
+            return json.load(answer)
+
+    def connect(self, target):
         self.socket = websocket.create_connection(target["webSocketDebuggerUrl"], timeout=120)
         self.num_sent = 0
-        self.complaints = []
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.send(f"{domain}.enable")
+        # Frames are drawn and keys taken as in a window in front, also while another tab is.
+        self.send("Emulation.setFocusEmulationEnabled", enabled=True)
+
+    @contextlib.contextmanager
+    def tab(self):
+        """One more page of this browser, with the same storage."""
+        tab = copy.copy(self)
+        tab.connect(self.targets("/json/new?about:blank", "PUT"))
+        try:
+            yield tab
+        finally:
+            tab.send("Page.close")
+            tab.socket.close()
 
     def close(self):
         self.socket.close()

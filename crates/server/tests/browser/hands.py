@@ -80,7 +80,6 @@ def copy(trial):
     browser = trial.browser
     permissions = ["clipboardReadWrite", "clipboardSanitizedWrite"]
     browser.send("Browser.grantPermissions", permissions=permissions, origin=trial.address.rstrip("/"))
-    browser.send("Emulation.setFocusEmulationEnabled", enabled=True)
     clipboard = "navigator.clipboard.readText()"
     browser.click("#trial figcaption button")
     browser.wait("document.querySelector('#trial figcaption button').textContent === 'Copied'", 20)

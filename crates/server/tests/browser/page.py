@@ -23,6 +23,7 @@ import urllib.request
 import hands
 import kept
 import small
+import tabs
 import taught
 from adapter import write_adapter
 from chromium import Chromium, until
@@ -172,6 +173,8 @@ step(kept.write_an_answer)
 step(kept.rename_and_search)
 step(kept.take_a_file)
 step(kept.delete)
+step(tabs.two_tabs)
+step(tabs.settings_of_two_tabs)
 
 
 @step
