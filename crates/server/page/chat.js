@@ -9,6 +9,7 @@ import { copyButton } from "./markdown.js";
 import { requestSettings, settingsSummary, systemMessages } from "./settings.js";
 import { deleteConversation, isDeleted, newConversation, onStoredConversation, saveConversation, storedConversation } from "./store.js";
 import { isElsewhere, startTabs, stopElsewhere, tellBegun, tellEnded } from "./tabs.js";
+import { isEmpty, keepReplaced, withVersion } from "./versions.js";
 
 /** Milliseconds between two versions of an answer that is being written, for other tabs and in case this one ends. */
 const KEEP_EVERY = 1000;
@@ -126,6 +127,7 @@ function show(conversation) {
   if (id !== open.id) open = running.get(id)?.conversation ?? storedConversation(id) ?? conversation;
   editing = null;
   byId("full").hidden = true;
+  byId("answer-error").textContent = "";
   drawMessages();
   drawList();
   setList(false);
@@ -182,6 +184,7 @@ function actions(message, i) {
     buttons.push(copyButton(message.content));
   }
   if (isRunning(open)) return buttons;
+  if (message.versions) buttons.unshift(versionsView(message.versions, i));
   const isAnswer = message.role === "assistant";
   if (message.role === "user" || (isAnswer && message.content)) {
     buttons.push(action("edit", () => {
@@ -195,12 +198,32 @@ function actions(message, i) {
   return buttons;
 }
 
+/** Leads to what an edit or a retry has replaced. */
+function versionsView({ at, ends }, i) {
+  const turn = (sign, key, next) => el("button", {
+    type: "button",
+    class: "small",
+    "aria-label": t(key),
+    title: t(key),
+    disabled: !(next in ends),
+    onclick: () => {
+      open.messages = withVersion(open.messages, i, next);
+      keep(open);
+      drawMessages();
+      const buttons = [...byId("messages").children[i].querySelectorAll(".versions button")];
+      (next > at ? buttons.reverse() : buttons).find(({ disabled }) => !disabled).focus();
+    },
+  }, sign);
+  const which = el("span", {}, `${at + 1}/${ends.length}`);
+  return el("span", { class: "versions" }, turn("‹", "version_earlier", at - 1), which, turn("›", "version_later", at + 1));
+}
+
 /** Whether an answer may go on from where it is. */
 function isCut({ content, edited, stopped, error, stats, tool_calls: calls }) {
   return Boolean(content.trim()) && !calls?.length && Boolean((edited && !stats) || stopped || error || stats?.finish === "length");
 }
 
-/** A question or an answer as a form. Sending a question drops what came after; an answer is only written otherwise. */
+/** A question or an answer as a form. A question is asked anew; an answer is only written otherwise. */
 function editView(message, i) {
   const text = el("textarea", { id: "edit-text", "aria-label": t("edit") });
   text.value = message.content;
@@ -274,6 +297,7 @@ function goOn(message) {
 async function request(messages, asked) {
   const conversation = open;
   const message = messages.at(-1);
+  const old = open.messages;
   const system = systemMessages();
   const body = { ...asked, messages: [...system, ...asked.messages], ...requestSettings() };
   const controller = new AbortController();
@@ -281,7 +305,9 @@ async function request(messages, asked) {
   const first = messages.find(({ role }) => role === "user")?.content ?? "";
   conversation.title ||= [...first.trim().split("\n")[0]].slice(0, 60).join("");
   conversation.system = system[0]?.content;
+  keepReplaced(old, messages);
   conversation.messages = messages;
+  byId("answer-error").textContent = "";
   keep(conversation);
   tellBegun(conversation.id);
   drawMessages();
@@ -305,6 +331,9 @@ async function request(messages, asked) {
     return;
   }
   running.delete(conversation.id);
+  // A retry that brought nothing leaves what was there.
+  const isVain = isEmpty(message) && Boolean(message.versions) && Boolean(message.error || message.stopped);
+  if (isVain) conversation.messages = old;
   keep(conversation);
   tellEnded(conversation.id);
   drawList();
@@ -312,6 +341,7 @@ async function request(messages, asked) {
   const follows = isAtEnd();
   drawMessages();
   if (follows) scrollDown();
+  if (isVain) byId("answer-error").textContent = message.error ?? "";
   announce(message.error ?? (message.stopped ? t("stat_stopped") : t("answered")));
 }
 

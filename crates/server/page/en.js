@@ -168,6 +168,8 @@ export default {
   "untitled": "Untitled",
   "use_key": "Use this key",
   "version": "Version",
+  "version_earlier": "Earlier version",
+  "version_later": "Later version",
   "view_chat": "Chat",
   "view_compare": "Compare",
   "view_status": "Status",

@@ -4,6 +4,7 @@ import { el } from "./dom.js";
 import { date, t } from "./i18n.js";
 import { statsText } from "./message.js";
 import { newConversation } from "./store.js";
+import { areVersions } from "./versions.js";
 
 const ROLES = ["user", "assistant", "tool"];
 
@@ -31,7 +32,8 @@ export function read(text) {
   const isText = (value) => typeof value === "string";
   const isCall = (call) => isText(call?.function?.name) && isText(call.function.arguments);
   const isMessage = (message) => ROLES.includes(message?.role) && isText(message.content)
-    && (message.tool_calls ?? []).every?.(isCall) && (message.reasoning === undefined || isText(message.reasoning));
+    && (message.tool_calls ?? []).every?.(isCall) && (message.reasoning === undefined || isText(message.reasoning))
+    && (message.versions === undefined || areVersions(message.versions, isMessage));
   if (!Array.isArray(found?.messages) || !found.messages.length || !found.messages.every(isMessage)) return null;
   const title = isText(found.title) ? found.title : "";
   const created = Number.isFinite(found.created) ? found.created : Date.now();

@@ -168,6 +168,8 @@ export default {
   "untitled": "无标题",
   "use_key": "使用此密钥",
   "version": "版本",
+  "version_earlier": "上一个版本",
+  "version_later": "下一个版本",
   "view_chat": "聊天",
   "view_compare": "对比",
   "view_status": "状态",

@@ -51,7 +51,7 @@ static INDEX: File = File {
     content: include_str!("../page/index.html"),
 };
 /// What it loads.
-static FILES: [File; 20] = [
+static FILES: [File; 21] = [
     file!("page.css", "text/css; charset=utf-8"),
     file!("icon.svg", "image/svg+xml"),
     file!("list.js", "text/javascript; charset=utf-8"),
@@ -71,6 +71,7 @@ static FILES: [File; 20] = [
     file!("tabs.js", "text/javascript; charset=utf-8"),
     file!("teach.js", "text/javascript; charset=utf-8"),
     file!("teach_job.js", "text/javascript; charset=utf-8"),
+    file!("versions.js", "text/javascript; charset=utf-8"),
     file!("zh.js", "text/javascript; charset=utf-8"),
 ];
 

@@ -25,6 +25,7 @@ import kept
 import small
 import tabs
 import taught
+import versions
 from adapter import write_adapter
 from chromium import Chromium, until
 from program import Server
@@ -173,6 +174,7 @@ step(kept.write_an_answer)
 step(kept.rename_and_search)
 step(kept.take_a_file)
 step(kept.delete)
+step(versions.versions)
 step(tabs.two_tabs)
 step(tabs.settings_of_two_tabs)
 
