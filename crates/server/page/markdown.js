@@ -5,6 +5,8 @@ import { copy, el } from "./dom.js";
 import { t } from "./i18n.js";
 
 const FENCE = /^( {0,3})(`{3,}|~{3,})\s*([^`\s]*)[^`]*$/;
+/** A fence in any quote or list. */
+const DEEP_FENCE = /^[\s>]*(?:(?:[-*+]|\d{1,9}[.)])\s+)*(`{3,}|~{3,})[^`]*$/;
 const HEADING = /^ {0,3}(#{1,6})\s+(.*?)(?:\s+#+)?\s*$/;
 const RULE = /^ {0,3}(?:(?:\* *){3,}|(?:- *){3,}|(?:_ *){3,})$/;
 const QUOTE = /^ {0,3}> ?/;
@@ -16,7 +18,7 @@ const MAX_DEPTH = 12;
 /** A fragment with the text's blocks. */
 export function markdown(text, depth = 0) {
   const fragment = document.createDocumentFragment();
-  const lines = text.replace(/\r\n?/g, "\n").replace(/\t/g, "    ").split("\n");
+  const lines = withoutTabs(text.replace(/\r\n?/g, "\n").split("\n"));
   let i = 0;
   while (i < lines.length) {
     if (!lines[i].trim()) {
@@ -28,6 +30,23 @@ export function markdown(text, depth = 0) {
     i = next;
   }
   return fragment;
+}
+
+/** Lines with spaces for tabs, but for those of code: a Makefile needs its tabs. */
+function withoutTabs(lines) {
+  let fence = null;
+  return lines.map((line) => {
+    const isCode = fence !== null;
+    if (!isCode) fence = DEEP_FENCE.exec(line)?.[1] ?? null;
+    else if (isEndOf(fence, line.replace(/^[\s>]*/, ""))) fence = null;
+    return isCode ? line : line.replaceAll("\t", "    ");
+  });
+}
+
+/** Whether a line ends the code that such a fence has begun. */
+function isEndOf(fence, line) {
+  const mark = line.trim();
+  return mark.length >= fence.length && mark === fence[0].repeat(mark.length);
 }
 
 /** The block that begins at line `i`, and the line after it. */
@@ -55,12 +74,8 @@ const beginsBlock = (lines, i) =>
 
 /** Code up to its fence, or to the end while the answer is still being written. */
 function readCode(lines, i, [, indent, fence, language]) {
-  const isEnd = (line) => {
-    const mark = line.trim();
-    return mark.length >= fence.length && mark === fence[0].repeat(mark.length);
-  };
   let end = i + 1;
-  while (end < lines.length && !isEnd(lines[end])) end += 1;
+  while (end < lines.length && !isEndOf(fence, lines[end])) end += 1;
   const own = lines.slice(i + 1, end).map((line) => (line.startsWith(indent) ? line.slice(indent.length) : line));
   return [codeBlock(own.join("\n"), language), end + 1];
 }

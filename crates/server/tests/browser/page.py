@@ -193,6 +193,12 @@ def markdown(trial):
     assert found == {"h3": 1, "ul > li": 2, "ol > li > strong": 1, "blockquote": 1, "td.right > code": 1, "pre": 1}, found
     assert browser.js("document.querySelector('#trial pre').innerText") == "<script>alert(1)</script>"
     assert "owned" not in browser.js("document.title")
+    # Tabs of code, also in a list and in a quote.
+    lines = ("```make", "all:", "\tcc a.c\t-o a", "```")
+    blocks = [first + f"\n{rest}".join(lines) for first, rest in (("", ""), ("- ", "  "), ("> ", "> "))]
+    code = browser.js(f"""import("/page/markdown.js").then(({{ markdown }}) => {json.dumps(blocks)}.map((text) =>
+        markdown(text).querySelector("code").textContent))""")
+    assert code == ["all:\n\tcc a.c\t-o a"] * 3, code
     # Texts that are slow to read for expressions with many ways to match.
     slow = browser.js("""import("/page/markdown.js").then(({ markdown }) => {
         const start = performance.now();
