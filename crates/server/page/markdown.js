@@ -12,6 +12,9 @@ const RULE = /^ {0,3}(?:(?:\* *){3,}|(?:- *){3,}|(?:_ *){3,})$/;
 const QUOTE = /^ {0,3}> ?/;
 const ITEM = /^( *)([-*+]|\d{1,9}[.)])(\s+|$)/;
 const DIVIDER = /^ {0,3}\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*$/;
+/** Where a formula of several lines begins, and what ends each kind. */
+const FORMULA = /^ {0,3}(\\\[|\$\$)/;
+const FORMULA_ENDS = { "\\[": "\\]", "$$": "$$" };
 /** Quotes and lists inside one another; deeper ones stay text. */
 const MAX_DEPTH = 12;
 
@@ -60,6 +63,8 @@ function readBlock(lines, i, depth) {
   if (QUOTE.test(lines[i]) && depth < MAX_DEPTH) return readQuote(lines, i, depth);
   if (ITEM.test(lines[i]) && depth < MAX_DEPTH) return readList(lines, i, depth);
   if (isTable(lines, i)) return readTable(lines, i);
+  const formula = formulaEnd(lines, i);
+  if (formula) return [el("p", { class: "formula" }, lines.slice(i, formula).join("\n")), formula];
   let end = i + 1;
   while (end < lines.length && lines[end].trim() && !beginsBlock(lines, end)) end += 1;
   return [el("p", {}, inline(lines.slice(i, end).map((line) => line.trimStart()).join("\n"))), end];
@@ -70,7 +75,20 @@ const isTable = (lines, i) =>
   && cells(lines[i]).length === cells(lines[i + 1]).length;
 
 const beginsBlock = (lines, i) =>
-  [FENCE, HEADING, RULE, QUOTE, ITEM].some((pattern) => pattern.test(lines[i])) || isTable(lines, i);
+  [FENCE, HEADING, RULE, QUOTE, ITEM].some((pattern) => pattern.test(lines[i])) || isTable(lines, i) || formulaEnd(lines, i) > 0;
+
+/** The line after a formula that begins at line `i`, and stands alone; 0 without one. It may have no blank line. */
+function formulaEnd(lines, i) {
+  const [start, mark] = FORMULA.exec(lines[i]) ?? [];
+  if (!mark) return 0;
+  let rest = lines[i].slice(start.length);
+  for (let end = i + 1; ; end += 1) {
+    const parts = rest.split(FORMULA_ENDS[mark]);
+    if (parts.length > 1) return /^[\s.,;:]*$/.test(parts.at(-1)) ? end : 0;
+    if (!lines[end]?.trim()) return 0;
+    rest = lines[end];
+  }
+}
 
 /** Code up to its fence, or to the end while the answer is still being written. */
 function readCode(lines, i, [, indent, fence, language]) {
@@ -164,16 +182,17 @@ function readTable(lines, i) {
 /** What may stand in a line, the first that matches wins. */
 const INLINE = new RegExp(
   [
-    /\\([!-/:-@[-`{-~])/, // 1: an escaped sign
-    /(?<!`)(`+)(?!`)(.{1,1000}?)(?<!`)\2(?!`)/, // 2, 3: code
-    /!?\[([^[\]]{0,500})\]\(\s*<?([^\s()<>]*(?:\([^\s()]*\)[^\s()<>]*)*)>?(?:\s+"[^"]{0,500}")?\s*\)/, // 4, 5: a link
-    /\b(https?:\/\/[^\s<>"'`）」，。]*[^\s<>"'`.,;:!?）」，。*_)\]])/, // 6: an address
-    /\*\*(?=\S)(.{1,1000}?)(?<=\S)\*\*(?!\*)/, // 7: strong
-    /(?<!\w)__(?=\S)(.{1,1000}?)(?<=\S)__(?!\w)/, // 8
-    /\*(?=[^\s*])(.{1,1000}?)(?<=[^\s*])\*(?!\*)/, // 9: emphasis
-    /(?<!\w)_(?=[^\s_])(.{1,1000}?)(?<=[^\s_])_(?!\w)/, // 10
-    /~~(?=\S)(.{1,1000}?)(?<=\S)~~/, // 11: struck out
-    /( {2,}|\\)\n/, // 12: a line's end
+    /(\\\(.{1,1000}?\\\)|\\\[.{1,1000}?\\\]|\$\$(?!\s*\$).{1,1000}?\$\$|\$(?=[^\s$])(?:\\.|[^$`\\\n]){1,500}(?<=[^\s])\$(?!\d))/, // 1: a formula, but no prices
+    /\\([!-/:-@[-`{-~])/, // 2: an escaped sign
+    /(?<!`)(`+)(?!`)(.{1,1000}?)(?<!`)\3(?!`)/, // 3, 4: code
+    /!?\[([^[\]]{0,500})\]\(\s*<?([^\s()<>]*(?:\([^\s()]*\)[^\s()<>]*)*)>?(?:\s+"[^"]{0,500}")?\s*\)/, // 5, 6: a link
+    /\b(https?:\/\/[^\s<>"'`）」，。]*[^\s<>"'`.,;:!?）」，。*_)\]])/, // 7: an address
+    /\*\*(?=\S)(.{1,1000}?)(?<=\S)\*\*(?!\*)/, // 8: strong
+    /(?<!\w)__(?=\S)(.{1,1000}?)(?<=\S)__(?!\w)/, // 9
+    /\*(?=[^\s*])(.{1,1000}?)(?<=[^\s*])\*(?!\*)/, // 10: emphasis
+    /(?<!\w)_(?=[^\s_])(.{1,1000}?)(?<=[^\s_])_(?!\w)/, // 11
+    /~~(?=\S)(.{1,1000}?)(?<=\S)~~/, // 12: struck out
+    /( {2,}|\\)\n/, // 13: a line's end
   ].map((pattern) => pattern.source).join("|"),
   "su",
 );
@@ -192,16 +211,17 @@ function inline(text, depth = 0) {
 }
 
 function span(match, depth) {
-  const [whole, escaped, , code, label, target, address] = match;
-  const strong = match[7] ?? match[8];
-  const emphasis = match[9] ?? match[10];
+  const [whole, formula, escaped, , code, label, target, address] = match;
+  const strong = match[8] ?? match[9];
+  const emphasis = match[10] ?? match[11];
+  if (formula !== undefined) return formula;
   if (escaped !== undefined) return escaped;
   if (code !== undefined) return el("code", {}, code.replace(/^ (.+) $/s, "$1"));
   if (label !== undefined) return link(target, inline(label || target, depth), whole);
   if (address !== undefined) return link(address, address, whole);
   if (strong !== undefined) return el("strong", {}, inline(strong, depth));
   if (emphasis !== undefined) return el("em", {}, inline(emphasis, depth));
-  if (match[11] !== undefined) return el("del", {}, inline(match[11], depth));
+  if (match[12] !== undefined) return el("del", {}, inline(match[12], depth));
   return el("br");
 }
 

@@ -49,6 +49,15 @@ HOSTILE = """<img src=x onerror="document.title='owned'"> <script>document.title
 <script>alert(1)</script>
 ```
 """
+FORMULAS = (
+    r"So \( x = \frac{a}{b} \) and \[ E, \{1, 2\} \\ \] hold.", r"\[ \{1, 2\} \\ \]", "$$a^*b + c^*$$", "Both $a_1 * b$ and $c * d_1$.", r"$\{1\}$",
+    "\\[\n\\begin{aligned}\n- a_1 &= b \\\\\n* c\n# d | e\n\\end{aligned}\n\\].", "$$\n+ a_*\n- b_*\n$$",
+)
+NO_FORMULAS = {
+    "From $5 *up* to $10, or *$3*.": "From $5 <em>up</em> to $10, or <em>$3</em>.",
+    "`$HOME` and *`$PATH`*": "<code>$HOME</code> and <em><code>$PATH</code></em>",
+    r"\*no\* \(emphasis": "*no* (emphasis",
+}
 # A stream with thoughts, then two calls.
 STREAM = [
     {"reasoning_content": "The weather is **elsewhere**."},
@@ -199,10 +208,19 @@ def markdown(trial):
     code = browser.js(f"""import("/page/markdown.js").then(({{ markdown }}) => {json.dumps(blocks)}.map((text) =>
         markdown(text).querySelector("code").textContent))""")
     assert code == ["all:\n\tcc a.c\t-o a"] * 3, code
+    # Formulas stand as they are written; money, code and escaped signs are none.
+    for text in FORMULAS:
+        found = browser.js(f"""import("/page/markdown.js").then(({{ markdown }}) => {{
+            const {{ textContent, children, firstElementChild: first }} = markdown({json.dumps(text)});
+            return [textContent, children.length, first.children.length]; }})""")
+        assert found == [text, 1, 0], (text, found)
+    for text, html in NO_FORMULAS.items():
+        found = browser.js(f"""import("/page/markdown.js").then(({{ markdown }}) => markdown({json.dumps(text)}).firstElementChild.innerHTML)""")
+        assert found == html, (text, found)
     # Texts that are slow to read for expressions with many ways to match.
     slow = browser.js("""import("/page/markdown.js").then(({ markdown }) => {
         const start = performance.now();
-        for (const sign of ["*", "_", "**a", "`", "[", "](", "~~", "> ", "- ", "|", "!["]) markdown(sign.repeat(3000));
+        for (const sign of ["*", "_", "**a", "`", "[", "](", "~~", "> ", "- ", "|", "![", "$a", "$$", "\\\\(", "\\\\[\\n", "$$a\\n"]) markdown(sign.repeat(3000));
         return performance.now() - start; })""")
     assert slow < 20_000, slow
     trial.shot("markdown")
