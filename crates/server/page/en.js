@@ -9,7 +9,7 @@ export default {
   "base_model": "Base model",
   "base_models": "Base models",
   "broken_off": "The answer broke off: the connection to the server ended.",
-  "broken_off_job": "The connection to the server ended. The job goes on; look at it again below.",
+  "broken_off_job": "The connection to the server ended. The job goes on, and is looked for again.",
   "cancel": "Cancel",
   "code": "code",
   "compare_hint": "The server has no adapter now. Start it with --enable-lora --lora-modules NAME=FOLDER to compare one with its base model.",

@@ -147,7 +147,7 @@ function start() {
   onLanguage(showView);
   addEventListener("hashchange", showView);
   addEventListener("focus", () => {
-    if (byId("status").hidden && byId("trouble").hidden && !question) loadModels();
+    if (byId("status").hidden && byId("trouble").hidden && !question) lookAgain();
   });
   byId("skip").addEventListener("click", (event) => {
     event.preventDefault();

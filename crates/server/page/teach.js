@@ -11,6 +11,8 @@ const NUMBERS = { "teach-epochs": "n_epochs", "teach-rate": "learning_rate_multi
 const ROWS = 3;
 /** Milliseconds until a job's state is asked for again. */
 const SOON = 150;
+/** Milliseconds until a connection that broke off is tried again. */
+const AGAIN = 3000;
 
 /** The dropped file, and its id once the server has it. */
 let file = null;
@@ -68,7 +70,10 @@ export async function showTeach() {
     byId("teach-off").hidden = true;
     byId("teach-on").hidden = false;
     const running = all.find((one) => !isOver(one));
+    const found = all.find(({ id }) => id === shown?.job.id);
+    if (found) shown.job = found;
     if (!shown && running) look(running);
+    else if (found && !isOver(found) && !following) look(found);
     else draw();
     drawJobs(all, shown?.job.id, look);
   } catch (error) {
@@ -216,23 +221,37 @@ async function look(chosen) {
   following = own;
   shown = { job: chosen, events: [] };
   draw();
+  while (await follow(own)) await new Promise((done) => { setTimeout(done, AGAIN); });
+  if (following !== own) return;
+  if (isOver(shown.job)) following = null;
+  draw();
+  announce(t(`job_${shown.job.status}`));
+  showTeach();
+}
+
+/** Takes up what the job tells, from its beginning. Whether the job goes on when that ends: the server was away. */
+async function follow(own) {
+  if (own.signal.aborted) return false;
+  const events = [];
   try {
-    for await (const event of followJob(chosen.id, own.signal)) {
-      shown.events.push(event);
-      if (following !== own) return;
+    for await (const event of followJob(shown.job.id, own.signal)) {
+      if (following !== own) return false;
+      events.push(event);
+      Object.assign(shown, { events, trouble: null });
       // A sentence may come with another status.
       if (event.type === "message" && !event.data.sample) askSoon(own);
       drawSoon();
     }
-    shown.job = await job(chosen.id);
+    const found = await job(shown.job.id);
+    if (following !== own) return false;
+    Object.assign(shown, { job: found, trouble: null });
   } catch (error) {
-    if (own.signal.aborted) return;
+    if (own.signal.aborted) return false;
     shown.trouble = error.status ? error.message : t("broken_off_job");
+    draw();
+    return !(error.status < 500);
   }
-  if (following !== own) return;
-  draw();
-  announce(t(`job_${shown.job.status}`));
-  showTeach();
+  return !isOver(shown.job);
 }
 
 function drawSoon() {

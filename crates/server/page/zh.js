@@ -9,7 +9,7 @@ export default {
   "base_model": "基座模型",
   "base_models": "基座模型",
   "broken_off": "回答中断：与服务器的连接已断开。",
-  "broken_off_job": "与服务器的连接已中断。任务仍在继续，可在下方重新查看。",
+  "broken_off_job": "与服务器的连接已中断。任务仍在继续，本页会自动重新连接。",
   "cancel": "取消",
   "code": "代码",
   "compare_hint": "服务器目前没有适配器。用 --enable-lora --lora-modules 名称=文件夹 启动，即可与基座模型对比。",

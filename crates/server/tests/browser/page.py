@@ -409,6 +409,7 @@ def nothing_was_blocked(trial):
 
 
 step(taught.a_wrong_file)
+step(taught.a_server_that_comes_back)
 
 
 @step

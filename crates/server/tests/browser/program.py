@@ -22,9 +22,12 @@ class Server:
     def __init__(self, program, *flags):
         port = free_port()
         self.address = f"http://127.0.0.1:{port}/"
-        command = [program, "--port", str(port), "--device", "cpu", *flags]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until(self.is_ready, f"{command}", 180)
+        self.command = [program, "--port", str(port), "--device", "cpu", *flags]
+        self.start()
+
+    def start(self):
+        self.process = subprocess.Popen(self.command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until(self.is_ready, f"{self.command}", 180)
 
     def is_ready(self):
         assert self.process.poll() is None, "the server has ended"
@@ -33,6 +36,10 @@ class Server:
                 return answer.status == 200
         except OSError:
             return False
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
 
     def close(self):
         self.process.terminate()

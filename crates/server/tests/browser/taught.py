@@ -1,8 +1,10 @@
 """Steps of page.py about teaching: examples that are written or in a file, and jobs."""
 
 import json
+import tempfile
 
 from kept import press
+from program import Server
 from trial import keep_settings
 
 TAUGHT = [("Who are you?", "I am a red tin robot."), ("What is your name?", "My name is Bolt."), ("Where do you live?", "On a ship.")]
@@ -99,6 +101,32 @@ def look_at_an_old_job(trial):
     browser.wait("document.querySelector('#teach-curve polyline') !== null && document.getElementById('teach-chat') !== null")
     # It has told of 60 steps, all at once.
     assert browser.js("window.draws") < 20, browser.js("window.draws")
+
+
+def a_server_that_comes_back(trial):
+    """A job goes on after its server was killed, and the view follows it again."""
+    browser = trial.browser
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(trial.program, "--enable-lora", "--enable-finetuning", "--finetuning-dir", folder)
+        try:
+            browser.open(f"{server.address}#teach")
+            browser.wait("document.getElementById('teach-model').options.length === 1")
+            browser.choose_file("#teach-file", "right.jsonl", "".join(line(*pair) for pair in TAUGHT))
+            browser.wait("document.querySelectorAll('#teach-seen mark').length === 3")
+            browser.js("document.getElementById('teach-epochs').value = '100000'")
+            browser.click("#teach-go")
+            steps = "document.getElementById('teach-step').textContent"
+            browser.wait(f"{steps} !== ''", 60)
+            server.kill()
+            browser.wait("document.getElementById('teach-job-error').textContent.startsWith('The connection to the server ended.')", 60)
+            before = browser.js(steps)
+            server.start()
+            browser.wait(f"document.getElementById('teach-job-error').textContent === '' && {steps} !== {json.dumps(before)}", 60)
+            press(browser, "Cancel the job", "#teach-actions")
+            browser.wait("document.getElementById('teach-status').textContent === 'Cancelled'", 60)
+            browser.wait("document.querySelector('#teach-jobs small').textContent.startsWith('Cancelled')", 60)
+        finally:
+            server.close()
 
 
 def a_wrong_file(trial):
