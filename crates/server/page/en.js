@@ -128,6 +128,7 @@ export default {
   "system_is_set": "system prompt",
   "teach_add": "Add an example",
   "teach_answer": "Answer",
+  "teach_changed": "{name} has changed or is gone. Choose it again.",
   "teach_chat": "Chat with it",
   "teach_drop": "Drop a file with examples here (JSONL, CSV), or choose one:",
   "teach_epochs": "Passes",

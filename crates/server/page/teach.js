@@ -123,7 +123,8 @@ function changed() {
 function take(chosen) {
   file = chosen ?? null;
   fileId = null;
-  if (!file) byId("teach-file").value = "";
+  // Choosing the same file again is a change, too.
+  byId("teach-file").value = "";
   changed();
   drawFile();
   if (file) withForm(showPreview);
@@ -159,6 +160,10 @@ async function uploaded() {
     const lines = written().map((record) => `${JSON.stringify(record)}\n`);
     return (await upload(new File(lines, "examples.jsonl"))).id;
   }
+  // A file that was written since it was chosen cannot be read.
+  await file.slice(0, 1).arrayBuffer().catch(() => {
+    throw new ApiError(400, t("teach_changed", { name: file.name }));
+  });
   fileId ??= (await upload(file)).id;
   return fileId;
 }

@@ -128,6 +128,7 @@ export default {
   "system_is_set": "系统提示词",
   "teach_add": "添加示例",
   "teach_answer": "回答",
+  "teach_changed": "{name} 已更改或不存在，请重新选择。",
   "teach_chat": "与它对话",
   "teach_drop": "将示例文件（JSONL、CSV）拖到此处，或选择一个：",
   "teach_epochs": "训练轮数",

@@ -275,6 +275,7 @@ def compare(trial):
 step(hands.stop_comparing)
 step(taught.teach)
 step(taught.teach_a_file)
+step(taught.teach_a_file_that_changes)
 step(hands.drop)
 step(taught.look_at_an_old_job)
 

@@ -1,6 +1,7 @@
 """Steps of page.py about teaching: examples that are written or in a file, and jobs."""
 
 import json
+import pathlib
 import tempfile
 
 from kept import press
@@ -88,6 +89,31 @@ def teach_a_file(trial):
     browser.wait("document.getElementById('teach-status').textContent === 'Cancelled'")
     browser.wait("document.querySelectorAll('#teach-jobs button').length === 2")
     trial.shot("teach-cancelled")
+    browser.click("#teach-no-file")
+    browser.wait("!document.getElementById('teach-write').hidden")
+
+
+def teach_a_file_that_changes(trial):
+    """What is learnt is what was shown: an edited file has to be chosen again."""
+    browser = trial.browser
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "edited.jsonl"
+
+        def choose(*pairs):
+            path.write_text("".join(line(*pair) for pair in pairs))
+            field = browser.send("Runtime.evaluate", expression="document.getElementById('teach-file')")["result"]["objectId"]
+            browser.send("DOM.setFileInputFiles", files=[str(path)], objectId=field)
+            browser.wait(f"document.querySelectorAll('#teach-seen mark').length === {len(pairs)}", 20)
+
+        error = "document.getElementById('teach-error').textContent"
+        choose(*TAUGHT)
+        path.write_text(line(*TAUGHT[0]))
+        for button in ("preview", "go"):
+            browser.js("document.getElementById('teach-error').textContent = ''")
+            browser.click(f"#teach-{button}")
+            browser.wait(f"{error} === 'edited.jsonl has changed or is gone. Choose it again.'", 20)
+        choose(TAUGHT[0])
+        assert browser.js(error) == ""
     browser.click("#teach-no-file")
     browser.wait("!document.getElementById('teach-write').hidden")
 
