@@ -1,6 +1,7 @@
 // The chat: conversations in a list, one of them open. An answer goes on while another conversation is open.
 
 import { announce, byId, el, grow, isFree } from "./dom.js";
+import { empty, keepDraft } from "./draft.js";
 import { save } from "./export.js";
 import { number, onLanguage, t } from "./i18n.js";
 import { drawList, setList, startList } from "./list.js";
@@ -31,7 +32,7 @@ export function startChat(model, limit) {
   chosenModel = model;
   limitOf = limit;
   const question = byId("question");
-  question.addEventListener("input", () => grow(question));
+  keepDraft(question);
   question.addEventListener("keydown", sendOnEnter(() => byId("ask").requestSubmit()));
   byId("ask").addEventListener("submit", (event) => {
     event.preventDefault();
@@ -274,8 +275,7 @@ function resultsView({ tool_calls: calls }) {
 
 function ask(text) {
   if (!text.trim() || isRunning(open)) return;
-  byId("question").value = "";
-  grow(byId("question"));
+  empty(byId("question"));
   answer([...open.messages, { role: "user", content: text }]);
 }
 

@@ -1,6 +1,7 @@
 // The same question to two models side by side, such as a base model and its adapter. Each question stands for itself.
 
-import { announce, byId, el, grow, isFree } from "./dom.js";
+import { announce, byId, el, isFree } from "./dom.js";
+import { keepDraft } from "./draft.js";
 import { onLanguage, t } from "./i18n.js";
 import { answerOf, fill, messageView } from "./message.js";
 import { sendOnEnter } from "./chat.js";
@@ -16,7 +17,7 @@ const model = (side) => byId(`compare-${side}`).value;
 /** Makes the view work. */
 export function startCompare() {
   const question = byId("compare-question");
-  question.addEventListener("input", () => grow(question));
+  keepDraft(question);
   question.addEventListener("keydown", sendOnEnter(() => byId("compare-ask").requestSubmit()));
   byId("compare-ask").addEventListener("submit", (event) => {
     event.preventDefault();

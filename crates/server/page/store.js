@@ -1,9 +1,10 @@
-// What the browser keeps: conversations and settings for good, the API key for the session. Nothing of it is sent anywhere else.
+// What the browser keeps: conversations and settings for good, the API key and what is not sent yet for the session. Nothing of it is sent anywhere else.
 
 const PREFIX = "qwen-burn.";
 const CONVERSATION = `${PREFIX}conversation.`;
 const SETTING = `${PREFIX}setting.`;
 const KEY = `${PREFIX}api-key`;
+const DRAFT = `${PREFIX}draft.`;
 
 /** A storage that lasts as long as the page, for browsers that keep nothing. */
 class Memory {
@@ -30,18 +31,18 @@ function open(name) {
 const local = open("localStorage");
 const session = open("sessionStorage");
 
-function read(key) {
+function read(key, storage = local) {
   try {
-    return JSON.parse(local.getItem(key));
+    return JSON.parse(storage.getItem(key));
   } catch {
     return null;
   }
 }
 
 /** False if the browser has no room. */
-function write(key, value) {
+function write(key, value, storage = local) {
   try {
-    local.setItem(key, JSON.stringify(value));
+    storage.setItem(key, JSON.stringify(value));
     return true;
   } catch {
     return false;
@@ -54,12 +55,16 @@ export const setSetting = (name, value) => write(SETTING + name, value);
 export const apiKey = () => session.getItem(KEY) ?? "";
 export const setApiKey = (key) => (key ? session.setItem(KEY, key) : session.removeItem(KEY));
 
+/** What was written in a form and not sent; it outlives a reload of the tab. An empty text or list is forgotten. */
+export const draft = (name) => read(DRAFT + name, session);
+export const setDraft = (name, value) => (value.length ? write(DRAFT + name, value, session) : session.removeItem(DRAFT + name));
+
 const isConversation = (value) => typeof value?.id === "string" && Array.isArray(value.messages);
 
 /** All conversations, the latest first. */
 export function conversations() {
   const keys = Array.from({ length: local.length }, (_, i) => local.key(i));
-  const all = keys.filter((key) => key.startsWith(CONVERSATION)).map(read).filter(isConversation);
+  const all = keys.filter((key) => key.startsWith(CONVERSATION)).map((key) => read(key)).filter(isConversation);
   return all.sort((a, b) => b.updated - a.updated);
 }
 

@@ -3,12 +3,14 @@
 import { ApiError, changeJob, createJob, deleteModel, followJob, job, jobs, preview, upload } from "./api.js";
 import { announce, byId, el } from "./dom.js";
 import { number, onLanguage, t } from "./i18n.js";
+import { draft, setDraft } from "./store.js";
 import { drawJob, drawJobs, isOver } from "./teach_job.js";
 
 /** Fields of the form that are hyperparameters, and what they are called in a request. */
 const NUMBERS = { "teach-epochs": "n_epochs", "teach-rate": "learning_rate_multiplier", "teach-rank": "lora_r" };
 /** What stands in the form at first. */
 const ROWS = 3;
+const ROWS_DRAFT = "teach-rows";
 /** Milliseconds until a job's state is asked for again. */
 const SOON = 150;
 /** Milliseconds until a connection that broke off is tried again. */
@@ -31,7 +33,9 @@ let loadModels = async () => {};
 export function startTeach(openChat, load) {
   chatWith = openChat;
   loadModels = load;
-  for (let i = 0; i < ROWS; i += 1) addRow();
+  const kept = draft(ROWS_DRAFT);
+  const rows = Array.isArray(kept) ? kept : [];
+  for (let i = 0; i < Math.max(ROWS, rows.length); i += 1) addRow(rows[i]);
   byId("teach-add").addEventListener("click", () => addRow().focus());
   byId("teach-file").addEventListener("change", ({ target }) => take(target.files[0]));
   byId("teach-no-file").addEventListener("click", () => take(null));
@@ -85,11 +89,15 @@ export async function showTeach() {
   }
 }
 
-function addRow() {
-  const area = (key) => el("textarea", { rows: 2, "data-key": key, oninput: changed, onkeydown: addOnEnter });
-  const [question, answer] = [area("teach_question"), area("teach_answer")];
+function addRow(texts = []) {
+  const area = (key, i) => {
+    const field = el("textarea", { rows: 2, "data-key": key, oninput: rowsChanged, onkeydown: addOnEnter });
+    field.value = texts[i] ?? "";
+    return field;
+  };
+  const [question, answer] = ["teach_question", "teach_answer"].map(area);
   const row = el("li", { class: "example" }, question, answer,
-    el("button", { type: "button", class: "small", "data-key": "teach_remove", onclick: () => { row.remove(); changed(); } }));
+    el("button", { type: "button", class: "small", "data-key": "teach_remove", onclick: () => { row.remove(); rowsChanged(); } }));
   byId("teach-rows").append(row);
   drawRows();
   return question;
@@ -112,6 +120,13 @@ function drawRows() {
       field.title = text;
     }
   });
+}
+
+const rowTexts = () => [...byId("teach-rows").children].map((row) => [...row.querySelectorAll("textarea")].map(({ value }) => value));
+
+function rowsChanged() {
+  setDraft(ROWS_DRAFT, rowTexts().filter((texts) => texts.some((text) => text)));
+  changed();
 }
 
 /** What was shown is no longer what would be learnt. */
@@ -138,7 +153,7 @@ function drawFile() {
 
 /** The written examples as records. Rows without text are left out; half of a row is an error. */
 function written() {
-  const rows = [...byId("teach-rows").children].map((row) => [...row.querySelectorAll("textarea")].map(({ value }) => value.trim()));
+  const rows = rowTexts().map((texts) => texts.map((text) => text.trim()));
   const filled = rows.filter(([question, answer]) => question || answer);
   if (!filled.length) throw new ApiError(400, t("teach_no_examples"));
   const half = filled.find(([question, answer]) => !question || !answer);

@@ -20,6 +20,7 @@ import tempfile
 import time
 import urllib.request
 
+import drafts
 import hands
 import kept
 import small
@@ -183,6 +184,7 @@ step(kept.write_an_answer)
 step(kept.rename_and_search)
 step(kept.take_a_file)
 step(kept.delete)
+step(drafts.drafts)
 step(versions.versions)
 step(tabs.two_tabs)
 step(tabs.settings_of_two_tabs)

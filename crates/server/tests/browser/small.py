@@ -51,7 +51,9 @@ def compare(trial):
 def teach(trial):
     """To the end, and the chat with the result; then the result is deleted."""
     browser = trial.browser
-    browser.size(360, 740)
+    # Rows that `taught.teach` has left.
+    browser.js("sessionStorage.clear()")
+    browser.open(trial.address, width=360, height=740)
     browser.click("#to-teach")
     browser.wait("!document.getElementById('teach-on').hidden && document.getElementById('teach-model').options.length > 1")
     for field, text in zip(("textarea", "textarea + textarea"), TAUGHT):
