@@ -52,6 +52,7 @@ export default {
   "job_validating_files": "Reading the examples …",
   "kept_here": "Conversations stay in this browser.",
   "key": "Key",
+  "key_signs": "A key has only letters, digits and signs of ASCII. This one has others, such as a typographic quote.",
   "key_text": "This server wants an API key. The browser keeps it until this tab is closed.",
   "key_title": "API key",
   "keys": "Enter sends, Shift+Enter begins a line, Esc stops.",

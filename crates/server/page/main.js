@@ -99,8 +99,14 @@ function askForKey(reason) {
     let given = false;
     byId("key-form").onsubmit = (event) => {
       event.preventDefault();
-      given = Boolean(byId("key").value.trim());
-      if (given) setApiKey(byId("key").value.trim());
+      const key = byId("key").value.trim();
+      // A browser sends no other signs in a header, and says no more than that the request failed.
+      if (/[^ -~]/.test(key)) {
+        byId("key-reason").textContent = t("key_signs");
+        return;
+      }
+      given = Boolean(key);
+      if (given) setApiKey(key);
       dialog.close();
     };
     dialog.onclose = () => {

@@ -52,6 +52,7 @@ export default {
   "job_validating_files": "正在读取示例……",
   "kept_here": "对话只保存在此浏览器中。",
   "key": "密钥",
+  "key_signs": "密钥只能包含 ASCII 字母、数字和符号，此密钥含有其他字符（例如中文引号）。",
   "key_text": "此服务器需要 API 密钥。浏览器会保留它，直到关闭此标签页。",
   "key_title": "API 密钥",
   "keys": "Enter 发送，Shift+Enter 换行，Esc 停止。",

@@ -438,6 +438,13 @@ def key(trial):
         browser.open(server.address)
         browser.wait("document.getElementById('key-dialog').open")
         trial.shot("key")
+        browser.click("#key")
+        browser.type("“secret”")
+        browser.key("Enter", 13)
+        browser.wait("document.getElementById('key-reason').textContent.includes('ASCII')", 20)
+        assert browser.js("document.getElementById('key-dialog').open && sessionStorage.length === 0")
+        browser.key("Escape", 27)
+        browser.click("#again")
         for attempt, reason in (("wrong", ""), ("secret", "Incorrect API key provided.")):
             wanted = f"document.getElementById('key-reason').textContent === {json.dumps(reason)}"
             browser.wait(f"document.getElementById('key-dialog').open && {wanted}")
