@@ -18,7 +18,7 @@ const KEEP_EVERY = 1000;
 /** The open conversation, and the views of its messages. */
 let open = newConversation();
 let views = new Map();
-/** Conversations that are being answered in this tab, with what stops them. */
+/** Answers that are being written in this tab, by conversation: `{ conversation, message, old, controller }`, `old` is what was there before. */
 const running = new Map();
 let chosenModel = () => "";
 let limitOf = () => undefined;
@@ -53,7 +53,12 @@ export function startChat(model, limit) {
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && isFree("chat") && !event.isComposing) stopOpen();
   });
-  addEventListener("pagehide", () => running.forEach(({ conversation }) => saveConversation(conversation)));
+  addEventListener("pagehide", leave);
+  addEventListener("pageshow", ({ persisted }) => {
+    if (!persisted) return;
+    takeUp();
+    drawMessages();
+  });
   onLanguage(() => show(open));
   onStoredConversation(takeUp);
   startTabs({
@@ -301,7 +306,8 @@ async function request(messages, asked) {
   const system = systemMessages();
   const body = { ...asked, messages: [...system, ...asked.messages], ...requestSettings() };
   const controller = new AbortController();
-  running.set(conversation.id, { controller, conversation });
+  const own = { conversation, message, old, controller };
+  running.set(conversation.id, own);
   const first = messages.find(({ role }) => role === "user")?.content ?? "";
   conversation.title ||= [...first.trim().split("\n")[0]].slice(0, 60).join("");
   conversation.system = system[0]?.content;
@@ -325,17 +331,12 @@ async function request(messages, asked) {
     views.get(message)?.later();
     if (follows) requestAnimationFrame(scrollDown);
   });
-  if (running.get(conversation.id)?.controller !== controller) return;
+  if (running.get(conversation.id) !== own) return;
   if (isDeleted(conversation)) {
     forget(conversation);
     return;
   }
-  running.delete(conversation.id);
-  // A retry that brought nothing leaves what was there.
-  const isVain = isEmpty(message) && Boolean(message.versions) && Boolean(message.error || message.stopped);
-  if (isVain) conversation.messages = old;
-  keep(conversation);
-  tellEnded(conversation.id);
+  const isVain = settle(own);
   drawList();
   if (!isOpen(conversation)) return;
   const follows = isAtEnd();
@@ -343,6 +344,26 @@ async function request(messages, asked) {
   if (follows) scrollDown();
   if (isVain) byId("answer-error").textContent = message.error ?? "";
   announce(message.error ?? (message.stopped ? t("stat_stopped") : t("answered")));
+}
+
+/** Keeps an answer that has ended. Whether it was a retry that brought nothing: that leaves what was there before. */
+function settle({ conversation, message, old }) {
+  const isVain = isEmpty(message) && Boolean(message.versions) && Boolean(message.error || message.stopped);
+  if (isVain) conversation.messages = old;
+  running.delete(conversation.id);
+  keep(conversation);
+  tellEnded(conversation.id);
+  return isVain;
+}
+
+/** The page goes away, and its requests with it: answers stay as far as they have come. */
+function leave() {
+  for (const own of [...running.values()]) {
+    own.controller.abort();
+    own.message.stopped = true;
+    if (isDeleted(own.conversation)) forget(own.conversation);
+    else settle(own);
+  }
 }
 
 function keep(conversation) {

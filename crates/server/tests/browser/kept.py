@@ -4,6 +4,8 @@ import json
 import re
 import urllib.request
 
+from hands import LONG, is_quiet
+
 STORY = "Tell me a story about a bear."
 
 
@@ -64,6 +66,27 @@ def write_an_answer(trial):
     browser.click("#conversations button")
     browser.wait("document.querySelectorAll('#messages .message').length === 2")
     assert trial.last(".assistant .text") == "There was a bear."
+
+
+def reload(trial):
+    """What an answer has so far stays when the page is loaded anew, as an answer that was stopped."""
+    browser = trial.browser
+    browser.click("#new-chat")
+    browser.js(LONG)
+    trial.ask(STORY)
+    browser.wait("(document.querySelector('.running > .text')?.innerText.length ?? 0) > 8", 30)
+    browser.js("window.before = true")
+    browser.send("Page.reload")
+    browser.wait("window.before === undefined && document.getElementById('model')?.options.length > 0", 30)
+    is_quiet(trial)
+    browser.click("#conversations button")
+    browser.wait("document.querySelectorAll('#messages .message').length === 2")
+    assert len(trial.last(".assistant > .text")) > 8
+    assert "stopped" in trial.last(".stats") and not trial.last(".error:not([hidden])"), trial.last(".assistant")
+    browser.js("window.confirm = () => true")
+    browser.click("#delete-chat")
+    browser.click("#conversations button")
+    browser.wait("document.querySelectorAll('#messages .message').length === 2")
 
 
 def rename_and_search(trial):

@@ -181,6 +181,7 @@ def export(trial):
 
 step(kept.go_on)
 step(kept.write_an_answer)
+step(kept.reload)
 step(kept.rename_and_search)
 step(kept.take_a_file)
 step(kept.delete)
