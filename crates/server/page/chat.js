@@ -1,8 +1,9 @@
 // The chat: conversations in a list, one of them open. An answer goes on while another conversation is open.
 
-import { announce, byId, el, grow, isFree } from "./dom.js";
+import { announce, byId, el, isFree, sendOnEnter } from "./dom.js";
 import { empty, keepDraft } from "./draft.js";
 import { save } from "./export.js";
+import { editView, resultsView } from "./forms.js";
 import { number, onLanguage, t } from "./i18n.js";
 import { drawList, setList, startList } from "./list.js";
 import { action, answerOf, fill, forApi, messageView } from "./message.js";
@@ -22,6 +23,7 @@ let views = new Map();
 const running = new Map();
 let chosenModel = () => "";
 let limitOf = () => undefined;
+/** The message that is being edited, and what stands in its form: `{ message, text }`. */
 let editing = null;
 
 const isOpen = (conversation) => conversation.id === open.id;
@@ -59,7 +61,10 @@ export function startChat(model, limit) {
     takeUp();
     drawMessages();
   });
-  onLanguage(() => show(open));
+  onLanguage(() => {
+    drawMessages();
+    drawList();
+  });
   onStoredConversation(takeUp);
   startTabs({
     own: () => [...running.keys()],
@@ -85,19 +90,14 @@ function reload() {
   const stored = storedConversation(open.id);
   if (!stored || running.has(open.id) || stored.updated === open.updated) return;
   const follows = isAtEnd();
-  const edited = stored.messages[open.messages.indexOf(editing)];
-  editing = edited && edited.content === editing.content ? edited : null;
+  if (editing) {
+    const same = stored.messages[open.messages.indexOf(editing.message)];
+    editing = same?.content === editing.message.content ? { ...editing, message: same } : null;
+  }
   open = stored;
   drawMessages();
   if (follows) scrollDown();
 }
-
-/** Enter sends and Shift+Enter breaks the line; an input method's Enter is its own. */
-export const sendOnEnter = (send) => (event) => {
-  if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
-  event.preventDefault();
-  send();
-};
 
 const stop = (id) => running.get(id)?.controller.abort();
 
@@ -142,15 +142,20 @@ function show(conversation) {
 
 function drawMessages() {
   views = new Map();
+  if (!open.messages.includes(editing?.message)) editing = null;
+  const written = document.activeElement?.matches("#messages textarea") ? document.activeElement : null;
   const elements = open.messages.map((message, i) => {
-    if (message === editing) return editView(message, i);
+    if (message === editing?.message) return editForm(message, i);
     const view = messageView(message, actions(message, i));
     views.set(message, view);
     return view.element;
   });
   const last = open.messages.at(-1);
-  if (last?.tool_calls?.length && !isRunning(open) && !editing) elements.push(resultsView(last));
+  if (last?.tool_calls?.length && !isRunning(open) && !editing) elements.push(resultsView(last, (found) => answer([...open.messages, ...found])));
   byId("messages").replaceChildren(...elements);
+  const area = written && byId(written.id);
+  area?.focus();
+  area?.setSelectionRange(written.selectionStart, written.selectionEnd);
   byId("welcome").hidden = open.messages.length > 0;
   if (isRunning(open)) views.get(last)?.update(true);
   drawControls();
@@ -194,7 +199,7 @@ function actions(message, i) {
   const isAnswer = message.role === "assistant";
   if (message.role === "user" || (isAnswer && message.content)) {
     buttons.push(action("edit", () => {
-      editing = message;
+      editing = { message, text: message.content };
       drawMessages();
       byId("edit-text").focus();
     }));
@@ -229,54 +234,23 @@ function isCut({ content, edited, stopped, error, stats, tool_calls: calls }) {
   return Boolean(content.trim()) && !calls?.length && Boolean((edited && !stats) || stopped || error || stats?.finish === "length");
 }
 
-/** A question or an answer as a form. A question is asked anew; an answer is only written otherwise. */
-function editView(message, i) {
-  const text = el("textarea", { id: "edit-text", "aria-label": t("edit") });
-  text.value = message.content;
-  text.addEventListener("input", () => grow(text));
-  requestAnimationFrame(() => grow(text));
-  const close = () => {
+/** The form of the message that is edited. Sending a question asks it anew; an answer is only written otherwise. */
+const editForm = (message, i) => editView(editing, isRunning(open), {
+  close: () => {
     editing = null;
     drawMessages();
-  };
-  const isAnswer = message.role === "assistant";
-  const form = el("form", { class: `message ${message.role} edit` }, text,
-    el("div", { class: "row" },
-      el("button", { type: "submit", class: "primary" }, t(isAnswer ? "save" : "send")),
-      el("button", { type: "button", onclick: close }, t("cancel"))));
-  if (!isAnswer) text.addEventListener("keydown", sendOnEnter(() => form.requestSubmit()));
-  text.addEventListener("keydown", (event) => {
-    if (event.key === "Escape" && !event.isComposing) close();
-  });
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    if (!text.value.trim()) return;
+  },
+  send: (content) => {
     editing = null;
-    if (isAnswer) {
-      Object.assign(message, { content: text.value, edited: true, stopped: false, error: null, stats: null, before: 0 });
-      keep(open);
-      drawMessages();
+    if (message.role !== "assistant") {
+      answer([...open.messages.slice(0, i), { role: "user", content }]);
       return;
     }
-    answer([...open.messages.slice(0, i), { role: "user", content: text.value }]);
-  });
-  return form;
-}
-
-/** A form for what called tools return. */
-function resultsView({ tool_calls: calls }) {
-  const fields = calls.map((call) => [call, el("textarea", { id: `result-${call.id}`, rows: "2", required: true })]);
-  const form = el("form", { class: "message tool" },
-    ...fields.map(([call, field]) =>
-      el("label", { for: field.id }, t("tool_result", { name: call.function.name }), field)),
-    el("div", { class: "row" }, el("button", { type: "submit", class: "primary" }, t("send_results"))));
-  form.addEventListener("submit", (event) => {
-    event.preventDefault();
-    const results = fields.map(([call, field]) => ({ role: "tool", tool_call_id: call.id, content: field.value }));
-    answer([...open.messages, ...results]);
-  });
-  return form;
-}
+    Object.assign(message, { content, edited: true, stopped: false, error: null, stats: null, before: 0 });
+    keep(open);
+    drawMessages();
+  },
+});
 
 function ask(text) {
   if (!text.trim() || isRunning(open)) return;

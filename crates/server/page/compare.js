@@ -1,10 +1,9 @@
 // The same question to two models side by side, such as a base model and its adapter. Each question stands for itself.
 
-import { announce, byId, el, isFree } from "./dom.js";
+import { announce, byId, el, isFree, sendOnEnter } from "./dom.js";
 import { keepDraft } from "./draft.js";
 import { onLanguage, t } from "./i18n.js";
 import { answerOf, fill, messageView } from "./message.js";
-import { sendOnEnter } from "./chat.js";
 import { requestSettings, systemMessages } from "./settings.js";
 
 const SIDES = ["left", "right"];

@@ -62,3 +62,10 @@ export function grow(area) {
   area.style.height = "auto";
   area.style.height = `${area.scrollHeight + 2}px`;
 }
+
+/** Enter sends and Shift+Enter breaks the line; an input method's Enter is its own. */
+export const sendOnEnter = (send) => (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing || event.keyCode === 229) return;
+  event.preventDefault();
+  send();
+};

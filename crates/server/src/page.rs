@@ -51,7 +51,7 @@ static INDEX: File = File {
     content: include_str!("../page/index.html"),
 };
 /// What it loads.
-static FILES: [File; 22] = [
+static FILES: [File; 23] = [
     file!("page.css", "text/css; charset=utf-8"),
     file!("icon.svg", "image/svg+xml"),
     file!("list.js", "text/javascript; charset=utf-8"),
@@ -63,6 +63,7 @@ static FILES: [File; 22] = [
     file!("draft.js", "text/javascript; charset=utf-8"),
     file!("en.js", "text/javascript; charset=utf-8"),
     file!("export.js", "text/javascript; charset=utf-8"),
+    file!("forms.js", "text/javascript; charset=utf-8"),
     file!("i18n.js", "text/javascript; charset=utf-8"),
     file!("markdown.js", "text/javascript; charset=utf-8"),
     file!("message.js", "text/javascript; charset=utf-8"),

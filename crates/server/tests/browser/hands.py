@@ -75,6 +75,46 @@ def escape(trial):
     browser.wait("document.querySelectorAll('#messages .message').length === 4")
 
 
+def keep_editing(trial):
+    """What is written in place of a question stays when the language changes and another question is sent."""
+    browser = trial.browser
+    browser.click("#new-chat")
+    trial.ask("Tell me a story.")
+    trial.answered()
+    browser.js("document.querySelector('#messages .user footer button:last-child').click()")
+    text = browser.js("document.activeElement.value")
+    browser.click("#edit-text")
+    browser.key("End", 35)
+    browser.type(" Of a whale.")
+    text += " Of a whale."
+    written = "document.getElementById('edit-text')?.value"
+    for language in ("zh", "en"):
+        browser.choose("#language", language)
+        assert browser.js(written) == text, browser.js(written)
+    browser.js(LONG)
+    trial.ask(STORY)
+    browser.wait("(document.querySelector('.running > .text')?.innerText.length ?? 0) > 8", 30)
+    browser.click("#edit-text")
+    browser.key("End", 35)
+    browser.type("!")
+    # Not a second question at once.
+    browser.key("Enter", 13)
+    assert browser.js(written) == f"{text}!" and num_messages(browser) == 4, browser.js(written)
+    browser.click("#stop")
+    trial.answered()
+    browser.js("window.fetch = window.realFetch")
+    assert browser.js(written) == f"{text}!"
+    browser.click("#edit-text")
+    browser.key("Enter", 13)
+    browser.wait("document.getElementById('edit-text') === null")
+    trial.answered()
+    assert trial.last(".user > .text") == f"{text}!" and num_messages(browser) == 2
+    browser.js("window.confirm = () => true; localStorage.removeItem('qwen-burn.setting.language')")
+    browser.click("#delete-chat")
+    browser.click("#conversations button")
+    browser.wait("document.querySelectorAll('#messages .message').length > 1")
+
+
 def copy(trial):
     """The text of a message and of a block of code come to the clipboard; `markdown` has left such a block."""
     browser = trial.browser

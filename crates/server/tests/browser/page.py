@@ -179,6 +179,7 @@ def export(trial):
         assert "## You\n\nTell me about a cat." in files("md")[0].read_text()
 
 
+step(hands.keep_editing)
 step(kept.go_on)
 step(kept.write_an_answer)
 step(kept.reload)

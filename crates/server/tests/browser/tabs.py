@@ -44,7 +44,8 @@ def two_tabs(trial):
         is_quiet(trial)
         # The other tab's version has come, and this one has not heard of it.
         browser.js("window.fetch = window.realFetch")
-        newer = """(() => { const key = Object.keys(localStorage).find((key) => localStorage[key].includes("a fox and a bear"));
+        newer = """(() => { const { id } = document.querySelector("#conversations [aria-current]").dataset;
+            const key = `qwen-burn.conversation.${id}`;
             const kept = JSON.parse(localStorage[key]); kept.updated += 1; localStorage[key] = JSON.stringify(kept); })()"""
         browser.js(newer)
         trial.ask(STORY)
