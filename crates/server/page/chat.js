@@ -51,6 +51,8 @@ export function startChat(model, limit) {
   byId("rename-chat").addEventListener("click", rename);
   byId("to-end").addEventListener("click", scrollDown);
   byId("log").addEventListener("scroll", drawEnd);
+  // The list above it, and the keyboard of a phone, take room.
+  new ResizeObserver(drawEnd).observe(byId("log"));
   startList({ isOpen, isRunning, show });
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape" && isFree("chat") && !event.isComposing) stopOpen();

@@ -375,6 +375,9 @@ def phone(trial):
         trial.shot(f"phone-{language}-list")
         browser.click("#conversations button")
         browser.wait("document.querySelectorAll('#messages .message').length >= 2")
+        # The list has made room for the end.
+        browser.wait("(({ scrollHeight, clientHeight, scrollTop }) => scrollHeight - clientHeight - scrollTop)(document.getElementById('log')) < 80")
+        browser.wait("document.getElementById('to-end').hidden", 5)
         trial.fits()
         trial.shot(f"phone-{language}-chat")
         for view in ("compare", "teach", "status"):
