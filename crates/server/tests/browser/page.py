@@ -427,7 +427,7 @@ def a_server_that_does_not_train(trial):
     try:
         browser.open(f"{server.address}#teach")
         browser.wait("!document.getElementById('teach-off').hidden")
-        assert "--enable-finetuning" in browser.js("document.getElementById('teach-off').innerText")
+        assert "qwen-burn serve --enable-lora --enable-finetuning" in browser.js("document.getElementById('teach-off').innerText")
         trial.fits()
         trial.shot("teach-off")
     finally:
