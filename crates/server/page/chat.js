@@ -19,7 +19,7 @@ const KEEP_EVERY = 1000;
 /** The open conversation, and the views of its messages. */
 let open = newConversation();
 let views = new Map();
-/** Answers that are being written in this tab, by conversation: `{ conversation, message, old, controller }`, `old` is what was there before. */
+/** Answers that are being written in this tab, by conversation: `{ conversation, message, old, controller }`; `old` are the messages before. */
 const running = new Map();
 let chosenModel = () => "";
 let limitOf = () => undefined;
@@ -153,7 +153,9 @@ function drawMessages() {
     return view.element;
   });
   const last = open.messages.at(-1);
-  if (last?.tool_calls?.length && !isRunning(open) && !editing) elements.push(resultsView(last, (found) => answer([...open.messages, ...found])));
+  if (last?.tool_calls?.length && !isRunning(open) && !editing) {
+    elements.push(resultsView(last, (found) => answer([...open.messages, ...found])));
+  }
   byId("messages").replaceChildren(...elements);
   const area = written && byId(written.id);
   area?.focus();
@@ -290,8 +292,8 @@ async function request(messages, asked) {
   keepReplaced(old, messages);
   conversation.messages = messages;
   byId("answer-error").textContent = "";
-  keep(conversation);
   tellBegun(conversation.id);
+  keep(conversation);
   drawMessages();
   drawList();
   scrollDown();
@@ -346,8 +348,11 @@ function keep(conversation) {
   const { id } = conversation;
   byId("full").hidden = saveConversation(conversation);
   if (id === conversation.id || !running.has(id)) return;
+  // It goes on under an id of its own.
   running.set(conversation.id, running.get(id));
   running.delete(id);
+  tellEnded(id);
+  tellBegun(conversation.id);
 }
 
 const isAtEnd = () => byId("log").scrollHeight - byId("log").scrollTop - byId("log").clientHeight < 80;
