@@ -14,6 +14,16 @@ LONG = """window.realFetch = window.fetch; window.fetch = (path, options) => {
     const body = JSON.stringify({ ...JSON.parse(options.body), max_tokens: 500, ignore_eos: true });
     return realFetch(path, { ...options, body }); }"""
 
+# An answer that goes on until it is stopped.
+ENDLESS = """window.realFetch = window.fetch; window.fetch = (path, options) => {
+    if (path !== "v1/chat/completions") return realFetch(path, options);
+    const event = { choices: [{ index: 0, delta: { content: "Once upon a time" }, finish_reason: null }] };
+    return Promise.resolve(new Response(new ReadableStream({ start(stream) {
+        stream.enqueue(new TextEncoder().encode(`data: ${JSON.stringify(event)}\\n\\n`));
+        options.signal.addEventListener("abort", () => stream.error(options.signal.reason));
+    } }))); }"""
+WRITES = "document.querySelector('.running > .text')?.innerText === 'Once upon a time'"
+
 
 def num_messages(browser):
     return browser.js("document.querySelectorAll('#messages .message').length")
@@ -91,9 +101,9 @@ def keep_editing(trial):
     for language in ("zh", "en"):
         browser.choose("#language", language)
         assert browser.js(written) == text, browser.js(written)
-    browser.js(LONG)
+    browser.js(ENDLESS)
     trial.ask(STORY)
-    browser.wait("(document.querySelector('.running > .text')?.innerText.length ?? 0) > 8", 30)
+    browser.wait(WRITES, 30)
     browser.click("#edit-text")
     browser.key("End", 35)
     browser.type("!")

@@ -1,6 +1,6 @@
 """Steps of page.py in two tabs of one browser."""
 
-from hands import LONG, STORY as FOX, is_quiet
+from hands import ENDLESS, STORY as FOX, WRITES
 from kept import STORY, titles
 from trial import Trial, keep_settings
 
@@ -27,21 +27,21 @@ def two_tabs(trial):
             other.ask(STORY)
             other.answered()
             has(browser, count)
+            trial.answered()
         trial.ask(STORY)
         trial.answered()
         for page in (browser, tab):
             has(page, 8)
             assert len(titles(page)) == before, titles(page)
-        browser.js(LONG)
+        browser.js(ENDLESS)
         trial.ask(FOX)
         has(tab, 10)
-        tab.wait("(document.querySelector('#messages .running > .text')?.innerText.length ?? 0) > 8", 30)
+        tab.wait("document.querySelector('.running') !== null", 30)
         tab.wait("document.querySelector('#conversations small').textContent === 'answering'", 30)
         tab.click("#stop")
         for page in (trial, other):
             page.answered()
             page.browser.wait("[...document.querySelectorAll('#messages .stats')].at(-1).innerText.includes('stopped')", 30)
-        is_quiet(trial)
         # The other tab's version has come, and this one has not heard of it.
         browser.js("window.fetch = window.realFetch")
         newer = """(() => { const { id } = document.querySelector("#conversations [aria-current]").dataset;
@@ -55,17 +55,16 @@ def two_tabs(trial):
         has(browser, 12)
         has(tab, 10)
         # Deleted there while it is answered here.
-        browser.js(LONG)
+        browser.js(ENDLESS)
         tab.click("#conversations button")
         has(tab, 12)
         trial.ask(FOX)
         has(tab, 14)
-        browser.wait("(document.querySelector('#messages .running > .text')?.innerText.length ?? 0) > 8", 30)
+        browser.wait(WRITES, 30)
         tab.js("window.confirm = () => true")
         tab.click("#delete-chat")
         for page in (browser, tab):
             has(page, 0)
-        is_quiet(trial)
         browser.js("window.fetch = window.realFetch")
         for page in (browser, tab):
             assert titles(page) == found[1:], titles(page)
