@@ -124,6 +124,12 @@ impl ChatTemplate {
         })
     }
 
+    /// A template that refuses all messages with these words.
+    pub fn refusing(reason: &str) -> Result<Self, TemplateError> {
+        let reason = Json::from(reason);
+        Self::from_source(&format!("{{{{ raise_exception({reason}) }}}}"), Map::new())
+    }
+
     /// [`Self::from_source`] for a text of which nobody knows what it does. It is rendered by a thread of its own, which has room
     /// for values nested as deep as its work allows.
     ///
@@ -169,8 +175,8 @@ impl ChatTemplate {
     ///
     /// Beyond what transformers does, messages take the forms OpenAI clients send: a list of text
     /// parts as `content` is joined with newlines when the template wants a string, an assistant
-    /// message may lack `content`, and `tool_calls[].function.arguments` may be a JSON string or
-    /// an object, whichever the template wants.
+    /// message may lack `content`, and `tool_calls[].function.arguments` may be a JSON string or an object: the template
+    /// gets an object, unless it joins texts. A template that fails at a message without `content` gets an empty text.
     ///
     /// # Errors
     /// When a message is malformed, or the template fails or refuses the messages.
@@ -197,8 +203,15 @@ impl ChatTemplate {
         };
 
         let fuel = fuel::budget(messages, options);
-        let variables = self.variables(prepared, options);
-        let rendered = self.rendered(template, variables, fuel)?;
+        let with_text = prepared.with_text();
+        let render = |prepared| self.rendered(template, self.variables(prepared, options), fuel);
+        let rendered = match (render(prepared), with_text) {
+            // Some templates tell a call by `content is none`, some look into a text.
+            (Err(error @ (TemplateError::Render(_) | TemplateError::Raised(_))), Some(filled)) => {
+                render(filled).map_err(|_| error)?
+            }
+            (rendered, _) => rendered?,
+        };
         match continued {
             Some(final_text) => cut_after_final_message(&rendered, &final_text),
             None => Ok(rendered),

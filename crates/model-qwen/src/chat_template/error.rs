@@ -15,6 +15,16 @@ pub enum TemplateError {
         /// The field and what is wrong with it.
         reason: String,
     },
+    /// A folder has several named templates, and says not which one is meant.
+    #[error(
+        "{}: chat_template: expected a template named \"default\", found {names:?}", path.display()
+    )]
+    NoDefault {
+        /// The file.
+        path: PathBuf,
+        /// The names of its templates.
+        names: Vec<String>,
+    },
     /// The template is not valid Jinja.
     #[error("chat template of {origin} is not valid Jinja: {reason}")]
     Syntax {

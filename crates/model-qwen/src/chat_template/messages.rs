@@ -13,15 +13,14 @@ const REASONING_FIELDS: [&str; 3] = ["reasoning_content", "thinking", "reasoning
 /// How a template reads `tool_calls[].function.arguments`.
 #[derive(Clone, Copy, PartialEq)]
 enum Arguments {
-    /// `arguments | tojson`: an object.
+    /// `arguments | tojson`, or it looks for itself (`arguments is string`): an object, as transformers and vLLM write it.
     Object,
     /// `'...' + arguments`: a JSON string.
     String,
-    /// It looks for itself (`arguments is string`).
-    Either,
 }
 
 /// Messages ready to be rendered.
+#[derive(Clone)]
 pub(super) struct Prepared {
     messages: Vec<Map<String, Value>>,
 }
@@ -86,6 +85,20 @@ impl Prepared {
 
     pub(super) fn into_json(self) -> Value {
         self.messages.into_iter().map(Value::Object).collect()
+    }
+
+    /// The same messages with an empty text where they have no content; `None` if all have one.
+    pub(super) fn with_text(&self) -> Option<Self> {
+        let lacks =
+            |message: &Map<String, Value>| message.get("content").is_none_or(Value::is_null);
+        if !self.messages.iter().any(lacks) {
+            return None;
+        }
+        let mut filled = self.clone();
+        for message in filled.messages.iter_mut().filter(|message| lacks(message)) {
+            message.insert("content".to_owned(), Value::from(""));
+        }
+        Some(filled)
     }
 
     /// Appends `tag` to the last message's text; returns that text without the tag.
@@ -170,14 +183,10 @@ fn arguments_form(source: &str) -> Arguments {
             .any(|end| compact.contains(&format!("{end}{suffix}")));
         reads_field || reads_name(suffix)
     };
-    if reads("|items") || reads(".items()") {
-        Arguments::Object
-    } else if reads("isstring") || reads("ismapping") || !reads("") {
-        Arguments::Either
-    } else if reads("|tojson") {
-        Arguments::Object
-    } else {
-        Arguments::String
+    let of_objects = ["|items", ".items()", "isstring", "ismapping", "|tojson"];
+    match of_objects.into_iter().any(reads) || !reads("") {
+        true => Arguments::Object,
+        false => Arguments::String,
     }
 }
 
@@ -190,9 +199,14 @@ fn convert_arguments(call: &mut Value, wanted: Arguments) {
         return;
     };
     match (wanted, &*arguments) {
+        (Arguments::Object, Value::String(text)) if text.trim().is_empty() => {
+            *arguments = Value::Object(Map::new());
+        }
         (Arguments::Object, Value::String(text)) => {
             // What a model wrote need not be JSON; then the template gets the string.
-            if let Ok(parsed @ Value::Object(_)) = serde_json::from_str(text) {
+            if let Ok(parsed @ Value::Object(_)) = serde_json::from_str(text)
+                && !has_wide_number(&parsed)
+            {
                 *arguments = parsed;
             }
         }
@@ -200,6 +214,19 @@ fn convert_arguments(call: &mut Value, wanted: Arguments) {
             *arguments = Value::String(json::to_json(arguments));
         }
         _ => {}
+    }
+}
+
+/// Whether a value has a number that may have been a whole one of more than 64 bits, of which a float keeps the first digits only.
+fn has_wide_number(value: &Value) -> bool {
+    const WIDE: f64 = 9_223_372_036_854_775_808.0;
+    match value {
+        Value::Number(number) if number.is_f64() => {
+            number.as_f64().is_some_and(|number| number.abs() >= WIDE)
+        }
+        Value::Array(items) => items.iter().any(has_wide_number),
+        Value::Object(fields) => fields.values().any(has_wide_number),
+        _ => false,
     }
 }
 

@@ -71,13 +71,14 @@ impl TemplateFiles {
     }
 }
 
-/// The templates `default` and `tool_use` of `[{"name": .., "template": ..}, ..]`.
+/// The templates `default` and `tool_use` of `[{"name": .., "template": ..}, ..]`; the only one is the default.
 fn named(path: &Path, list: &[Value]) -> Result<(String, Option<String>), TemplateError> {
     let file = |reason: String| TemplateError::File {
         path: path.to_path_buf(),
         reason,
     };
-    let mut names = Vec::new();
+    let mut names: Vec<String> = Vec::new();
+    let mut only = None;
     let (mut default, mut tool_use) = (None, None);
     for (i, entry) in list.iter().enumerate() {
         let field = |name: &str| {
@@ -94,13 +95,15 @@ fn named(path: &Path, list: &[Value]) -> Result<(String, Option<String>), Templa
             "tool_use" => tool_use = Some(template.to_owned()),
             _ => {}
         }
-        names.push(name);
+        only = (list.len() == 1).then(|| template.to_owned());
+        names.push(name.to_owned());
     }
-    match default {
+    match default.or(only) {
         Some(default) => Ok((default, tool_use)),
-        None => Err(file(format!(
-            "chat_template: expected a template named \"default\", found {names:?}"
-        ))),
+        None => Err(TemplateError::NoDefault {
+            path: path.to_path_buf(),
+            names,
+        }),
     }
 }
 

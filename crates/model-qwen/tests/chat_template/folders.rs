@@ -54,6 +54,27 @@ fn named_templates_are_chosen_by_tools() {
     assert_eq!(template.render(&[], &with_tools).unwrap(), "tools");
 }
 
+/// Also of the only template that has another name.
+#[test]
+fn the_only_named_template_is_the_default() {
+    let config = r#"{"chat_template": [{"name": "rag", "template": "only"}]}"#;
+    let template = from_dir(&[("tokenizer_config.json", config)])
+        .unwrap()
+        .unwrap();
+    assert_eq!(template.render(&[], &prompt()).unwrap(), "only");
+}
+
+/// Its reason may hold what Jinja reads otherwise.
+#[test]
+fn a_template_may_refuse_all_messages() {
+    let reason = "a/b \\ \"default\" {{ x }} {% if %} 'é'\n#}";
+    let refused = ChatTemplate::refusing(reason).unwrap();
+    match refused.render(&[], &prompt()) {
+        Err(TemplateError::Raised(text)) => assert_eq!(text, reason),
+        other => panic!("{other:?}"),
+    }
+}
+
 #[test]
 fn malformed_files_are_named() {
     for (text, expected) in [
@@ -68,8 +89,8 @@ fn malformed_files_are_named() {
             "chat_template[0].template",
         ),
         (
-            r#"{"chat_template": [{"name": "x", "template": ""}]}"#,
-            "named \"default\", found [\"x\"]",
+            r#"{"chat_template": [{"name": "x", "template": ""}, {"name": "y", "template": ""}]}"#,
+            "named \"default\", found [\"x\", \"y\"]",
         ),
         (r#"{"chat_template": "{% if %}"}"#, "not valid Jinja"),
     ] {

@@ -92,11 +92,66 @@ fn tool_arguments_may_have_another_name() {
     }
     let source = "{% set args = call.function.arguments %}{{ args | tojson }}";
     assert_eq!(with(source), r#"{"a": [1, "x"]}"#);
-    // A text stays one where the template takes both.
-    let source = "{% set args = call.function.arguments %}{% if args is string %}{{ args }}{% else %}{{ args|tojson }}{% endif %}";
-    assert_eq!(with(source), r#"{"a": [1, "x"]}"#);
     let source = "{% set args = call.function.arguments %}{{ '(' + args + ')' }}";
     assert_eq!(with(source), r#"({"a": [1, "x"]})"#);
+}
+
+/// Where a template looks for itself, it gets the object that the trainer, transformers and vLLM give it. What is no object
+/// stays a text.
+#[test]
+fn a_template_that_takes_both_gets_an_object() {
+    let rendered = |source: &str, arguments: &str| {
+        let source = format!("{{% for call in messages[0].tool_calls %}}{source}{{% endfor %}}");
+        let call = json!({ "function": { "name": "f", "arguments": arguments } });
+        let messages = [json!({ "role": "assistant", "tool_calls": [call] })];
+        from_source(&source)
+            .render(&messages, &RenderOptions::default())
+            .unwrap()
+    };
+    let sources = [
+        "{% if call.function.arguments is string %}{{ call.function.arguments }}{% else %}{{ call.function.arguments|tojson }}{% endif %}",
+        "{% set args = call.function.arguments %}{% if args is mapping %}{{ args|tojson }}{% else %}{{ args }}{% endif %}",
+    ];
+    for source in sources {
+        let compact = "{\"city\":\"K\\u00f6ln\",\"days\":[1,2]}";
+        let expected = r#"{"city": "Köln", "days": [1, 2]}"#;
+        assert_eq!(rendered(source, compact), expected);
+        assert_eq!(rendered(source, ""), "{}");
+        // The last one is no number of 64 bits.
+        for text in ["[1]", "3", "{\"a\":", "{\"a\":[12345678901234567890123]}"] {
+            assert_eq!(rendered(source, text), text);
+        }
+    }
+    let whole = "{{ call|tojson }}";
+    let expected = r#"{"function": {"name": "f", "arguments": {"a": 1}}}"#;
+    assert_eq!(rendered(whole, "{\"a\":1}"), expected);
+    let refuses =
+        "{% if call.function.arguments is string %}{{ raise_exception('no text') }}{% endif %}ok";
+    assert_eq!(rendered(refuses, "{}"), "ok");
+}
+
+/// gpt-oss looks into the text, DeepSeek-R1 asks whether there is any.
+#[test]
+fn a_turn_of_calls_has_a_text_only_where_the_template_needs_one() {
+    let messages = [
+        json!({ "role": "user", "content": "u" }),
+        json!({ "role": "assistant", "content": null, "tool_calls": [] }),
+        json!({ "role": "assistant", "tool_calls": [] }),
+    ];
+    let rendered = |source: &str| {
+        let source = format!("{{% for m in messages %}}{source};{{% endfor %}}");
+        from_source(&source).render(&messages, &prompt())
+    };
+    let looks = "{% if 'u' in m.content %}yes{% else %}{{ '(' + m.content + ')' }}{% endif %}";
+    assert_eq!(rendered(looks).unwrap(), "yes;();();");
+    let asks = "{{ m.content is none }}";
+    assert_eq!(rendered(asks).unwrap(), "False;True;True;");
+    let strict = "{% if m.content is not string %}{{ raise_exception('no') }}{% endif %}t";
+    assert_eq!(rendered(strict).unwrap(), "t;t;t;");
+    // The error is that of the messages as they are.
+    let error =
+        rendered("{{ raise_exception(m.content|tojson) if m.role != 'user' }}").unwrap_err();
+    assert!(matches!(error, TemplateError::Raised(text) if text == "null"));
 }
 
 #[test]
