@@ -32,7 +32,7 @@ pub use error::{AdapterError, SequenceError, SubmitError};
 pub use handle::{EngineHandle, OutputStream, channel};
 pub use memory::{MemoryError, MemoryTable};
 pub use model_info::{ModelDetails, ModelInfo};
-pub use pooling_model::{PoolingInfo, ScoreTemplate};
+pub use pooling_model::{PoolingInfo, ScoreTemplate, WhyPooling};
 pub(crate) use progress::StartPart;
 pub use progress::StartProgress;
 pub use receiver::{

@@ -153,7 +153,9 @@ impl From<SubmitError> for ApiError {
                 code: Some("context_length_exceeded"),
                 ..Self::bad_request("prompt", message)
             },
-            SubmitError::NoText | SubmitError::NoPooling => Self::bad_request("model", message),
+            SubmitError::NoText { .. } | SubmitError::NoPooling => {
+                Self::bad_request("model", message)
+            }
             SubmitError::EmptyPrompt | SubmitError::UnknownToken { .. } => {
                 Self::bad_request("prompt", message)
             }

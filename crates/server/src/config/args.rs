@@ -142,7 +142,7 @@ pub struct Args {
     pub quantization: Option<Quantization>,
 
     /// What the model is served for; auto = embeddings or scores if its folder says so (modules.json, `architectures`, no
-    /// lm_head), otherwise text
+    /// lm_head and none that is tied), otherwise text
     #[arg(long, default_value = "auto", value_enum)]
     pub runner: Runner,
 

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use super::pooling_model::WhyPooling;
+
 /// Why a sequence was not accepted.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum SubmitError {
@@ -21,9 +23,12 @@ pub enum SubmitError {
     Stopped,
     /// A text is asked for.
     #[error(
-        "this model computes embeddings or scores, not text; a model that generates text is served without --runner pooling"
+        "this model computes embeddings or scores, not text: {why}; start the server with --runner generate for text"
     )]
-    NoText,
+    NoText {
+        /// What says so.
+        why: WhyPooling,
+    },
     /// An embedding or a score is asked for.
     #[error(
         "this model generates text; start the server with --runner pooling for embeddings and scores"

@@ -97,8 +97,8 @@ impl EngineHandle {
     /// # Errors
     /// [`SubmitError`] if the request breaks a limit, the queue is full, or the engine takes no more.
     pub fn submit(&self, request: GenerateRequest) -> Result<OutputStream, SubmitError> {
-        if self.shared.limits.pooling.is_some() {
-            return Err(SubmitError::NoText);
+        if let Some((_, why)) = self.shared.limits.pooling {
+            return Err(SubmitError::NoText { why });
         }
         self.check(
             &request.prompt,
@@ -114,13 +114,12 @@ impl EngineHandle {
     /// # Errors
     /// As [`Self::submit`].
     pub fn pool(&self, request: &PoolRequest) -> Result<OutputStream, SubmitError> {
-        let pooling = self.shared.limits.pooling;
-        if pooling.is_none() {
+        let Some((pooling, _)) = self.shared.limits.pooling else {
             return Err(SubmitError::NoPooling);
-        }
+        };
         self.check(&request.prompt, request.adapter.as_deref(), 0)?;
         let permit = self.queue_permit()?;
-        self.send(request.clone().generate(), pooling, permit)
+        self.send(request.clone().generate(), Some(pooling), permit)
     }
 
     fn send(

@@ -1,5 +1,6 @@
 //! Whether a folder's model generates text, or computes embeddings or scores, and how.
 
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -33,6 +34,42 @@ pub struct PoolingInfo {
     pub max_len: Option<usize>,
     /// Whether texts are lower-cased first.
     pub do_lower_case: bool,
+    /// Why it generates no text.
+    pub why: WhyPooling,
+}
+
+impl PoolingInfo {
+    /// What has to be known to refuse requests.
+    pub fn limits(&self) -> (PoolingType, WhyPooling) {
+        (self.pooling_type, self.why)
+    }
+}
+
+/// What says that a model computes embeddings or scores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhyPooling {
+    /// `--runner`, `--convert` or `--task`.
+    Flags,
+    /// The file of sentence-transformers.
+    Modules,
+    /// `architectures` of `config.json`.
+    Architecture,
+    /// `classifier_from_token`.
+    Classifier,
+    /// The weights.
+    NoHead,
+}
+
+impl fmt::Display for WhyPooling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Flags => "the server's flags say so",
+            Self::Modules => "its folder has modules.json",
+            Self::Architecture => "`architectures` in its config.json says so",
+            Self::Classifier => "it has `classifier_from_token`",
+            Self::NoHead => "its folder has no lm_head",
+        })
+    }
 }
 
 /// How a query and a document become one prompt.
@@ -65,21 +102,30 @@ pub(super) fn pooling_info(
     let named = classifier_from_token(dir).map_err(LoadError::from)?;
     let named = config.classifier_from_token.as_ref().or(named.as_ref());
     check_method(config.method, named.map_or(0, Vec::len))?;
-    let is_for_text = architecture == Architecture::CausalLm
-        && sentences.is_none()
-        && named.is_none()
-        && !is_headless(dir)?;
     let is_converted = matches!(config.convert, Convert::Embed | Convert::Classify);
-    if is_for_text && !is_converted {
-        if config.runner != Runner::Pooling {
-            return Ok(None);
-        }
-        if config.convert == Convert::None {
-            let message =
-                "none: the model generates text; expected embed or classify with --runner pooling";
-            return Err(wrong("--convert", message.to_owned()));
-        }
-    }
+    let why = if sentences.is_some() {
+        WhyPooling::Modules
+    } else if named.is_some() {
+        WhyPooling::Classifier
+    } else if architecture != Architecture::CausalLm {
+        WhyPooling::Architecture
+    } else if !model.tie_word_embeddings && is_headless(dir)? {
+        // A tied one is the embedding, under whichever name.
+        WhyPooling::NoHead
+    } else if is_converted {
+        WhyPooling::Flags
+    } else if config.runner != Runner::Pooling {
+        return Ok(None);
+    } else if config.convert == Convert::None {
+        let message =
+            "none: the model generates text; expected embed or classify with --runner pooling";
+        return Err(wrong("--convert", message.to_owned()));
+    } else {
+        WhyPooling::Flags
+    };
+    tracing::info!(
+        "the model is served for embeddings or scores: {why}; --runner generate serves text"
+    );
     let sentences = sentences.unwrap_or(SentenceTransformer {
         normalize: true,
         ..SentenceTransformer::default()
@@ -106,7 +152,8 @@ pub(super) fn pooling_info(
         }
         (None, _) => ScoreTemplate::Joined,
     };
-    info(config, (dir, model.hidden_size), sentences, head, template).map(Some)
+    let info = info(config, (dir, model.hidden_size), sentences, head, template)?;
+    Ok(Some(PoolingInfo { why, ..info }))
 }
 
 /// `method` says the same as the number of tokens.
@@ -181,6 +228,7 @@ fn info(
         template,
         max_len: limits.into_iter().flatten().min(),
         do_lower_case: sentences.do_lower_case,
+        why: WhyPooling::Flags,
     })
 }
 

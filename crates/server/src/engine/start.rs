@@ -174,7 +174,7 @@ impl Engine {
             max_model_len,
             vocab_size: model.config.vocab_size,
             max_num_queued_reqs: config.max_num_queued_reqs,
-            pooling: files.pooling.as_ref().map(|pooling| pooling.pooling_type),
+            pooling: files.pooling.as_ref().map(PoolingInfo::limits),
         });
         receiver.set_adapters(adapters.infos());
         let details = ModelDetails::of(&model);
@@ -359,7 +359,15 @@ fn run_thread(
 /// The configuration's chat template with the special tokens of the model's folder, or else the folder's own.
 fn chat_template(config: &Config, dir: &Path) -> Result<Option<ChatTemplate>, StartError> {
     let Some(source) = &config.chat_template else {
-        return Ok(ChatTemplate::from_dir(dir)?);
+        return match ChatTemplate::from_dir(dir) {
+            // Other endpoints need none.
+            Err(error @ TemplateError::NoDefault { .. }) => {
+                let reason = format!("{error}; start the server with --chat-template");
+                tracing::warn!("chats are refused: {reason}");
+                Ok(Some(ChatTemplate::refusing(&reason)?))
+            }
+            template => Ok(template?),
+        };
     };
     let special_tokens = special_tokens(dir).map_err(TemplateError::from)?;
     ChatTemplate::from_source(source, special_tokens)

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use model_qwen::PoolingType;
 
+use super::pooling_model::WhyPooling;
 use crate::kv_events::KvEventCounts;
 
 /// What the HTTP side must know to refuse a request before it reaches the engine.
@@ -15,8 +16,8 @@ pub struct EngineLimits {
     pub vocab_size: usize,
     /// Most sequences that wait for their first step; one more is refused.
     pub max_num_queued_reqs: usize,
-    /// How the hidden states of a text become one vector; `None` for a model that generates text.
-    pub pooling: Option<PoolingType>,
+    /// How the hidden states of a text become one vector, and what says so; `None` for a model that generates text.
+    pub pooling: Option<(PoolingType, WhyPooling)>,
 }
 
 /// A loaded LoRA adapter.

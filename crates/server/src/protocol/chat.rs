@@ -321,3 +321,4 @@ fn template_error(error: TemplateError) -> ApiError {
         | TemplateError::TooLarge { .. } => ApiError::bad_request("messages", message),
     }
 }
+        | TemplateError::NoDefault { .. }

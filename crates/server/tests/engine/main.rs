@@ -5,6 +5,7 @@
 mod adapters;
 mod batching;
 mod client;
+mod folders;
 mod generated_schemas;
 mod grammars;
 mod json_schema;

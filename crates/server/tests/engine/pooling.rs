@@ -279,7 +279,7 @@ fn a_model_is_for_text_or_for_vectors() {
     let (status, answer) = server.post("/v1/completions", &json!({ "prompt": "x" }));
     let message = answer["error"]["message"].as_str().unwrap();
     assert_eq!(status, 400);
-    assert!(message.contains("embeddings or scores"), "{message}");
+    assert!(message.contains("its folder has modules.json"), "{message}");
     let model = TestModel::new();
     let server = Server::start(&model, &[]);
     for (path, body) in [

@@ -17,7 +17,9 @@ use std::time::{Duration, Instant};
 use model_qwen::pooling::{Labels, ProblemType};
 use model_qwen::{ChatTemplate, PoolingType};
 use serde_json::{Value, json};
-use server::engine::{EngineLimits, GenerateRequest, PoolingInfo, ScoreTemplate, channel};
+use server::engine::{
+    EngineLimits, GenerateRequest, PoolingInfo, ScoreTemplate, WhyPooling, channel,
+};
 use server::{AppState, Config, ModelInfo, api_description};
 use tokio::sync::oneshot;
 
@@ -107,6 +109,7 @@ impl TestServer {
             template: ScoreTemplate::Joined,
             max_len: None,
             do_lower_case: false,
+            why: WhyPooling::Flags,
         };
         let model = ModelInfo {
             pooling: Some(pooling),
@@ -163,7 +166,7 @@ impl TestServer {
             max_model_len: MAX_MODEL_LEN,
             vocab_size: model.tokenizer.vocab_size(),
             max_num_queued_reqs: config.max_num_queued_reqs,
-            pooling: model.pooling.as_ref().map(|pooling| pooling.pooling_type),
+            pooling: model.pooling.as_ref().map(PoolingInfo::limits),
         };
         let (engine, receiver) = channel(limits);
         let seen = Arc::new(Mutex::new(Seen::default()));
