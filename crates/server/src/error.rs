@@ -24,6 +24,8 @@ pub struct ApiError {
     pub retry_after: Option<u32>,
     /// How far the model is that is being loaded: what is done, and of how many; 0 of 0 where nothing is counted.
     pub progress: Option<(usize, usize)>,
+    /// More for programs, which Anthropic's clients read.
+    pub details: Option<Value>,
 }
 
 impl ApiError {
@@ -36,6 +38,7 @@ impl ApiError {
             code: None,
             retry_after: None,
             progress: None,
+            details: None,
         }
     }
 

@@ -20,7 +20,7 @@ const OVERLOADED: u16 = 529;
 pub(crate) enum ErrorShape {
     /// `{"error": {"message", "type", "param", "code"}}`.
     OpenAi,
-    /// `{"type": "error", "error": {"type", "message"}}`.
+    /// `{"type": "error", "error": {"type", "message"}}`, some with `details`.
     Anthropic,
     /// `{"error": message}`.
     Ollama,
@@ -56,8 +56,14 @@ impl ErrorShape {
     pub(crate) fn body(self, error: &ApiError) -> Value {
         match self {
             Self::OpenAi => error.body(),
-            Self::Anthropic => json!({ "type": "error", "error": {
-                "type": anthropic_type(error.status), "message": anthropic_message(error) } }),
+            Self::Anthropic => {
+                let of_type = anthropic_type(error.status);
+                let mut inner = json!({ "type": of_type, "message": anthropic_message(error) });
+                if let Some(details) = &error.details {
+                    inner["details"] = details.clone();
+                }
+                json!({ "type": "error", "error": inner })
+            }
             Self::Ollama => json!({ "error": error.message }),
         }
     }

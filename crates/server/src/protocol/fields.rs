@@ -5,12 +5,16 @@
 //! a whole number written as `true`. An empty value says what its absence says.
 
 mod nested;
+mod values;
 
 use std::sync::LazyLock;
 
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
+pub(super) use values::says_nothing;
+pub(crate) use values::{boolean, switch};
+use values::{is_empty, normalize};
 
 /// Whose fields.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -316,15 +320,25 @@ pub(crate) fn check(endpoint: Endpoint, fields: &mut Map<String, Value>) -> Resu
     });
     if let Some(Field { name, note, .. }) = refused {
         let message = format!("`{name}` is not supported: {note}.");
-        return Err(ApiError::bad_request(*name, message));
+        return Err(ApiError {
+            details: details_of(name),
+            ..ApiError::bad_request(*name, message)
+        });
     }
     ignored.extend(nested::unknown(endpoint, fields, MAX_NAMES));
     log_ignored(&ignored);
     Ok(())
 }
 
+/// What tells a client that it may send the request again without the field: Anthropic's tool runner asks for a thread, and goes on
+/// without one.
+fn details_of(field: &str) -> Option<Value> {
+    let details = json!({ "error_code": "thread_unsupported_request", "unsupported": ["thread"] });
+    (field == "thread").then_some(details)
+}
+
 /// One line of the log, as short as it has to be.
-fn log_ignored(ignored: &[String]) {
+pub(super) fn log_ignored(ignored: &[String]) {
     if !ignored.is_empty() {
         let short = |name: &String| name.chars().take(MAX_NAME).collect::<String>();
         let fields: Vec<String> = ignored.iter().take(MAX_NAMES).map(short).collect();
@@ -379,103 +393,6 @@ pub(super) fn normalize_all(fields: &mut Map<String, Value>, known: &[&[&str]]) 
     });
 }
 
-/// Null, an empty text, list or object.
-fn is_empty(value: &Value) -> bool {
-    match value {
-        Value::Null => true,
-        Value::String(text) => text.is_empty(),
-        Value::Array(items) => items.is_empty(),
-        Value::Object(fields) => fields.is_empty(),
-        Value::Bool(_) | Value::Number(_) => false,
-    }
-}
-
-/// As [`is_empty`], or a switch that is off, or an object of nothing else.
-pub(super) fn says_nothing(value: &Value) -> bool {
-    match value {
-        Value::Bool(on) => !on,
-        Value::Object(fields) => fields.values().all(says_nothing),
-        other => is_empty(other),
-    }
-}
-
-/// Writes a value as its kind is read. What has another kind stays as it is, and is refused where it is read.
-fn normalize(kind: Kind, value: &mut Value) {
-    match (kind, &mut *value) {
-        (Kind::Integer | Kind::Tokens, Value::Number(_)) | (Kind::Integer, Value::String(_)) => {
-            if let Some(number) = integer(value) {
-                *value = number;
-            }
-        }
-        (Kind::Number, Value::String(text)) => {
-            let number = text.trim().parse().ok().and_then(Number::from_f64);
-            if let Some(number) = number {
-                *value = Value::Number(number);
-            }
-        }
-        (Kind::Boolean, Value::String(_) | Value::Number(_)) => {
-            if let Some(on) = boolean(value) {
-                *value = Value::Bool(on);
-            }
-        }
-        (Kind::Integers, Value::Array(items)) => {
-            items
-                .iter_mut()
-                .for_each(|item| normalize(Kind::Integer, item));
-        }
-        (Kind::Tokens, Value::Array(items)) => {
-            items
-                .iter_mut()
-                .for_each(|item| normalize(Kind::Tokens, item));
-        }
-        (Kind::Numbers, Value::Object(fields)) => {
-            fields
-                .values_mut()
-                .for_each(|field| normalize(Kind::Number, field));
-        }
-        (Kind::Booleans, Value::Object(fields)) => {
-            fields
-                .values_mut()
-                .for_each(|field| normalize(Kind::Boolean, field));
-        }
-        _ => {}
-    }
-}
-
-/// `16.0`, `"16"` and `"16.0"` as 16.
-fn integer(value: &Value) -> Option<Value> {
-    /// Whole numbers up to here are exact in an f64.
-    const EXACT: f64 = 9_007_199_254_740_992.0;
-    let whole = |number: f64| {
-        (number.fract() == 0.0 && number.abs() <= EXACT).then(|| Value::from(number as i64))
-    };
-    match value {
-        Value::Number(number) if number.is_f64() => whole(number.as_f64()?),
-        Value::String(text) => {
-            let text = text.trim();
-            let exact = text.parse::<i64>().map(Value::from);
-            let exact = exact.or_else(|_| text.parse::<u64>().map(Value::from));
-            exact.ok().or_else(|| whole(text.parse().ok()?))
-        }
-        _ => None,
-    }
-}
-
-/// A switch in the forms that pydantic takes.
-pub(crate) fn boolean(value: &Value) -> Option<bool> {
-    match value {
-        Value::Bool(on) => Some(*on),
-        Value::Number(number) if number.as_f64() == Some(1.0) => Some(true),
-        Value::Number(number) if number.as_f64() == Some(0.0) => Some(false),
-        Value::String(text) => match text.to_ascii_lowercase().as_str() {
-            "true" | "t" | "yes" | "y" | "on" | "1" => Some(true),
-            "false" | "f" | "no" | "n" | "off" | "0" => Some(false),
-            _ => None,
-        },
-        _ => None,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -489,7 +406,6 @@ mod tests {
     use crate::protocol::pooling::{EmbeddingFields, PoolingFields, TaskField};
     use crate::protocol::responses::ResponsesFields;
     use crate::protocol::scores::{RerankFields, ScoreFields};
-    use serde_json::json;
 
     #[test]
     fn every_row_is_read() {

@@ -82,6 +82,25 @@ if calls:
 else:
     print("tools: the model called none")
 
+# The tool runner asks for a thread first, and goes on without one.
+
+
+@anthropic.beta_tool
+def get_weather(city: str) -> str:
+    """Get the weather of a city."""
+    return f"Sunny in {city}, 21 degrees."
+
+
+runner = client.beta.messages.tool_runner(
+    model=MODEL,
+    max_tokens=64,
+    max_iterations=3,
+    messages=[{"role": "user", "content": question}],
+    tools=[get_weather],
+    extra_body={"temperature": 0},
+)
+print("tool runner:", runner.until_done().content)
+
 # Errors.
 for fields, error in [
     (ask("x", model="claude-none"), anthropic.NotFoundError),

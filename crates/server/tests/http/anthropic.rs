@@ -399,6 +399,20 @@ fn a_stream_that_fails_ends_with_an_error() {
     );
 }
 
+/// As Anthropic's tool runner reads it (`anthropic/lib/threads/_thread_state.py`).
+#[test]
+fn a_refused_thread_has_the_details_that_clients_go_on_by() {
+    let server = TestServer::start(|_| says("x"));
+    let answer = ask(&server, json!({ "thread": { "type": "create" } }));
+    assert_eq!(answer.status, 400);
+    let error = &answer.json()["error"];
+    let details = json!({ "error_code": "thread_unsupported_request", "unsupported": ["thread"] });
+    assert_eq!(error["details"], details);
+    assert_eq!(error["type"], "invalid_request_error");
+    let other = ask(&server, json!({ "container": "c" })).json();
+    assert_eq!(other["error"].get("details"), None);
+}
+
 #[test]
 fn a_last_turn_of_the_assistant_goes_on() {
     let server = TestServer::start(|_| says("B)"));
