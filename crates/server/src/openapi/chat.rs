@@ -143,6 +143,8 @@ fn message() -> Value {
             "reasoning_content": optional,
             "tool_calls": { "type": ["array", "null"], "items": call() },
             "function_call": or_null(called()),
+            "prefix": { "type": ["boolean", "null"] },
+            "partial": { "type": ["boolean", "null"] },
         },
     });
     any_of(&[given, answer])

@@ -178,7 +178,7 @@ impl Rendered {
 /// 400 if a message is malformed, the template refuses it, or there is no template.
 pub fn render(
     state: &AppState,
-    messages: Vec<Map<String, Value>>,
+    mut messages: Vec<Map<String, Value>>,
     fields: TemplateFields,
 ) -> Result<Rendered, ApiError> {
     let template = template(state, fields.chat_template.as_deref())?;
@@ -188,8 +188,19 @@ pub fn render(
             "`messages` must not be empty.",
         ));
     }
+    let continued = messages::continued(&mut messages)?;
+    if let Some(field) = continued
+        .as_ref()
+        .filter(|_| fields.add_generation_prompt == Some(true))
+    {
+        let message = format!(
+            "`{field}` cannot be combined with `add_generation_prompt`: the first goes on with the last message, the second starts \
+             a new one."
+        );
+        return Err(ApiError::bad_request(field, message));
+    }
     let messages = messages::prepare(messages, template.source())?;
-    let continue_final_message = fields.continue_final_message.unwrap_or(false);
+    let continue_final_message = continued.is_some() || fields.continue_final_message == Some(true);
     let add_generation_prompt = fields
         .add_generation_prompt
         .unwrap_or(!continue_final_message);
@@ -315,10 +326,10 @@ fn template_error(error: TemplateError) -> ApiError {
         TemplateError::Raised(_)
         | TemplateError::Render(_)
         | TemplateError::File { .. }
+        | TemplateError::NoDefault { .. }
         | TemplateError::Syntax { .. }
         | TemplateError::TooMuchWork { .. }
         | TemplateError::TooSlow { .. }
         | TemplateError::TooLarge { .. } => ApiError::bad_request("messages", message),
     }
 }
-        | TemplateError::NoDefault { .. }

@@ -3,10 +3,41 @@
 use model_qwen::json_type;
 use serde_json::{Map, Value, json};
 
+use super::fields::{log_ignored, switch};
 use crate::error::ApiError;
 
 /// Roles that every template is expected to know.
 const ROLES: [&str; 4] = ["system", "user", "assistant", "tool"];
+
+/// By these the last message says that the answer goes on with it: DeepSeek's and Mistral's name, and Alibaba's.
+const CONTINUED: [&str; 2] = ["prefix", "partial"];
+
+/// The place of the field by which the last message, of the assistant, says that the answer goes on with it. A template may read it.
+/// On another message it has no effect, which the log says.
+///
+/// # Errors
+/// 400 with the field if it is no switch.
+pub(super) fn continued(messages: &mut [Map<String, Value>]) -> Result<Option<String>, ApiError> {
+    let num_messages = messages.len();
+    let mut found = None;
+    let mut ignored = Vec::new();
+    for (i, message) in messages.iter_mut().enumerate() {
+        let is_last = i + 1 == num_messages && message.get("role") == Some(&json!("assistant"));
+        for name in CONTINUED {
+            let place = format!("messages[{i}].{name}");
+            let is_on = switch(&place, message.get(name))? == Some(true);
+            if is_on && is_last {
+                message.insert(name.to_owned(), Value::Bool(true));
+                found.get_or_insert(place);
+            } else {
+                message.shift_remove(name);
+                ignored.extend(is_on.then_some(place));
+            }
+        }
+    }
+    log_ignored(&ignored);
+    Ok(found)
+}
 
 /// Checks messages and brings them into one form, for a template with this source.
 ///

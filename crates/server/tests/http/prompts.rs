@@ -227,6 +227,59 @@ fn templates_get_tools_and_variables() {
     );
 }
 
+/// DeepSeek's and Mistral's `prefix`, Alibaba's `partial`.
+#[test]
+fn a_last_message_may_say_that_it_goes_on() {
+    let server = TestServer::start(|_| says("x"));
+    let talk = |fields: Value| {
+        let mut last = json!({ "role": "assistant", "content": "Well" });
+        let fields = fields.as_object().unwrap().clone();
+        last.as_object_mut().unwrap().extend(fields);
+        json!([{ "role": "user", "content": "q" }, last])
+    };
+    let prompt = |body: Value| {
+        server.chat(body);
+        server.last_request().prompt
+    };
+    let closed = prompt(json!({ "messages": talk(json!({})) }));
+    let open = bytes("u:q;a:Well").collect::<Vec<_>>();
+    for on in [
+        json!({ "prefix": true }),
+        json!({ "partial": true }),
+        json!({ "prefix": 1, "partial": false }),
+    ] {
+        assert_eq!(prompt(json!({ "messages": talk(on) })), open);
+    }
+    for off in [json!({ "prefix": false }), json!({ "partial": null })] {
+        assert_eq!(prompt(json!({ "messages": talk(off) })), closed);
+    }
+    // Only the last message can go on.
+    let mut earlier = talk(json!({ "prefix": true }));
+    let next = json!({ "role": "user", "content": "r", "partial": true });
+    earlier.as_array_mut().unwrap().push(next);
+    let mut plain = talk(json!({}));
+    let next = json!({ "role": "user", "content": "r" });
+    plain.as_array_mut().unwrap().push(next);
+    assert_eq!(
+        prompt(json!({ "messages": earlier })),
+        prompt(json!({ "messages": plain }))
+    );
+    for (body, param) in [
+        (
+            json!({ "messages": talk(json!({ "prefix": "maybe" })) }),
+            "messages[1].prefix",
+        ),
+        (
+            json!({ "messages": talk(json!({ "partial": true })), "add_generation_prompt": true }),
+            "messages[1].partial",
+        ),
+    ] {
+        let answer = server.post("/v1/chat/completions", &body);
+        assert_eq!(answer.status, 400);
+        assert_eq!(answer.json()["error"]["param"], param);
+    }
+}
+
 #[test]
 fn a_template_without_end_is_a_wrong_request() {
     let server = TestServer::start_with(&["--trust-request-chat-template"], |_| says("x"));
