@@ -14,6 +14,7 @@ mod factory;
 mod formats;
 mod grammar;
 mod json_schema;
+mod keywords;
 mod mask;
 mod numbers;
 mod one_of;
@@ -30,6 +31,7 @@ use llguidance::Matcher;
 
 pub use factory::ConstraintFactory;
 pub use grammar::{Grammar, GrammarError, JsonStyle};
+pub use keywords::drop_null_keywords;
 pub use mask::TokenMask;
 
 /// What the next tokens of one sequence may be. A clone goes its own way from there.

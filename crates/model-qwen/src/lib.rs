@@ -61,7 +61,9 @@ pub use chat_template::{ChatTemplate, RenderOptions, TemplateError};
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use choose::{Choice, ChoiceRow, MAX_LOGIT_ROWS, Want, choose};
 pub use config::{ConfigError, Llama3, LongRope, QwenConfig, RopeScaling, Yarn};
-pub use constraint::{Constraint, ConstraintFactory, Grammar, GrammarError, JsonStyle, TokenMask};
+pub use constraint::{
+    Constraint, ConstraintFactory, Grammar, GrammarError, JsonStyle, TokenMask, drop_null_keywords,
+};
 pub use detokenizer::Detokenizer;
 pub use device::{
     DeviceError, DeviceMemory, GPU_MEMORY_UTILIZATION, device_memory, device_name, has_nccl,

@@ -9,6 +9,7 @@ use std::fmt;
 use serde_json::{Map, Value, json};
 
 use super::grammar::{GrammarError, JsonStyle, invalid};
+use super::keywords::drop_null_keywords;
 use super::{closed, endless, formats, numbers, one_of, property_names, references};
 
 /// Values inside one another.
@@ -170,6 +171,7 @@ pub(super) fn for_each_mut(schema: &mut Value, change: &mut impl FnMut(&mut Map<
 pub(super) fn styled(mut schema: Value, style: &JsonStyle) -> Value {
     // What is too deep or too large is refused later.
     if style.closed_objects && depth(&schema, 0).is_ok() && schema.to_string().len() <= MAX_BYTES {
+        drop_null_keywords(&mut schema);
         closed::close(&mut schema);
     }
     if let Value::Bool(accepts) = schema {
@@ -218,7 +220,9 @@ pub(super) fn prepared(schema: &Value) -> Result<Value, GrammarError> {
             "expected a schema of at most {MAX_BYTES} bytes, found {num_bytes}"
         )));
     }
-    let mut schema = references::resolved(schema.clone())?;
+    let mut schema = schema.clone();
+    drop_null_keywords(&mut schema);
+    let mut schema = references::resolved(schema)?;
     endless::check(&schema)?;
     numbers::bounded(&mut schema)?;
     let root = schema.clone();

@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 
 use super::grammar::{Grammar, GrammarError, invalid};
 use super::json_schema::find_inside;
+use super::keywords::with_place;
 
 /// Characters of an expression that a message shows.
 const MAX_SHOWN: usize = 60;
@@ -70,7 +71,7 @@ fn of_regex(reason: &str) -> String {
 /// The reason in terms of the schema's own expression, if it is about one.
 fn of_schema(schema: &Value, reason: String) -> String {
     match in_schema(schema) {
-        None => reason,
+        None => with_place(schema, reason),
         Some(fault) if reason.contains(PARSE_ERROR) => fault,
         Some(fault) => format!("{reason}; also {fault}"),
     }

@@ -171,7 +171,24 @@ fn schemas_that_can_not_be_kept_to_are_refused_by_name() {
         schema(json!({"type": "string", "format": "idn-email"})),
         "idn-email",
     );
-    refused(schema(json!({"type": "what"})), "what");
+    refused(schema(json!({"type": "what"})), "type: expected null");
+    let inside = |part: Value| json!({"type": "object", "properties": {"o": part}});
+    refused(
+        schema(inside(json!({"type": "object", "required": "a"}))),
+        "properties.o.required: expected a list of texts, found a string",
+    );
+    refused(
+        schema(inside(json!({"enum": 3}))),
+        "properties.o.enum: expected a list, found a number",
+    );
+    refused(
+        schema(inside(json!({"type": "array", "uniqueItems": true}))),
+        "properties.o.uniqueItems: ",
+    );
+    refused(
+        schema(inside(json!({"type": "object", "properties": {"p": null}}))),
+        "properties.o.properties.p: expected a schema, found null",
+    );
     refused(
         schema(json!({"$ref": "https://example.com/other"})),
         "another document",

@@ -309,3 +309,14 @@ fn numbers_may_have_the_bounds_of_integers() {
         );
     }
 }
+
+#[test]
+fn a_keyword_that_is_null_says_nothing() {
+    let object = json!({
+        "type": "object", "title": null, "required": null, "description": null, "$defs": null,
+        "properties": {"a": {"type": "integer", "enum": null, "minimum": null}, "b": {"const": null}},
+        "additionalProperties": false,
+    });
+    let good = [r#"{"a": 5, "b": null}"#, "{}"];
+    schema(object, &good, &[r#"{"a": "x"}"#, r#"{"b": 1}"#]);
+}
