@@ -17,7 +17,7 @@ use super::body::Body;
 use super::chat::{ReasoningEffort, TemplateFields};
 use super::common::{SamplingFields, Texts};
 use super::grammar::RequestedGrammar;
-use super::object::object;
+use super::object::{object, switch};
 use crate::error::ApiError;
 
 /// Least `budget_tokens`, as Anthropic and vLLM have it.
@@ -69,11 +69,13 @@ pub enum ToolChoiceField {
     /// As the model likes.
     Auto {
         /// At most one call.
+        #[serde(default, deserialize_with = "switch")]
         disable_parallel_tool_use: Option<bool>,
     },
     /// At least one call.
     Any {
         /// Exactly one call.
+        #[serde(default, deserialize_with = "switch")]
         disable_parallel_tool_use: Option<bool>,
     },
     /// A call of this tool.
@@ -81,6 +83,7 @@ pub enum ToolChoiceField {
         /// Its name.
         name: String,
         /// Exactly one call.
+        #[serde(default, deserialize_with = "switch")]
         disable_parallel_tool_use: Option<bool>,
     },
     /// No calls.

@@ -5,7 +5,7 @@ use model_qwen::{Grammar, JsonStyle, json_type};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::fields::says_nothing;
+use super::fields::{boolean, says_nothing, switch};
 use crate::answer::Tool;
 use crate::error::ApiError;
 
@@ -222,10 +222,7 @@ fn json_schema(format: &Value) -> Result<RequestedGrammar, ApiError> {
         other => return Err(bad(&key("name"), "a string", other)),
     }
     // The schema is kept to in any case.
-    match fields.get("strict").unwrap_or(&Value::Null) {
-        Value::Null | Value::Bool(_) => {}
-        other => return Err(bad(&key("strict"), "a boolean", other)),
-    }
+    switch(&key("strict"), fields.get("strict"))?;
     let param = key("schema");
     match fields.get("schema").unwrap_or(&Value::Null) {
         Value::Null => Err(bad(&param, "a JSON schema", &Value::Null)),
@@ -275,10 +272,8 @@ fn structured_outputs(value: &Value, style: &mut JsonStyle) -> Result<RequestedG
         ("disable_any_whitespace", &mut style.compact),
         ("disable_additional_properties", &mut style.closed_objects),
     ] {
-        match fields.get(name) {
-            None | Some(Value::Null) => {}
-            Some(Value::Bool(flag)) => *field = *flag,
-            Some(other) => return Err(bad(&key(name), "a boolean", other)),
+        if let Some(on) = switch(&key(name), fields.get(name))? {
+            *field = on;
         }
     }
     match fields.get("whitespace_pattern") {
@@ -289,7 +284,8 @@ fn structured_outputs(value: &Value, style: &mut JsonStyle) -> Result<RequestedG
     let given = KINDS
         .iter()
         .filter_map(|name| Some((*name, fields.get(*name)?)));
-    let given = given.filter(|(_, value)| is_set(value));
+    let is_off = |name, value| name == "json_object" && boolean(value) == Some(false);
+    let given = given.filter(|(name, value)| is_set(value) && !is_off(*name, value));
     let given: Vec<(&str, &Value)> = given.collect();
     let (name, value) = match given.as_slice() {
         [one] => *one,
@@ -311,8 +307,10 @@ fn structured_outputs(value: &Value, style: &mut JsonStyle) -> Result<RequestedG
     let grammar = match (name, value) {
         ("json", schema) => Grammar::JsonSchema(json(&param, schema.clone())?),
         ("structural_tag", tag) => Grammar::StructuralTag(json(&param, tag.clone())?),
-        ("json_object", Value::Bool(true)) => Grammar::JsonObject,
-        ("json_object", other) => return Err(bad(&param, "a boolean", other)),
+        ("json_object", on) => {
+            switch(&param, Some(on))?;
+            Grammar::JsonObject
+        }
         ("choice", Value::Array(texts)) => {
             let texts = texts.iter().map(|text| match text {
                 Value::String(text) => Ok(text.clone()),
@@ -327,7 +325,10 @@ fn structured_outputs(value: &Value, style: &mut JsonStyle) -> Result<RequestedG
     };
     let asked = RequestedGrammar::new(param, grammar);
     for name in SETTINGS {
-        let is_set = fields.get(name).is_some_and(|value| !says_nothing(value));
+        let is_set = fields.get(name).is_some_and(|value| match name {
+            "whitespace_pattern" => !says_nothing(value),
+            _ => boolean(value) == Some(true),
+        });
         check_setting(&format!("structured_outputs.{name}"), is_set, &asked)?;
     }
     Ok(asked)
@@ -376,6 +377,22 @@ mod tests {
                 json!({"structured_outputs": {"json_object": true}}),
                 "structured_outputs.json_object",
                 Grammar::JsonObject,
+            ),
+            // Switches in the forms that they have elsewhere.
+            (
+                json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "strict": "true", "schema": schema}}}),
+                "response_format.json_schema.schema",
+                of_schema.clone(),
+            ),
+            (
+                json!({"structured_outputs": {"json_object": 1, "disable_any_whitespace": "off"}}),
+                "structured_outputs.json_object",
+                Grammar::JsonObject,
+            ),
+            (
+                json!({"structured_outputs": {"json_object": "false", "regex": "a", "disable_any_whitespace": 0}}),
+                "structured_outputs.regex",
+                Grammar::Regex("a".to_owned()),
             ),
             (
                 json!({"structured_outputs": {"regex": "a"}}),
@@ -447,7 +464,7 @@ mod tests {
                 "response_format.json_schema.schema",
             ),
             (
-                json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}, "strict": 1}}}),
+                json!({"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}, "strict": 2}}}),
                 "response_format.json_schema.strict",
             ),
             (

@@ -1,8 +1,9 @@
 //! `tools` and `tool_choice`.
 
-use model_qwen::json_type;
+use model_qwen::{drop_null_keywords, json_type};
 use serde_json::{Map, Value, json};
 
+use super::fields::switch;
 use crate::answer::Tool;
 use crate::error::ApiError;
 
@@ -87,17 +88,8 @@ fn read_tool(i: usize, tool: &Value) -> Result<Tool, ApiError> {
             ));
         }
     };
-    let strict = match function.get("strict").or_else(|| tool.get("strict")) {
-        None | Some(Value::Null) => false,
-        Some(Value::Bool(strict)) => *strict,
-        Some(other) => {
-            return Err(ApiError::expected(
-                format!("{place}.strict"),
-                "a boolean",
-                json_type(other),
-            ));
-        }
-    };
+    let strict = function.get("strict").or_else(|| tool.get("strict"));
+    let strict = switch(&format!("{place}.strict"), strict)?.unwrap_or(false);
     Ok(Tool {
         index: i,
         name,
@@ -113,6 +105,11 @@ fn of_object(place: &str, schema: &Map<String, Value>) -> Result<Value, ApiError
         Value::Array(kinds) => kinds.iter().any(|kind| kind == "object"),
         _ => false,
     };
+    let mut schema = Value::Object(schema.clone());
+    drop_null_keywords(&mut schema);
+    let Value::Object(mut schema) = schema else {
+        return Ok(schema);
+    };
     if let Some(kind) = schema.get("type").filter(|kind| !allows(kind)) {
         return Err(ApiError::expected(
             format!("{place}.parameters.type"),
@@ -120,7 +117,6 @@ fn of_object(place: &str, schema: &Map<String, Value>) -> Result<Value, ApiError
             &shown(kind),
         ));
     }
-    let mut schema = schema.clone();
     // What it refers to says it.
     if !schema.contains_key("$ref") {
         schema.insert("type".to_owned(), Value::from("object"));
@@ -291,6 +287,16 @@ mod tests {
         assert_eq!((tools[0].name.as_str(), tools[0].strict), ("f", true));
         assert_eq!(tools[0].parameters, parameters);
         assert_eq!((tools[1].name.as_str(), tools[1].strict), ("g", false));
+        // A keyword without a value is none.
+        let parameters =
+            json!({ "type": null, "required": null, "properties": { "a": { "enum": null } } });
+        let tool = json!({ "function": { "name": "f", "parameters": parameters } });
+        let expected = json!({ "properties": { "a": {} }, "type": "object" });
+        assert_eq!(read_tools(&[tool]).unwrap()[0].parameters, expected);
+        for strict in [json!("true"), json!(1), json!("on")] {
+            let tool = json!({ "function": { "name": "f", "strict": strict } });
+            assert!(read_tools(&[tool]).unwrap()[0].strict, "{strict}");
+        }
         // Arguments are an object, whether or not the schema says so.
         for parameters in [json!({}), json!({ "type": ["object", "string"] })] {
             let tool = json!({ "function": { "name": "f", "parameters": parameters } });
@@ -313,7 +319,7 @@ mod tests {
                 "tools[0].function.parameters",
             ),
             (
-                json!({ "function": { "name": "f", "strict": "yes" } }),
+                json!({ "function": { "name": "f", "strict": "maybe" } }),
                 "tools[0].function.strict",
             ),
             (

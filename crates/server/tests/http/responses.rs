@@ -471,7 +471,7 @@ fn a_format_constrains_the_answer() {
             "text.format.schema",
         ),
         (
-            named(json!({ "type": "json_schema", "name": "n", "schema": {}, "strict": 1 })),
+            named(json!({ "type": "json_schema", "name": "n", "schema": {}, "strict": 2 })),
             "text.format.strict",
         ),
         (

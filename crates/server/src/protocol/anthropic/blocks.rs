@@ -4,6 +4,7 @@ use model_qwen::json_type;
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
+use crate::protocol::fields::switch;
 
 /// A block that the model can read.
 #[derive(Debug, PartialEq)]
@@ -133,13 +134,11 @@ fn result(place: &str, block: &mut Map<String, Value>) -> Result<String, ApiErro
         None | Some(Value::Null) => String::new(),
         Some(content) => texts(&format!("{place}.content"), content)?.join("\n"),
     };
-    match block.shift_remove("is_error") {
-        None | Some(Value::Null | Value::Bool(false)) => Ok(text),
-        Some(Value::Bool(true)) if text.is_empty() => Ok("Error".to_owned()),
-        Some(Value::Bool(true)) => Ok(format!("Error: {text}")),
-        Some(other) => {
-            let place = format!("{place}.is_error");
-            Err(ApiError::expected(place, "a boolean", json_type(&other)))
-        }
-    }
+    let is_error = block.shift_remove("is_error");
+    let is_error = switch(&format!("{place}.is_error"), is_error.as_ref())?;
+    Ok(match is_error {
+        Some(true) if text.is_empty() => "Error".to_owned(),
+        Some(true) => format!("Error: {text}"),
+        Some(false) | None => text,
+    })
 }

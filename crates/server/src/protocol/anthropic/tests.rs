@@ -251,7 +251,7 @@ fn what_cannot_be_read_is_refused_by_name() {
             format!("{block}.content[0].type"),
         ),
         (
-            user(json!({ "type": "tool_result", "tool_use_id": "1", "is_error": 1 })),
+            user(json!({ "type": "tool_result", "tool_use_id": "1", "is_error": 2 })),
             format!("{block}.is_error"),
         ),
         (

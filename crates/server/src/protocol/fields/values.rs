@@ -4,7 +4,7 @@ use serde_json::{Number, Value};
 
 use super::Kind;
 use crate::error::ApiError;
-use crate::protocol::body::kind;
+use model_qwen::json_type;
 
 /// Null, an empty text, list or object.
 pub(super) fn is_empty(value: &Value) -> bool {
@@ -112,7 +112,7 @@ pub(crate) fn switch(param: &str, value: Option<&Value>) -> Result<Option<bool>,
         None | Some(Value::Null) => Ok(None),
         Some(value) => match boolean(value) {
             Some(on) => Ok(Some(on)),
-            None => Err(ApiError::expected(param, "a boolean", kind(value))),
+            None => Err(ApiError::expected(param, "a boolean", json_type(value))),
         },
     }
 }

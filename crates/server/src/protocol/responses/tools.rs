@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::callee::{Callee, flat_name};
 use crate::error::ApiError;
+use crate::protocol::fields::boolean;
 
 /// Keys of a function tool.
 const FUNCTION: [&str; 5] = ["type", "name", "description", "parameters", "strict"];
@@ -102,9 +103,17 @@ pub fn read_tools(tools: Vec<Value>) -> Result<Tools, ApiError> {
     Ok(read)
 }
 
+/// An object, with its switch in one form.
 fn object(place: &str, tool: Value) -> Result<Map<String, Value>, ApiError> {
     match tool {
-        Value::Object(tool) => Ok(tool),
+        Value::Object(mut tool) => {
+            if let Some(strict) = tool.get_mut("strict")
+                && let Some(on) = boolean(strict)
+            {
+                *strict = Value::Bool(on);
+            }
+            Ok(tool)
+        }
         other => Err(ApiError::expected(place, "an object", json_type(&other))),
     }
 }
@@ -395,7 +404,7 @@ mod tests {
                 "tools[0].parameters",
             ),
             (
-                json!({ "type": "function", "name": "f", "strict": "yes" }),
+                json!({ "type": "function", "name": "f", "strict": "maybe" }),
                 "tools[0].strict",
             ),
             (
@@ -406,6 +415,21 @@ mod tests {
             let error = read_tools(vec![tool]).unwrap_err();
             assert_eq!(error.param.as_deref(), Some(param));
             assert!(error.message.contains("expected"));
+        }
+    }
+
+    #[test]
+    fn strict_has_the_forms_of_other_switches() {
+        for (given, strict) in [
+            (json!("true"), true),
+            (json!(1), true),
+            (json!("off"), false),
+        ] {
+            let tool = json!({ "type": "function", "name": "f", "strict": given });
+            let tools = read_tools(vec![tool]).unwrap();
+            assert_eq!(tools.shown[0]["strict"], strict);
+            let chat = tools.chat[0]["function"].get("strict");
+            assert_eq!(chat, strict.then(|| json!(true)).as_ref());
         }
     }
 
