@@ -6,7 +6,8 @@
 //! With DoRA (`use_dora`) the module has `base_model.model.M.lora_magnitude_vector` `[out]` besides, see
 //! [`LoraMatrices::magnitude`].
 //!
-//! With `modules_to_save` there is `base_model.model.M.weight` for the embedding or the head, see [`SavedModule`].
+//! With `modules_to_save`, or a vocabulary that has grown, there is `base_model.model.M.weight` for the embedding or the head, see
+//! [`SavedModule`].
 //!
 //! What this crate does not compute (trained biases, norms, and so on) is refused by name when it is read.
 //!
@@ -31,6 +32,7 @@ use crate::bnb::{OwnedTensor, decode_floats};
 
 pub use config::{LoraConfig, OneOrMany, TargetModules};
 pub use error::PeftError;
+pub use folder::{adapter_below, by_number};
 pub use matcher::LoraMatcher;
 pub use pattern::PatternMap;
 pub use saved::{SAVABLE, SavedModule};
@@ -178,6 +180,22 @@ impl LoraAdapter {
             modules,
             saved,
         })
+    }
+
+    /// Whether the adapter brings one of embedding and head for both of a model whose head is its embedding (`is_tied`).
+    pub fn saves_one_for_both(&self, is_tied: bool) -> bool {
+        is_tied && self.config.ensure_weight_tying && self.saved.len() == 1
+    }
+
+    /// Gives both the weight that one of them brings, where it [brings one for both](Self::saves_one_for_both).
+    pub fn share_saved(&mut self, is_tied: bool) {
+        if self.saves_one_for_both(is_tied)
+            && let Some(weight) = self.saved.values().next().cloned()
+        {
+            let modules = SAVABLE.map(|(_, module)| (module.to_owned(), weight.clone()));
+            self.saved.extend(modules);
+            self.config.modules_to_save = SAVABLE.map(|(short, _)| short.to_owned()).to_vec();
+        }
     }
 
     /// Writes the adapter as a folder that PEFT and vLLM load, with F32 matrices.

@@ -130,8 +130,9 @@ impl MergedWeights {
             replaced: BTreeMap::new(),
             untied: None,
         };
-        if let Some(adapter) = adapter {
+        if let Some(mut adapter) = adapter {
             weights.check_adapter(&adapter)?;
+            adapter.share_saved(weights.config.tie_word_embeddings);
             let LoraAdapter {
                 config,
                 modules,

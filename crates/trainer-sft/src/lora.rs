@@ -132,6 +132,7 @@ pub fn put_adapter(
     mut adapter: LoraAdapter,
 ) -> Result<LoraConfig, AdapterError> {
     model.check_adapter(&adapter)?;
+    adapter.share_saved(model.config.tie_word_embeddings);
     let saved = std::mem::take(&mut adapter.saved);
     model.replace_saved(&saved);
     model.add_adapter(slot, &adapter)?;

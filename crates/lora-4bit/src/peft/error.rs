@@ -84,7 +84,7 @@ pub enum PeftError {
     /// A tensor belongs to a module that adapters are not computed for.
     #[error(
         "{WEIGHTS_FILE}: tensor `{0}`: adapters of lm_head, embed_tokens and norms are not supported; supported are those of the \
-         linear layers inside the decoder, and whole weights of embed_tokens and lm_head that `modules_to_save` names"
+         linear layers inside the decoder, and whole weights of embed_tokens and lm_head"
     )]
     UnsupportedModule(String),
     /// A file is not what its name says.

@@ -2,12 +2,35 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{CONFIG_FILE, PeftError, WEIGHTS_FILE};
 
 /// What Git leaves in the place of a large file begins with this.
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+
+/// The order of folders one of which may be meant, the likeliest one last: a result comes after the checkpoints on the way to it,
+/// and what is numbered in the order of its numbers.
+pub fn by_number(folder: &Path) -> impl Ord + use<> {
+    let name = folder.file_name().unwrap_or_default().to_string_lossy();
+    let kind = name.trim_end_matches(|c: char| c.is_ascii_digit());
+    let number: u64 = name[kind.len()..].parse().unwrap_or_default();
+    let place = folder.parent().map(Path::to_owned);
+    (
+        place,
+        !kind.starts_with("checkpoint"),
+        kind.to_owned(),
+        number,
+    )
+}
+
+/// The adapter's folder that may be meant by a folder around it.
+pub fn adapter_below(dir: &Path) -> Option<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let folders = entries.map(|entry| entry.path());
+    let adapters = folders.filter(|folder| folder.join(CONFIG_FILE).is_file());
+    adapters.max_by_key(|folder| by_number(folder))
+}
 
 /// The content of `file` in `dir`.
 pub(super) fn read_file(dir: &Path, file: &'static str) -> Result<Vec<u8>, PeftError> {

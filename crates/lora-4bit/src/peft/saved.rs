@@ -1,4 +1,5 @@
-//! `modules_to_save`: modules whose whole weight an adapter brings.
+//! Modules whose whole weight an adapter brings: those of `modules_to_save`, and those that PEFT saves beside the matrices because
+//! the vocabulary has grown (`save_embedding_layers`).
 
 use std::collections::BTreeMap;
 
@@ -49,7 +50,8 @@ pub(super) fn saved_name(module: &str) -> String {
     format!("{PREFIX}{module}.weight")
 }
 
-/// The saved modules of a file, by their names in the model. The names of all of them are `modules_to_save` then.
+/// The saved modules of a file, by their names in the model. The names of all of them are `modules_to_save` then. Where the
+/// configuration names none, they are the model's own, and an embedding that is also the head stays both.
 pub(super) fn read_saved(
     config: &mut LoraConfig,
     tensors: &SafeTensors<'_>,
@@ -57,13 +59,9 @@ pub(super) fn read_saved(
     let mut saved = BTreeMap::new();
     for names in SAVABLE {
         let name = saved_name(names.1);
-        let listed = is_listed(config, names);
-        // A module that is tied to a listed one is in the file, too.
-        let is_tied = config.ensure_weight_tying && !config.modules_to_save.is_empty();
         let tensor = match tensors.tensor(&name) {
-            Ok(tensor) if listed || is_tied => tensor,
-            Ok(_) => continue,
-            Err(_) if listed => return Err(PeftError::NoSavedModule(name)),
+            Ok(tensor) => tensor,
+            Err(_) if is_listed(config, names) => return Err(PeftError::NoSavedModule(name)),
             Err(_) => continue,
         };
         let [rows, width] = *tensor.shape() else {
@@ -76,6 +74,7 @@ pub(super) fn read_saved(
         };
         saved.insert(names.1.to_owned(), module);
     }
+    config.ensure_weight_tying |= config.modules_to_save.is_empty() && !saved.is_empty();
     let found: Vec<String> = saved.keys().cloned().collect();
     config.modules_to_save = short_names(&found);
     Ok(saved)

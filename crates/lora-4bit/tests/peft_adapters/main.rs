@@ -259,6 +259,49 @@ fn saved_modules_have_the_names_of_the_weights_that_are_read() {
     }
 }
 
+/// PEFT saves embedding and head whole where the vocabulary has grown, and its configuration does not say so.
+#[test]
+fn weights_that_no_list_names_are_saved_ones() {
+    let table = |first: f32| SavedModule {
+        weight: (0..6).map(|i| first + i as f32).collect(),
+        shape: [3, 2],
+    };
+    let read = |listed: &[&str], saved: &[&str]| {
+        let mut adapter = adapter();
+        let tables = saved.iter().zip([0.5, 9.5]);
+        let tables = tables.map(|(name, first)| ((*name).to_owned(), table(first)));
+        adapter.saved = tables.collect();
+        let (config, weights) = adapter.to_bytes().unwrap();
+        let mut config: Value = serde_json::from_slice(&config).unwrap();
+        config["modules_to_save"] = json!(listed);
+        LoraAdapter::from_bytes(config.to_string().as_bytes(), &weights).unwrap()
+    };
+    let (embedding, head) = ("model.embed_tokens", "lm_head");
+    for module in [embedding, head] {
+        let mut adapter = read(&[], &[module]);
+        assert_eq!(adapter.saved[module], table(0.5));
+        assert_eq!(adapter.modules.len(), 2);
+        // Of a model whose head is its embedding it is the weight of both; otherwise the other one stays the model's.
+        adapter.share_saved(false);
+        assert_eq!(adapter.saved.len(), 1);
+        adapter.share_saved(true);
+        assert_eq!(adapter.saved[embedding], adapter.saved[head]);
+        assert_eq!(adapter.config.modules_to_save, ["embed_tokens", head]);
+    }
+    // Both may be there, and one of them listed.
+    for listed in [&[][..], &["embed_tokens"]] {
+        let mut adapter = read(listed, &[embedding, head]);
+        adapter.share_saved(true);
+        assert_eq!(adapter.saved[embedding], table(0.5));
+        assert_eq!(adapter.saved[head], table(9.5));
+        assert_eq!(adapter.config.modules_to_save, ["embed_tokens", head]);
+    }
+    // A listed one has a weight of its own.
+    let mut adapter = read(&["embed_tokens"], &[embedding]);
+    adapter.share_saved(true);
+    assert_eq!(adapter.saved.len(), 1);
+}
+
 #[test]
 fn keys_are_those_of_peft_and_sorted() {
     let ours = adapter().config.to_json();

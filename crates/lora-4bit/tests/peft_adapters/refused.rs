@@ -58,7 +58,6 @@ fn adapters_of_the_head_are_named() {
         "base_model.model.lm_head.base_layer.weight",
         "base_model.model.lm_head.lora_A.weight",
         "base_model.model.model.embed_tokens.lora_embedding_A",
-        "base_model.model.model.embed_tokens.weight",
         "base_model.model.model.norm.weight",
         "base_model.model.model.layers.0.self_attn.q_norm.weight",
     ] {

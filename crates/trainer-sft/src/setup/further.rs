@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use lora_4bit::peft::LoraAdapter;
+use lora_4bit::peft::{LoraAdapter, SAVABLE};
 use tracing::info;
 
 use crate::config::{Config, LoraOptions};
@@ -14,7 +14,10 @@ use crate::lora;
 pub(crate) fn with_adapter(config: &Config) -> Result<Config, TrainError> {
     let mut config = config.clone();
     if let Some(folder) = config.run.adapter.clone() {
-        config.lora = options_of_adapter(&folder, &config.lora)?;
+        // What is wrong with the model is said where it is loaded.
+        let model = config.model.architecture();
+        let is_tied = model.is_ok_and(|model| model.tie_word_embeddings);
+        config.lora = options_of_adapter(&folder, &config.lora, is_tied)?;
         config.check_adapter(&folder)?;
     }
     Ok(config)
@@ -22,12 +25,16 @@ pub(crate) fn with_adapter(config: &Config) -> Result<Config, TrainError> {
 
 /// The options of the adapter that `--adapter` names. What was left at its default is taken from it; anything else has to
 /// agree.
-fn options_of_adapter(folder: &Path, given: &LoraOptions) -> Result<LoraOptions, TrainError> {
+fn options_of_adapter(
+    folder: &Path,
+    given: &LoraOptions,
+    is_tied: bool,
+) -> Result<LoraOptions, TrainError> {
+    let adapter = LoraAdapter::load(folder)?;
+    let saves_both = adapter.saved.len() > 1 || adapter.saves_one_for_both(is_tied);
     let LoraAdapter {
-        config,
-        modules,
-        saved,
-    } = LoraAdapter::load(folder)?;
+        config, modules, ..
+    } = adapter;
     let shown = folder.display();
     if given.dropout.is_none() && config.lora_dropout > 0.0 {
         info!(
@@ -35,9 +42,9 @@ fn options_of_adapter(folder: &Path, given: &LoraOptions) -> Result<LoraOptions,
             config.lora_dropout
         );
     }
-    if config.ensure_weight_tying && saved.len() > 1 {
+    if config.ensure_weight_tying && saves_both {
         info!(
-            "the adapter in {shown} has embedding and head as one weight (`ensure_weight_tying`): they are trained as two from here on"
+            "the adapter in {shown} has embedding and head as one weight (`ensure_weight_tying`, or weights that `modules_to_save` does not name): they are trained as two from here on"
         );
     }
     let names = modules.keys().filter_map(|name| name.rsplit('.').next());
@@ -50,7 +57,10 @@ fn options_of_adapter(folder: &Path, given: &LoraOptions) -> Result<LoraOptions,
         target_modules: names.into_iter().collect(),
         use_rslora: config.use_rslora,
         use_dora: config.use_dora,
-        modules_to_save: config.modules_to_save,
+        modules_to_save: match saves_both {
+            true => SAVABLE.map(|(short, _)| short.to_owned()).to_vec(),
+            false => config.modules_to_save,
+        },
         init: default.init,
     };
     let differs = |flag, expected: String, found: String| {
