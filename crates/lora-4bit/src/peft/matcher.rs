@@ -68,7 +68,8 @@ impl<'a> LoraMatcher<'a> {
         self.config.scaling(alpha, self.rank(module))
     }
 
-    /// The names in a list of targets to which none of `modules` belongs.
+    /// The names in a list of targets to which none of `modules` belongs, but those of modules that the configuration may leave out:
+    /// which ones it does is known where there is a model.
     pub(super) fn names_without<'m>(
         &self,
         modules: impl Iterator<Item = &'m String> + Clone,
@@ -76,15 +77,24 @@ impl<'a> LoraMatcher<'a> {
         let TargetModules::List(names) = &self.config.target_modules else {
             return Vec::new();
         };
-        let is_of = |module: &str, name: &str| {
-            module
-                .strip_suffix(name)
-                .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
-        };
         let without = names
             .iter()
-            .filter(|name| !modules.clone().any(|module| is_of(module, name)));
+            .filter(|name| !modules.clone().any(|module| ends_with(module, name)));
+        let without = without.filter(|name| !self.may_leave_out(name));
         without.cloned().collect()
+    }
+
+    /// Whether `exclude_modules` or `layers_to_transform` may leave out all modules of a target's name.
+    fn may_leave_out(&self, name: &str) -> bool {
+        let is_excluded = match &self.config.exclude_modules {
+            None => false,
+            Some(TargetModules::Pattern(_)) => true,
+            Some(TargetModules::List(excluded)) => excluded
+                .iter()
+                .any(|excluded| ends_with(name, excluded) || ends_with(excluded, name)),
+        };
+        let has_layer = || name.split('.').any(|part| part.parse::<usize>().is_ok());
+        is_excluded || self.config.layers_to_transform.is_some() && has_layer()
     }
 
     /// Whether `layers_to_transform` admits `module`; PEFT looks at it only next to a list of targets.
@@ -154,4 +164,45 @@ fn ends_with(module: &str, name: &str) -> bool {
     module
         .strip_suffix(name)
         .is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_left_out_is_not_missed() {
+        let list = |names: &[&str]| {
+            TargetModules::List(names.iter().map(|&name| name.to_owned()).collect())
+        };
+        let targets = ["q_proj", "down_proj", "model.layers.3.self_attn.o_proj"];
+        let found = ["model.layers.0.self_attn.q_proj".to_owned()];
+        let excluded = |names: &[&str]| LoraConfig {
+            exclude_modules: Some(list(names)),
+            ..LoraConfig::default()
+        };
+        let pattern = LoraConfig {
+            exclude_modules: Some(TargetModules::Pattern(r".*\.(down|o)_proj".to_owned())),
+            ..LoraConfig::default()
+        };
+        let layers = LoraConfig {
+            layers_to_transform: Some(OneOrMany::One(0)),
+            ..LoraConfig::default()
+        };
+        for (config, missed) in [
+            (LoraConfig::default(), &targets[1..]),
+            (excluded(&["down_proj"]), &targets[2..]),
+            (excluded(&["layers.0.mlp.down_proj", "o_proj"]), &[]),
+            (excluded(&["up_proj"]), &targets[1..]),
+            (pattern, &[]),
+            (layers, &targets[1..2]),
+        ] {
+            let config = LoraConfig {
+                target_modules: list(&targets),
+                ..config
+            };
+            let without = config.matcher().unwrap().names_without(found.iter());
+            assert_eq!(without, missed, "{config:?}");
+        }
+    }
 }
