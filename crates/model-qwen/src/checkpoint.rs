@@ -31,7 +31,7 @@ pub enum CheckpointError {
         /// The folder.
         dir: PathBuf,
         /// What else was found there that explains it.
-        hint: &'static str,
+        hint: String,
     },
     /// A file could not be opened, read or mapped.
     #[error("cannot read {path}: {source}")]
@@ -376,27 +376,78 @@ impl Checkpoint {
     }
 }
 
-/// What explains that a folder has no safetensors.
-fn other_weights(dir: &Path) -> &'static str {
+/// What explains that a folder has no weights by the names that they are looked for.
+fn other_weights(dir: &Path) -> String {
     let names = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let names: Vec<String> = names
+    let mut names: Vec<String> = names
         .map(|entry| entry.file_name().to_string_lossy().into_owned())
         .collect();
+    names.sort_unstable();
+    let is_adapter = |name: &&String| name.starts_with("adapter_");
+    let safetensors = names.iter().filter(|name| name.ends_with(".safetensors"));
+    let safetensors: Vec<&str> = safetensors
+        .filter(|name| !is_adapter(name))
+        .map(String::as_str)
+        .collect();
     let has = |end: &str| names.iter().any(|name| name.ends_with(end));
-    if names.iter().any(|name| name.starts_with("pytorch_model")) {
-        " (pytorch_model.bin must be converted to safetensors)"
-    } else if has(".gguf") {
-        " (GGUF files are not read)"
-    } else if names.iter().any(|name| name == "adapter_config.json") {
-        " (this is an adapter: name its base model, and load the adapter on it)"
-    } else {
-        ""
+    match safetensors.as_slice() {
+        [one] => {
+            format!(" ({one} has another name: call it model.safetensors if it is the whole model)")
+        }
+        [first, .., last] => format!(
+            " ({} files from {first} to {last} are shards without the index that belongs to them: fetch it, too)",
+            safetensors.len()
+        ),
+        [] if names.iter().any(|name| name.starts_with("pytorch_model")) => {
+            " (pytorch_model.bin must be converted to safetensors)".to_owned()
+        }
+        [] if has(".gguf") => " (GGUF files are not read)".to_owned(),
+        [] if has("adapter_config.json") => {
+            " (this is an adapter: name its base model, and load the adapter on it)".to_owned()
+        }
+        [] => String::new(),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn weights_by_other_names_are_named() {
+        let hint = |names: &[&str]| {
+            let dir = tempfile::tempdir().unwrap();
+            for name in names {
+                std::fs::write(dir.path().join(name), "").unwrap();
+            }
+            match Checkpoint::open(dir.path()) {
+                Err(CheckpointError::NoWeights { hint, .. }) => hint,
+                _ => panic!("{names:?} are weights"),
+            }
+        };
+        for name in ["consolidated.safetensors", "pytorch_model.safetensors"] {
+            let found = hint(&[name, "config.json"]);
+            assert!(
+                found.starts_with(&format!(" ({name} has another name")),
+                "{found}"
+            );
+        }
+        let shards = [
+            "model-00002-of-00002.safetensors",
+            "model-00001-of-00002.safetensors",
+        ];
+        let found = hint(&shards);
+        let expected = format!(
+            "2 files from {} to {} are shards without",
+            shards[1], shards[0]
+        );
+        assert!(found.contains(&expected), "{found}");
+        let bin = hint(&["pytorch_model-00001-of-00002.bin"]);
+        assert!(bin.contains("must be converted"), "{bin}");
+        let adapter = hint(&["adapter_config.json", "adapter_model.safetensors"]);
+        assert!(adapter.contains("this is an adapter"), "{adapter}");
+        assert_eq!(hint(&["config.json"]), "");
+    }
 
     #[test]
     fn a_released_tensor_can_be_read_again() {
