@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use lora_4bit::peft::by_number;
 use serde_json::Value;
 
 /// Folders that are looked into.
@@ -64,7 +65,7 @@ fn below(path: &Path) -> Option<PathBuf> {
             .filter(|path| path.is_dir())
             .take(MAX_FOLDERS)
             .collect();
-        found.sort();
+        found.sort_by_cached_key(|folder| by_number(folder));
         found
     };
     let first = inner(vec![path.to_path_buf()]);

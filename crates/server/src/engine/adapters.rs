@@ -8,7 +8,7 @@ use lora_4bit::peft::LoraAdapter;
 use model_qwen::QwenModel;
 use rustc_hash::FxHasher;
 
-use super::adapter_folder::{explained, read_adapter};
+use super::adapter_folder::read_adapter;
 use super::error::{AdapterError, SequenceError};
 use super::receiver::OnTaken;
 use super::recovery::catch;
@@ -128,13 +128,12 @@ impl Adapters {
         }: NewAdapter,
     ) -> Result<(), AdapterError> {
         self.check_rank(&path, &matrices)?;
-        let invalid = |reason: String| AdapterError::Invalid {
-            path: path.clone(),
-            reason: explained(reason),
-        };
         model
             .check_adapter(&matrices)
-            .map_err(|error| invalid(error.to_string()))?;
+            .map_err(|error| AdapterError::Invalid {
+                path: path.clone(),
+                reason: error.to_string(),
+            })?;
         let slot = self.free_slot();
         if let Some(slot) = slot {
             put(model, slot, &matrices).map_err(|reason| AdapterError::NoRoom {

@@ -8,7 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use lora_4bit::peft::{CONFIG_FILE, WEIGHTS_FILE};
+use lora_4bit::peft::{CONFIG_FILE, WEIGHTS_FILE, adapter_below, by_number};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -108,8 +108,9 @@ pub fn inspect(args: &InspectArgs) -> Result<Report, ToolError> {
                 checkpoint.display()
             ),
             None => format!(
-                "expected adapter_config.json or config.json, found {}",
-                names(path)
+                "expected adapter_config.json or config.json, found {}{}",
+                names(path),
+                below(path)
             ),
         });
     }
@@ -165,6 +166,18 @@ fn num_bytes(folder: &Path) -> Result<u64, ToolError> {
         .filter(fs::Metadata::is_file)
         .map(|file| file.len())
         .sum())
+}
+
+/// The folder inside of it that may be meant.
+fn below(folder: &Path) -> String {
+    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
+    let models = entries.map(|entry| entry.path());
+    let models = models.filter(|folder| folder.join("config.json").is_file());
+    let model = models.max_by_key(|folder| by_number(folder));
+    match adapter_below(folder).or(model) {
+        Some(meant) => format!("; did you mean {}?", meant.display()),
+        None => String::new(),
+    }
 }
 
 /// The first names in a folder.

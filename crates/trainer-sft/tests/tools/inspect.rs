@@ -170,6 +170,15 @@ fn what_is_wrong_is_named() {
     fs::create_dir(&empty).unwrap();
     let report = json_of(&empty, 1);
     assert_eq!(report["kind"], "unknown");
+    // A folder around adapters: the newest may be meant.
+    for name in ["checkpoint-9", "checkpoint-10"] {
+        fs::create_dir(empty.join(name)).unwrap();
+        fs::write(empty.join(name).join("adapter_config.json"), "{}").unwrap();
+    }
+    let report = json_of(&empty, 1);
+    let problem = report["problems"][0].as_str().unwrap();
+    let meant = format!("did you mean {}?", empty.join("checkpoint-10").display());
+    assert!(problem.contains(&meant), "{problem}");
     fail(
         &["inspect", text_of(&folder.path().join("no"))],
         &["found nothing"],

@@ -17,7 +17,9 @@ impl fmt::Display for Report {
             .step
             .map_or_else(String::new, |step| format!(" after step {step}"));
         line(out, "kind", format!("{}{step}", self.kind))?;
-        line(out, "size", size(self.num_bytes))?;
+        if self.kind != "unknown" {
+            line(out, "size", size(self.num_bytes))?;
+        }
         if let Some(adapter) = &self.adapter {
             show_adapter(out, adapter)?;
         }
