@@ -40,6 +40,37 @@ where
     }
 }
 
+/// A whole number of a type.
+///
+/// ```
+/// # use model_qwen::flags::whole;
+/// assert_eq!(whole::<usize>("5"), Ok(5));
+/// assert_eq!(whole::<i64>("-1"), Ok(-1));
+/// let error = whole::<u64>("-5").unwrap_err();
+/// assert_eq!(error, "expected a whole number, 0 or more, found `-5`");
+/// let error = whole::<u16>("70000").unwrap_err();
+/// assert_eq!(error, "expected a whole number from 0 to 65535, found `70000`");
+/// ```
+///
+/// # Errors
+/// What was expected, and what was found.
+pub fn whole<T: TryFrom<i128>>(text: &str) -> Result<T, String> {
+    let number = text.trim().parse::<i128>();
+    let is_signed = T::try_from(-1).is_ok();
+    let bits = u32::try_from(8 * size_of::<T>()).unwrap_or(u32::MAX);
+    let expected = || match (is_signed, bits) {
+        (true, _) => "a whole number".to_owned(),
+        (false, 64) if !matches!(number, Ok(1..)) => "a whole number, 0 or more".to_owned(),
+        (false, 64..) => format!("a whole number from 0 to 2^{bits} - 1"),
+        (false, _) => format!("a whole number from 0 to {}", (1_u64 << bits) - 1),
+    };
+    let parsed = number
+        .clone()
+        .ok()
+        .and_then(|number| T::try_from(number).ok());
+    parsed.ok_or_else(|| format!("expected {}, found `{text}`", expected()))
+}
+
 /// A fraction above 0 and at most 1.
 ///
 /// # Errors

@@ -1,5 +1,6 @@
 //! Flags that say what is asked: of `bench serve` and of `bench throughput`.
 
+use model_qwen::flags::whole;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
@@ -90,11 +91,11 @@ pub struct DatasetArgs {
     pub dataset_path: Option<PathBuf>,
 
     /// Requests to send
-    #[arg(long, value_name = "N", default_value_t = 1000)]
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = whole::<usize>)]
     pub num_prompts: usize,
 
     /// Tokens of each prompt of the data sets random and sonnet; the same as --random-input-len and --sonnet-input-len
-    #[arg(long, value_name = "TOKENS", conflicts_with_all = ["random_input_len", "sonnet_input_len"])]
+    #[arg(long, value_name = "TOKENS", conflicts_with_all = ["random_input_len", "sonnet_input_len"], value_parser = whole::<usize>)]
     pub input_len: Option<usize>,
 
     /// Tokens of each answer, whatever the data set says
@@ -102,16 +103,15 @@ pub struct DatasetArgs {
         long,
         value_name = "TOKENS",
         conflicts_with_all = ["random_output_len", "sharegpt_output_len", "custom_output_len", "sonnet_output_len",
-            "prefix_repetition_output_len"]
-    )]
+            "prefix_repetition_output_len"], value_parser = whole::<usize>)]
     pub output_len: Option<usize>,
 
     /// Tokens of each prompt of the data set random [default: 1024]
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = whole::<usize>)]
     pub random_input_len: Option<usize>,
 
     /// Tokens of each answer to the data set random [default: 128]
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = whole::<usize>)]
     pub random_output_len: Option<usize>,
 
     /// How far lengths of the data set random differ: between (1 - R) and (1 + R) times what the flags say
@@ -120,43 +120,43 @@ pub struct DatasetArgs {
     pub random_range_ratio: Option<f64>,
 
     /// Further tokens before each prompt of the data set random, the same for all [default: 0]
-    #[arg(long, alias = "prefix-len", value_name = "TOKENS")]
+    #[arg(long, alias = "prefix-len", value_name = "TOKENS", value_parser = whole::<usize>)]
     pub random_prefix_len: Option<usize>,
 
     /// Tokens of each answer to the data set sharegpt [default: as many as the answer in the file]
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = whole::<usize>)]
     pub sharegpt_output_len: Option<usize>,
 
     /// Tokens of each answer to the data set custom [default: the line's `output_tokens`, or else 256]
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = whole::<usize>)]
     pub custom_output_len: Option<usize>,
 
     /// Tokens of the common beginnings of the data set prefix_repetition [default: 256]
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = whole::<usize>)]
     pub prefix_repetition_prefix_len: Option<usize>,
 
     /// Tokens of each prompt behind its beginning, of the data set prefix_repetition [default: 256]
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = whole::<usize>)]
     pub prefix_repetition_suffix_len: Option<usize>,
 
     /// Number of beginnings of the data set prefix_repetition; each has as many prompts [default: 10]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     pub prefix_repetition_num_prefixes: Option<usize>,
 
     /// Tokens of each answer to the data set prefix_repetition [default: 128]
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = whole::<usize>)]
     pub prefix_repetition_output_len: Option<usize>,
 
     /// Most tokens of each prompt of the data set sonnet, with its chat template [default: 550]
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = whole::<usize>)]
     pub sonnet_input_len: Option<usize>,
 
     /// Tokens of each answer to the data set sonnet [default: 150]
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = whole::<usize>)]
     pub sonnet_output_len: Option<usize>,
 
     /// Tokens of the beginning that all prompts of the data set sonnet have in common [default: 200]
-    #[arg(long, value_name = "TOKENS")]
+    #[arg(long, value_name = "TOKENS", value_parser = whole::<usize>)]
     pub sonnet_prefix_len: Option<usize>,
 
     /// Send the prompts of custom as they are, not as chats

@@ -1,5 +1,6 @@
 //! `bench latency`: one batch again and again.
 
+use model_qwen::flags::whole;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -22,27 +23,27 @@ use crate::config::{Config, ConfigError, Flags, OF_API, refuse};
 #[command(max_term_width = 110, allow_negative_numbers = true)]
 pub struct LatencyArgs {
     /// Tokens of each prompt
-    #[arg(long, value_name = "TOKENS", default_value_t = 32)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 32, value_parser = whole::<usize>)]
     pub input_len: usize,
 
     /// Tokens of each answer
-    #[arg(long, value_name = "TOKENS", default_value_t = 128)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 128, value_parser = whole::<usize>)]
     pub output_len: usize,
 
     /// Prompts in the batch
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = whole::<usize>)]
     pub batch_size: usize,
 
     /// Answers to each prompt
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole::<usize>)]
     pub n: usize,
 
     /// Batches before the measurement
-    #[arg(long, value_name = "N", default_value_t = 10)]
+    #[arg(long, value_name = "N", default_value_t = 10, value_parser = whole::<usize>)]
     pub num_iters_warmup: usize,
 
     /// Batches that are measured
-    #[arg(long, value_name = "N", default_value_t = 30)]
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = whole::<usize>)]
     pub num_iters: usize,
 
     /// Leave answers as tokens

@@ -1,5 +1,6 @@
 //! Flags of `bench serve`.
 
+use model_qwen::flags::whole;
 use std::path::PathBuf;
 
 use clap::{Parser, ValueEnum};
@@ -30,7 +31,7 @@ pub struct ServeArgs {
     pub host: String,
 
     /// Port of the server
-    #[arg(long, default_value_t = 8000)]
+    #[arg(long, default_value_t = 8000, value_parser = whole::<u16>)]
     pub port: u16,
 
     /// Path of the API [default: /v1/completions, /v1/chat/completions for openai-chat, or /v1/embeddings for openai-embeddings]
@@ -66,7 +67,7 @@ pub struct ServeArgs {
     pub dataset: DatasetArgs,
 
     /// Seed of prompts and times
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, value_parser = whole::<u64>)]
     pub seed: u64,
 
     /// Requests per second; inf sends all at once
@@ -78,7 +79,7 @@ pub struct ServeArgs {
     pub burstiness: Option<f64>,
 
     /// Most requests that run at once [default: any number]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     pub max_concurrency: Option<usize>,
 
     /// Let the rate of requests grow
@@ -86,19 +87,19 @@ pub struct ServeArgs {
     pub ramp_up_strategy: Option<RampUp>,
 
     /// First rate of --ramp-up-strategy
-    #[arg(long, value_name = "RPS", requires = "ramp_up_strategy")]
+    #[arg(long, value_name = "RPS", requires = "ramp_up_strategy", value_parser = whole::<u32>)]
     pub ramp_up_start_rps: Option<u32>,
 
     /// Last rate of --ramp-up-strategy
-    #[arg(long, value_name = "RPS", requires = "ramp_up_strategy")]
+    #[arg(long, value_name = "RPS", requires = "ramp_up_strategy", value_parser = whole::<u32>)]
     pub ramp_up_end_rps: Option<u32>,
 
     /// Requests before the measurement
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = whole::<usize>)]
     pub num_warmups: usize,
 
     /// Seconds to wait for the server; 0 sends no request to test it
-    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, value_parser = whole::<u64>)]
     pub ready_check_timeout_sec: u64,
 
     /// Generate as many tokens as wanted, whatever the model says; always with the data set random
@@ -106,7 +107,7 @@ pub struct ServeArgs {
     pub ignore_eos: bool,
 
     /// Log-probabilities per token
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     pub logprobs: Option<usize>,
 
     /// Sampling temperature; 0 is greedy [default: 0]
@@ -118,7 +119,7 @@ pub struct ServeArgs {
     pub top_p: Option<f64>,
 
     /// Field `top_k` of each request
-    #[arg(long)]
+    #[arg(long, value_parser = whole::<i64>)]
     pub top_k: Option<i64>,
 
     /// Field `min_p` of each request

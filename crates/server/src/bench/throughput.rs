@@ -1,5 +1,6 @@
 //! `bench throughput`: all requests at once.
 
+use model_qwen::flags::whole;
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Instant;
@@ -28,7 +29,7 @@ pub struct ThroughputArgs {
     pub dataset: DatasetArgs,
 
     /// Answers to each prompt
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole::<usize>)]
     pub n: usize,
 
     /// Leave answers as tokens

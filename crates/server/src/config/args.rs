@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{ArgAction, Parser};
 use lora_4bit::ComputeDtype;
-use model_qwen::flags::some_of;
+use model_qwen::flags::{some_of, whole};
 use model_qwen::{Dtype, JsonStyle, LogprobsMode, Quantization};
 
 use super::api::{MAX_LOGPROBS, template_kwargs};
@@ -55,7 +55,7 @@ pub struct Args {
     pub host: String,
 
     /// TCP port; 0 lets the system choose one
-    #[arg(long, default_value_t = 8000)]
+    #[arg(long, default_value_t = 8000, value_parser = whole::<u16>)]
     pub port: u16,
 
     /// Listen on this Unix domain socket instead of TCP (Unix only)
@@ -116,7 +116,7 @@ pub struct Args {
     pub max_model_len: MaxModelLen,
 
     /// Most sequences in one step
-    #[arg(long, value_name = "N", default_value_t = 256)]
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = whole::<usize>)]
     pub max_num_seqs: usize,
 
     /// Most tokens in one step; longer prompts are computed in several steps [default: 2048, and 8192 on a GPU with 70 GiB or
@@ -125,7 +125,7 @@ pub struct Args {
     pub max_num_batched_tokens: Option<usize>,
 
     /// Tokens per block of the KV cache
-    #[arg(long, value_name = "TOKENS", default_value_t = 16)]
+    #[arg(long, value_name = "TOKENS", default_value_t = 16, value_parser = whole::<usize>)]
     pub block_size: usize,
 
     /// Reuse the KV cache of equal prompt beginnings [default: on]
@@ -186,15 +186,15 @@ pub struct Args {
     pub lora_roots: Vec<PathBuf>,
 
     /// Most adapters in one step; requests for further adapters wait until one of these is not in use
-    #[arg(long, value_name = "N", default_value_t = 8)]
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = whole::<usize>)]
     pub max_loras: usize,
 
     /// Adapters that are kept in the host's memory while further adapters are in use, so that they aren't read again [default: none]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole::<usize>)]
     pub max_cpu_loras: Option<usize>,
 
     /// Largest rank of an adapter; each takes only the memory of its own rank
-    #[arg(long, value_name = "R", default_value_t = 256)]
+    #[arg(long, value_name = "R", default_value_t = 256, value_parser = whole::<usize>)]
     pub max_lora_rank: usize,
 
     /// Train adapters on request: POST /v1/files and /v1/fine_tuning/jobs, as at OpenAI. Serving the result needs --enable-lora
@@ -296,7 +296,7 @@ pub struct Args {
     pub no_page: bool,
 
     /// Answers of /v1/responses that are kept for `previous_response_id`, the oldest forgotten first; 0 keeps none
-    #[arg(long, value_name = "N", default_value_t = stored_responses::MAX_NUM)]
+    #[arg(long, value_name = "N", default_value_t = stored_responses::MAX_NUM, value_parser = whole::<usize>)]
     pub max_stored_responses: usize,
 
     /// Most memory for these (64MiB, bytes); the oldest are forgotten first
@@ -304,15 +304,15 @@ pub struct Args {
     pub max_stored_responses_bytes: u64,
 
     /// Most requests that wait for their first step; one more is answered 503 with Retry-After
-    #[arg(long, value_name = "N", default_value_t = 1024)]
+    #[arg(long, value_name = "N", default_value_t = 1024, value_parser = whole::<usize>)]
     pub max_num_queued_reqs: usize,
 
     /// Seconds that running requests get after SIGTERM or Ctrl-C before the process exits
-    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, value_parser = whole::<u64>)]
     pub shutdown_timeout: u64,
 
     /// Seed for requests that bring none [default: random]
-    #[arg(long)]
+    #[arg(long, value_parser = whole::<u64>)]
     pub seed: Option<u64>,
 
     /// Speculative decoding by prompt lookup: guess that the text goes on as it did after the same words before, and check

@@ -1,9 +1,10 @@
 //! Parsing with clap, with underscores and with the nearest flag for an unknown one.
 
 use std::ffi::OsString;
+use std::path::Path;
 
-use clap::ArgMatches;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{ArgAction, ArgMatches};
 
 use super::ConfigError;
 
@@ -16,6 +17,7 @@ pub(crate) fn parse(
         true => as_part(command.clone()).display_name(QWEN_BURN),
         false => command.clone().display_name("server"),
     };
+    check_switches(&command, command_line)?;
     let mut command = command.version(env!("CARGO_PKG_VERSION"));
     command
         .try_get_matches_from_mut(command_line)
@@ -28,6 +30,57 @@ pub(crate) fn parse(
             }
             error
         })
+}
+
+/// Refuses a value behind a switch, which would be taken for the model.
+fn check_switches(command: &clap::Command, command_line: &[OsString]) -> Result<(), clap::Error> {
+    let is_switch = |name: &str| {
+        let mut arguments = command.get_arguments();
+        let argument = arguments.find(|argument| argument.get_long() == Some(name));
+        argument.is_some_and(|argument| matches!(argument.get_action(), ArgAction::SetTrue))
+    };
+    let next = command_line.iter().skip(1).map(Some).chain([None]);
+    for (argument, next) in command_line.iter().zip(next) {
+        let Some(flag) = argument.to_str().and_then(|text| text.strip_prefix("--")) else {
+            continue;
+        };
+        let (name, value) = match flag.split_once('=') {
+            Some((name, value)) => (name, Some(value)),
+            None => (flag, next.and_then(|next| next.to_str())),
+        };
+        if let Some(value) = value.filter(|value| is_switch(name) && is_on_or_off(value)) {
+            let other = opposite(name);
+            let other = Some(other).filter(|other| is_switch(other));
+            return Err(takes_no_value(name, other.as_deref(), value));
+        }
+    }
+    Ok(())
+}
+
+/// `no-FLAG` of `FLAG`, and the other way.
+fn opposite(name: &str) -> String {
+    match name.strip_prefix("no-") {
+        Some(name) => name.to_owned(),
+        None => format!("no-{name}"),
+    }
+}
+
+/// Whether a word is what other programs take behind a switch, and no folder of that name.
+pub(super) fn is_on_or_off(word: &str) -> bool {
+    let words = ["true", "false", "yes", "no", "on", "off", "1", "0"];
+    words.contains(&word.to_ascii_lowercase().as_str()) && !Path::new(word).exists()
+}
+
+/// The error of a value behind the switch `name`, which `other` takes back.
+pub(super) fn takes_no_value(name: &str, other: Option<&str>, value: &str) -> clap::Error {
+    let is_on = ["true", "yes", "on", "1"].contains(&value.to_ascii_lowercase().as_str());
+    let instead = match (is_on, other) {
+        (true, _) => format!("write --{name} alone"),
+        (false, Some(other)) => format!("leave the flag out, or write --{other}"),
+        (false, None) => "leave the flag out".to_owned(),
+    };
+    let message = format!("--{name} takes no value, found {value}; {instead}\n");
+    clap::Error::raw(ErrorKind::TooManyValues, message)
 }
 
 /// The name of the program that has all commands.

@@ -356,3 +356,52 @@ fn origins_are_written_as_browsers_send_them() {
         );
     }
 }
+
+/// Such a value would be taken for the model.
+#[test]
+fn a_value_behind_a_switch_is_refused() {
+    for (flags, expected) in [
+        (
+            &["--model", "m", "--enforce-eager", "false"][..],
+            "--enforce-eager takes no value, found false; leave the flag out, or write --no-enforce-eager",
+        ),
+        (
+            &["--enable-prefix-caching=True"],
+            "--enable-prefix-caching takes no value, found True; write --enable-prefix-caching alone",
+        ),
+        (
+            &["--no-page", "off", "m"],
+            "--no-page takes no value, found off; leave the flag out",
+        ),
+        (
+            &["--no-enable-prefix-caching", "0"],
+            "leave the flag out, or write --enable-prefix-caching",
+        ),
+        (
+            &["--trust-remote-code", "true"],
+            "--trust-remote-code takes no value, found true; write --trust-remote-code alone",
+        ),
+    ] {
+        let error = config(flags).unwrap_err().to_string();
+        assert!(error.contains(expected), "{flags:?}: {error}");
+    }
+    let model = config(&["--enforce-eager", "org/true"]).unwrap().model;
+    assert_eq!(model.as_deref(), Some("org/true"));
+}
+
+#[test]
+fn whole_numbers_are_named() {
+    for flags in [
+        ["--seed", "-5"],
+        ["--max-num-seqs", "abc"],
+        ["--max-loras", "1.5"],
+        ["--shutdown-timeout", ""],
+    ] {
+        let error = config(&flags).unwrap_err().to_string();
+        let expected = format!("expected a whole number, 0 or more, found `{}`", flags[1]);
+        assert!(error.contains(&expected), "{error}");
+    }
+    let error = config(&["--port", "70000"]).unwrap_err().to_string();
+    let expected = "expected a whole number from 0 to 65535, found `70000`";
+    assert!(error.contains(expected), "{error}");
+}

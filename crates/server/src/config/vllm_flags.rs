@@ -5,6 +5,7 @@ use std::ffi::OsString;
 use std::sync::LazyLock;
 
 use super::ConfigError;
+use super::command_line::{is_on_or_off, takes_no_value};
 
 /// One row of `vllm_flags.txt`.
 #[derive(Clone, Debug)]
@@ -132,6 +133,12 @@ pub(super) fn take(
             });
             continue;
         };
+        let next = rest.peek().and_then(|next| next.to_str());
+        let behind = value.as_deref().or(next);
+        if let Some(behind) = behind.filter(|word| row.values == Values::None && is_on_or_off(word))
+        {
+            return Err(takes_no_value(&name[2..], None, behind).into());
+        }
         let mut values: Vec<String> = value.into_iter().collect();
         let mut more = match (row.values, values.len()) {
             (Values::One | Values::Maybe, 0) => 1,
@@ -298,6 +305,14 @@ mod tests {
             (
                 "server --tensor-parallel-size",
                 "--tensor-parallel-size: expected a value, found none",
+            ),
+            (
+                "server --trust-remote-code true",
+                "--trust-remote-code takes no value, found true; write --trust-remote-code alone",
+            ),
+            (
+                "server --disable-log-requests=False m",
+                "--disable-log-requests takes no value, found False; leave the flag out",
             ),
             (
                 "server --cuda-graph-sizes m",

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use model_qwen::flags::bytes;
+use model_qwen::flags::{self, bytes};
 use serde::Deserialize;
 
 /// `--quantization`.
@@ -28,7 +28,7 @@ pub(super) const COMPUTE_DTYPE: [(&str, &str); 3] = [
 
 /// A count.
 pub(crate) fn whole(text: &str) -> Result<usize, String> {
-    parse(text, "a whole number, 0 or more")
+    flags::whole(text)
 }
 
 /// A number of steps. transformers also takes a part of the run, which is known only once the data is read.
@@ -53,7 +53,7 @@ fn no_part(text: &str, hint: &str) -> Result<usize, String> {
 
 /// A seed.
 pub(crate) fn seed(text: &str) -> Result<u64, String> {
-    parse(text, "a whole number from 0 to 2^64 - 1")
+    flags::whole(text)
 }
 
 /// A number with or without a fraction.
