@@ -31,17 +31,25 @@ pub fn run(command_line: impl IntoIterator<Item = OsString>, commands: Commands)
     match carry_out(command_line.into_iter().collect(), commands) {
         Ok(code) => code,
         Err(error) if matches!(error.downcast_ref(), Some(TrainError::Stopped)) => {
-            eprintln!("{error}");
+            say(&error);
             ExitCode::from(signals::exit_code())
         }
         Err(error) => {
-            eprintln!("error: {}", model_qwen::with_causes(error.as_ref()));
+            say(format_args!(
+                "error: {}",
+                model_qwen::with_causes(error.as_ref())
+            ));
             match is_of_command_line(&error) {
                 true => ExitCode::from(WRONG_COMMAND_LINE),
                 false => ExitCode::FAILURE,
             }
         }
     }
+}
+
+/// Writes a line to standard error. Where nobody reads it, the exit code still says how the program has ended.
+fn say(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// The exit code of a command line that cannot be carried out, as clap has it.
@@ -89,6 +97,8 @@ fn log_to_stderr() {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .without_time()
+        // A terminal that is gone ends no run.
+        .log_internal_errors(false)
         .init();
 }
 
