@@ -13,6 +13,7 @@ mod refused;
 mod speaker;
 mod turn;
 mod turns;
+mod whole;
 
 use std::fmt;
 

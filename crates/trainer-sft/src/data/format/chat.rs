@@ -5,8 +5,8 @@ use serde_json::Value;
 use super::super::cells::speaker;
 use super::super::error::DataError;
 use super::reader::Reader;
-use super::turn::Turn;
-use super::turns::after_system;
+use super::turns::{Turn, after_system, plain};
+use super::whole::{OtherQuestion, Whole};
 use super::{Chat, Content, TurnKind, role_of};
 
 impl Reader<'_> {
@@ -78,6 +78,13 @@ impl Reader<'_> {
                 with: self.extras()?,
             });
         }
+        if let Some(items) = turns_of("completion")
+            && let Some((items, start)) = self.whole_completion(&items?)?
+        {
+            let turns = self.turns("completion", &items, start)?;
+            let turns = after_system(turns, self.turns_of_history()?, |(message, _)| message);
+            return Ok(Content::Chat(self.chat("completion", turns)?));
+        }
         let mut turns = Vec::new();
         for (key, role) in [("prompt", "user"), ("completion", "assistant")] {
             let Some(items) = turns_of(key) else {
@@ -90,6 +97,26 @@ impl Reader<'_> {
         }
         let turns = after_system(turns, self.turns_of_history()?, |turn| &turn.message);
         Ok(Content::Chat(self.chat("completion", turns)?))
+    }
+
+    /// The turns of a completion that is a whole conversation with the prompt in it, and where those to learn begin.
+    fn whole_completion(&self, items: &[Value]) -> Result<Option<(Vec<Value>, usize)>, DataError> {
+        let prompt = match self.value("prompt") {
+            // LLaMA-Factory's single message.
+            Some(message) if speaker(message).is_some() => Value::Array(vec![message.clone()]),
+            Some(other) => other.clone(),
+            None => return Ok(None),
+        };
+        match Whole::find(&prompt, items) {
+            Ok(whole) => Ok(whole.map(|whole| whole.joined(items))),
+            Err(OtherQuestion) => {
+                let expected = format!(
+                    "the text of a turn in `{}`, which has a question of its own: leave one of them out",
+                    self.own_name("completion")
+                );
+                Err(self.error("prompt", &expected, self.value("prompt")))
+            }
+        }
     }
 
     /// axolotl's texts, each with a label that says whether it is learnt.

@@ -8,7 +8,8 @@ use super::hints::flag;
 use super::question::has_answers;
 use super::reader::{Reader, describe, is_filled};
 use super::refused::{named, verdict_of};
-use super::turns::{is_call, is_of_assistant, start_of_answer, text_of};
+use super::turns::{is_call, is_of_assistant, plain, start_of_answer, text_of};
+use super::whole::{Whole, are_same, is_same};
 use super::{Content, Format, Record, fields_of, keys_of};
 use crate::config::{Columns, Method};
 
@@ -215,15 +216,17 @@ impl Reader<'_> {
 
     /// `chosen` and `rejected`, with a question or with the same beginning; `own` has the fields by the record's own names.
     fn pair(&self, own: &Reader<'_>) -> Result<Vec<Answer>, DataError> {
-        let prompt = self.value("prompt");
+        let is_blank = |value: &&Value| value.as_str().is_some_and(|text| text.trim().is_empty());
+        let prompt = self.value("prompt").filter(|prompt| !is_blank(prompt));
         let [chosen, rejected] = ["chosen", "rejected"].map(|key| self.side(key));
         let (chosen, rejected) = (chosen?, rejected?);
         let (contents, is_plain) = match (&chosen, &rejected) {
             (Value::Array(one), Value::Array(other)) if begin_alike(one, other, prompt) => {
                 let common = common_turns(one, other);
                 self.check_shared(own, &one[..common])?;
-                let turns = |key, items| self.turns_after(key, items, common);
-                ([turns("chosen", one), turns("rejected", other)], false)
+                let other = [&one[..common], &other[common..]].concat();
+                let turns = |key, items: &[Value]| self.turns_after(key, items, common);
+                ([turns("chosen", one), turns("rejected", &other)], false)
             }
             (Value::Array(one), Value::Array(other))
                 if common_turns(one, other) > 0
@@ -243,13 +246,21 @@ impl Reader<'_> {
                 let expected = "the turn that `rejected` begins with, since there is no `prompt`";
                 return Err(self.error("chosen[0]", expected, one.first()));
             }
-            _ => {
-                self.refuse_second(own)?;
-                (
-                    ["chosen", "rejected"].map(|key| self.own_prompt(key)),
-                    false,
-                )
-            }
+            _ => match self.whole_sides(own, [&chosen, &rejected])? {
+                Some([one, other]) => {
+                    let turns = |key, (turns, start): (Vec<Value>, usize)| {
+                        self.turns_after(key, &turns, start)
+                    };
+                    ([turns("chosen", one), turns("rejected", other)], false)
+                }
+                None => {
+                    self.refuse_second(own)?;
+                    (
+                        ["chosen", "rejected"].map(|key| self.own_prompt(key)),
+                        false,
+                    )
+                }
+            },
         };
         let [chosen, rejected] = contents;
         let (chosen, rejected) = (chosen?, rejected?);
@@ -263,6 +274,46 @@ impl Reader<'_> {
             is_plain,
         };
         Ok(vec![answer(chosen, true), answer(rejected, false)])
+    }
+
+    /// The turns of both sides, and where their answers begin, if one side at least is a whole conversation with the prompt in it.
+    fn whole_sides(
+        &self,
+        own: &Reader<'_>,
+        sides: [&Value; 2],
+    ) -> Result<Option<[(Vec<Value>, usize); 2]>, DataError> {
+        let Some(prompt) = self.value("prompt") else {
+            return Ok(None);
+        };
+        let found = sides.map(|side| match side {
+            Value::Array(turns) => Whole::find(prompt, turns),
+            _ => Ok(None),
+        });
+        let [one, other] = found;
+        let (Ok(one), Ok(other)) = (one, other) else {
+            return Err(self.error("prompt", OF_BOTH, Some(prompt)));
+        };
+        let context = match (&one, &other) {
+            (Some(one), Some(other)) if !are_same(&one.context, &other.context) => {
+                let expected = format!(
+                    "the turns that `{}` has before the answer",
+                    self.own_name("chosen")
+                );
+                return Err(self.error("rejected", &expected, self.value("rejected")));
+            }
+            (Some(whole), _) | (None, Some(whole)) => whole.context.clone(),
+            (None, None) => return Ok(None),
+        };
+        self.check_shared(own, &context)?;
+        let after = |side: &Value, whole: Option<Whole>| match side {
+            Value::Array(turns) => turns[whole.map_or(0, |whole| whole.start)..].to_vec(),
+            text => vec![plain("assistant", text.as_str().unwrap_or_default()).0],
+        };
+        let joined = |answer: Vec<Value>| ([&context[..], &answer].concat(), context.len());
+        Ok(Some([
+            joined(after(sides[0], one)),
+            joined(after(sides[1], other)),
+        ]))
     }
 
     /// Refuses a text of the question that the turns with which both answers begin do not have.
@@ -279,9 +330,7 @@ impl Reader<'_> {
         if let Some(prompt) = prompt.map(str::trim).filter(|prompt| !prompt.is_empty())
             && !texts.iter().any(|text| text.trim() == prompt)
         {
-            let expected = "the text of a turn with which both answers begin; to leave it out, give \
-                            --columns chosen=chosen,rejected=rejected";
-            return Err(self.error("prompt", expected, self.value("prompt")));
+            return Err(self.error("prompt", OF_BOTH, self.value("prompt")));
         }
         own.refuse_second_question(&texts)
     }
@@ -368,6 +417,10 @@ fn expected_of(method: Method) -> &'static str {
     }
 }
 
+/// What a prompt beside whole conversations has to be.
+const OF_BOTH: &str = "the text of a turn with which both answers begin; to leave it out, give \
+                       --columns chosen=chosen,rejected=rejected";
+
 /// The keys of answers.
 const ANSWERS: [&str; 4] = ["chosen", "rejected", "completion", "label"];
 
@@ -380,17 +433,21 @@ fn begin_alike(one: &[Value], other: &[Value], prompt: Option<&Value>) -> bool {
         // A list is the prompt, and TRL puts the answers after it; here it may be their beginning, too.
         Some(Value::Array(turns)) => {
             let is_side = turns == one || turns == other;
-            common > 0 && (is_side || one[..common].starts_with(turns))
+            common > 0 && (is_side || starts_with(&one[..common], turns))
         }
         Some(_) => common > 0 && !begins_with_answer(),
     }
+}
+
+fn starts_with(all: &[Value], first: &[Value]) -> bool {
+    all.len() >= first.len() && are_same(&all[..first.len()], first)
 }
 
 /// With how many equal turns two lists begin, so that something is left of each.
 fn common_turns(one: &[Value], other: &[Value]) -> usize {
     let most = one.len().min(other.len()).saturating_sub(1);
     let pairs = one.iter().zip(other).take(most);
-    let mut common = pairs.take_while(|(one, other)| one == other).count();
+    let mut common = pairs.take_while(|(one, other)| is_same(one, other)).count();
     // Calls are said in one turn with what the assistant says before them.
     while common > 1
         && (is_call(&one[common]) || is_call(&other[common]))
