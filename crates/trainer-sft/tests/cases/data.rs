@@ -129,6 +129,15 @@ fn columns_name_the_fields_of_other_data_sets() {
             json!({"system_prompt": "Be brief.", "question": "2+2?", "response": "Four"}),
             "prompt=question,completion=response,system=system_prompt",
         ),
+        // Worked-out answers beside bare ones, as in LIMO and MATH-500.
+        (
+            json!({"question": "2+2?", "solution": "Four", "answer": "4"}),
+            "prompt=question,completion=solution",
+        ),
+        (
+            json!({"problem": "2+2?", "answer": "4", "generated_solution": "Four", "expected": 4}),
+            "prompt=problem,completion=generated_solution",
+        ),
         (
             json!({"Messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "Four"}]}),
             "messages=Messages",

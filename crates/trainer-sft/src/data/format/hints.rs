@@ -29,13 +29,14 @@ const QUESTIONS: [&str; 12] = [
 ];
 /// A question beside a translation of it, and else where a record is from.
 const SOURCE: &str = "source";
-/// Names of answers.
-pub(super) const ANSWERS: [&str; 13] = [
+/// Names of answers. An answer that is worked out comes before the bare one beside it.
+pub(super) const ANSWERS: [&str; 14] = [
     "completion",
+    "solution",
+    "generated_solution",
     "answer",
     "response",
     "output",
-    "solution",
     "generation",
     "assistant",
     "bot",
