@@ -182,6 +182,15 @@ fn columns_for_the_wanted_answers_name_the_question() {
             "give --columns prompt=messages,completion=chosen,system=system_prompt",
         ),
         (
+            json!({"conversation": [{"input": "a", "output": "b"}], "chosen": [user("a"), says("b")],
+                "rejected": [user("a"), says("c")]}),
+            "give --columns messages=chosen",
+        ),
+        (
+            json!({"messages": [user("a")], "chosen": [user("a"), says("b")], "rejected": [user("a"), says("c")]}),
+            "give --columns messages=chosen",
+        ),
+        (
             json!({"messages": [user("a"), says("b")], "rejected_response": "c"}),
             "give --columns messages=messages",
         ),
@@ -548,4 +557,18 @@ fn a_prompt_beside_whole_conversations_is_written_once() {
             );
         }
     }
+}
+
+/// As in Capybara.
+#[test]
+fn pairs_of_input_and_output_are_turns() {
+    let pairs = json!([{"input": "Hi?", "output": "A"}, {"input": "And?", "output": "B"}]);
+    let turns = json!([user("Hi?"), says("A"), user("And?"), says("B")]);
+    let said = preview(&[json!({"conversation": pairs})], &[]);
+    let expected = preview(&[json!({"messages": turns})], &[]);
+    assert_eq!(learnt(&said), learnt(&expected));
+    let other = json!([user("Hi?"), says("A"), user("And?"), says("C")]);
+    let pair = json!({"conversation": pairs, "chosen": turns, "rejected": other});
+    let expected = shown(&json!({"chosen": turns, "rejected": other}));
+    assert_eq!(shown(&pair), expected);
 }

@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::super::cells::speaker;
 use super::super::error::DataError;
 use super::reader::Reader;
-use super::turns::{Turn, after_system, plain};
+use super::turns::{Turn, after_system, is_pair, plain};
 use super::whole::{OtherQuestion, Whole};
 use super::{Chat, Content, TurnKind, role_of};
 
@@ -13,14 +13,13 @@ impl Reader<'_> {
     /// A list of OpenAI or ShareGPT turns under `key`, with an optional `system` text beside them.
     pub(super) fn messages(&self, key: &str) -> Result<Chat, DataError> {
         let items = self.list(key, "messages")?;
-        let is_pairs = |item: &Value| item.get("human").is_some() && item.get("from").is_none();
-        if items.iter().all(is_pairs) {
+        if items.iter().all(is_pair) {
             return self.pairs(key);
         }
         self.chat(key, self.turns(key, &items, 0)?)
     }
 
-    /// ms-swift's `conversation`.
+    /// Pairs of question and answer, as in ms-swift's `conversation`.
     pub(super) fn pairs(&self, key: &str) -> Result<Chat, DataError> {
         self.chat(key, self.turns_of_pairs(key)?)
     }

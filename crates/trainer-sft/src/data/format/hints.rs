@@ -7,7 +7,7 @@ use super::super::example::{Place, Source};
 use super::asked::PROMPTS;
 use super::question::{LISTS, listed};
 use super::reader::{Reader, is_filled};
-use super::turns::is_of_assistant;
+use super::turns::{is_of_assistant, is_pair};
 use super::{Answers, Record};
 use crate::commands::quoted;
 use crate::config::{Columns, Method};
@@ -182,12 +182,17 @@ impl<'a> Reader<'a> {
     /// The fields of a question and of one of `answers`.
     pub(super) fn columns_to_learn(&self, answers: &[&str]) -> Option<Pairs<'a>> {
         let answer = self.field(answers);
+        let has_whole_answer = answer.is_some_and(|(_, value)| is_whole(value));
         let turns = LISTS.iter().find_map(|name| {
             let (field, value) = self.field(&[name])?;
             Some((*name, field, listed(value)?))
         });
         let (mut pairs, parts) = match (turns, answer) {
-            (Some((name, field, turns)), _) if turns.last().is_some_and(is_of_assistant) => {
+            (Some((name, field, turns)), _)
+                if turns.last().is_some_and(|last| {
+                    is_of_assistant(last) || (is_pair(last) && !has_whole_answer)
+                }) =>
+            {
                 let part = if name == "messages" {
                     name
                 } else {
@@ -195,13 +200,13 @@ impl<'a> Reader<'a> {
                 };
                 (vec![(part, field)], &["system", "tools"][..])
             }
+            (_, Some((answer, value))) if is_whole(value) && !self.has_prompt_in_messages() => {
+                (vec![("messages", answer)], &["system", "tools"][..])
+            }
             (Some((_, field, _)), Some((answer, _))) => (
                 vec![("prompt", field), ("completion", answer)],
                 &["system", "history", "tools"][..],
             ),
-            (None, Some((answer, value))) if is_whole(value) && !self.has_prompt_in_messages() => {
-                (vec![("messages", answer)], &["system", "tools"][..])
-            }
             (None, Some((answer, value))) => (
                 self.asked_and_answered(answers, answer, value)?,
                 &["system", "history", "tools"][..],

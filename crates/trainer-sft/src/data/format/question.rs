@@ -6,9 +6,7 @@ use super::super::error::DataError;
 use super::hints::flag;
 use super::reader::{Reader, is_filled};
 use super::refused::verdict_of;
-use super::speaker::Speaker;
-use super::turn::plain;
-use super::turns::{after_system, text_of};
+use super::turns::{after_system, is_pair, plain, speaker_of, speaker_role, text_of};
 use crate::config::{Columns, Method};
 
 /// Lists of turns that may be the question, in the order in which they are looked for.
@@ -144,6 +142,13 @@ impl Reader<'_> {
                     }
                 }
                 let turns = self.list(key, "messages")?;
+                let turns = match turns.iter().all(is_pair) {
+                    true => {
+                        let turns = self.turns_of_pairs(key)?.into_iter();
+                        turns.map(|(message, _)| message).collect()
+                    }
+                    false => turns,
+                };
                 name(&mut fields, "prompt", &self.own_name(key), turns.into());
             } else if let Some((key, text)) = self.question_in_texts()? {
                 name(&mut fields, "prompt", &self.own_name(key), text.into());

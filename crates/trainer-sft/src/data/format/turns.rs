@@ -39,7 +39,144 @@ impl Reader<'_> {
         Ok(turns)
     }
 
-    /// ms-swift's pairs of `human` and `assistant`.
+    /// One turn of an OpenAI or ShareGPT list.
+    pub(super) fn turn(&self, place: &str, item: &Value) -> Result<Turn, DataError> {
+        let Value::Object(fields) = item else {
+            return Err(self.error(place, "an object with `role` and `content`", Some(item)));
+        };
+        let mut turn = fields.clone();
+        // Null says what the absence of a key says.
+        turn.retain(|_, value| !value.is_null());
+        let keys = match turn.contains_key("role") || !turn.contains_key("from") {
+            true => Keys {
+                role: "role",
+                content: if turn.contains_key("content") || !turn.contains_key("value") {
+                    "content"
+                } else {
+                    "value"
+                },
+                roles: "one of system, user, assistant, tool",
+            },
+            false => Keys {
+                role: "from",
+                content: if turn.contains_key("value") || !turn.contains_key("content") {
+                    "value"
+                } else {
+                    "content"
+                },
+                roles: "one of system, human, gpt, tool, function_call",
+            },
+        };
+        let field = |name: &str| format!("{place}.{name}");
+        let named = turn.shift_remove(keys.role);
+        let Some((role, is_call)) = named
+            .as_ref()
+            .and_then(Value::as_str)
+            .and_then(speaker_role)
+        else {
+            let found = match fields.get(keys.role) {
+                None if !fields.is_empty() => format!("nothing among {}", keys_of(fields)),
+                found => describe(found),
+            };
+            return Err(self.error_found(field(keys.role), keys.roles, found));
+        };
+        for key in ["images", "image", "videos", "video", "audios", "audio"] {
+            if is_filled(turn.get(key)) {
+                let expected = "no pictures or sounds: these models read text only";
+                return Err(self.error(field(key), expected, turn.get(key)));
+            }
+            turn.shift_remove(key);
+        }
+        let is_marked = self.take_marks(place, role, &mut turn)?;
+        let mut calls = self.take_calls(place, &mut turn)?;
+        let refusal = turn.shift_remove("refusal");
+        let place = field(keys.content);
+        let content = match turn.shift_remove(keys.content) {
+            Some(Value::String(text)) if is_call => {
+                let (text, found) = self.text_and_calls(&place, &text)?;
+                calls.extend(found);
+                Parts {
+                    text,
+                    ..Parts::default()
+                }
+            }
+            Some(Value::String(text)) => Parts {
+                text,
+                ..Parts::default()
+            },
+            Some(Value::Array(parts)) if !is_call => self.parts(&place, &parts)?,
+            Some(call @ (Value::Object(_) | Value::Array(_))) if is_call => {
+                calls.extend(self.calls_in_text(&place, &call.to_string())?);
+                Parts::default()
+            }
+            None if role == "assistant" && !is_call => Parts::default(),
+            _ => return Err(self.error(place, "text", fields.get(keys.content))),
+        };
+        let content = match refusal {
+            // What the assistant says instead of a content.
+            Some(Value::String(text)) if content.text.is_empty() => Parts { text, ..content },
+            Some(refusal) if is_filled(Some(&refusal)) => {
+                let expected = format!("no second text beside `{}`", keys.content);
+                return Err(self.error(field("refusal"), &expected, Some(&refusal)));
+            }
+            _ => content,
+        };
+        calls.extend(content.calls);
+        self.check_reasoning(&turn, content.reasoning.as_deref(), &field)?;
+        if let Some(reasoning) = content.reasoning {
+            turn.insert("reasoning_content".into(), reasoning.into());
+        } else if let Some(reasoning) = reasoning_of(&turn).map(str::to_owned) {
+            turn.insert("reasoning_content".into(), reasoning.into());
+        }
+        if !calls.is_empty() && role != "assistant" {
+            let expected = "calls of the assistant only";
+            return Err(self.error(field("tool_calls"), expected, Some(&Value::Array(calls))));
+        }
+        let says =
+            !content.text.trim().is_empty() || !calls.is_empty() || reasoning_of(&turn).is_some();
+        let mut message = Map::new();
+        message.insert("role".into(), role.into());
+        message.insert("content".into(), content.text.into());
+        if !calls.is_empty() {
+            message.insert("tool_calls".into(), calls.into());
+        }
+        message.extend(turn);
+        let kind = match (role == "assistant", is_marked) {
+            (false, _) => TurnKind::Prompt,
+            (true, false) => TurnKind::Unlearnt,
+            (true, true) if says => TurnKind::Answer,
+            (true, true) => TurnKind::Earlier,
+        };
+        Ok((Value::Object(message), kind))
+    }
+
+    /// Refuses reasoning that is no text, and a second one that says something else than the first.
+    fn check_reasoning(
+        &self,
+        turn: &Map<String, Value>,
+        of_parts: Option<&str>,
+        field: &dyn Fn(&str) -> String,
+    ) -> Result<(), DataError> {
+        let first = of_parts.or_else(|| reasoning_of(turn));
+        for name in REASONING {
+            let value = turn.get(name);
+            match value {
+                Some(Value::String(text)) if text.trim().is_empty() => {}
+                Some(Value::String(text)) if first == Some(text) => {}
+                Some(Value::String(_)) => {
+                    let expected = "no second reasoning beside the first one";
+                    return Err(self.error(field(name), expected, value));
+                }
+                value if is_filled(value) => {
+                    return Err(self.error(field(name), "text", value));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Pairs of `human` and `assistant`, as ms-swift has them, or of `input` and `output`, as in Capybara.
     pub(super) fn turns_of_pairs(&self, key: &str) -> Result<Vec<Turn>, DataError> {
         let mut turns = Vec::new();
         for (index, pair) in self
@@ -47,7 +184,11 @@ impl Reader<'_> {
             .iter()
             .enumerate()
         {
-            for (name, role) in [("human", "user"), ("assistant", "assistant")] {
+            let [asked, answered] = match pair.get("input").is_some() {
+                true => ["input", "output"],
+                false => ["human", "assistant"],
+            };
+            for (name, role) in [(asked, "user"), (answered, "assistant")] {
                 let text = match pair.get(name) {
                     Some(Value::String(text)) => text,
                     Some(Value::Null) if role == "assistant" => "",
@@ -136,6 +277,12 @@ pub(super) fn after_system<T>(
 /// Whether a turn that has not been checked is the assistant's.
 pub(super) fn is_of_assistant(turn: &Value) -> bool {
     Speaker::of(turn).is_some_and(Speaker::is_assistant)
+}
+
+/// Whether an item of a list is no turn, but a question with its answer.
+pub(super) fn is_pair(item: &Value) -> bool {
+    let has = |key: &str| item.get(key).is_some();
+    (has("human") || has("input") && has("output")) && !has("from") && !has("role")
 }
 
 /// Whether a turn that has not been checked is a call.
