@@ -15,6 +15,19 @@ const OF_CONTENT: [&str; 6] = [
     "</tool_response>",
 ];
 
+/// Tokens that end texts or turns in the vocabularies of known models.
+const ENDS: [&str; 9] = [
+    "<|endoftext|>",
+    "<|im_end|>",
+    "<|end_of_text|>",
+    "<|eot_id|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<｜end▁of▁sentence｜>",
+    "<eos>",
+    "</s>",
+];
+
 /// What a template prints. Where a probe is refused, the answer is yes: a record gets the template's own error.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TemplateFacts {
@@ -22,6 +35,8 @@ pub struct TemplateFacts {
     pub markers: Vec<String>,
     /// The token that ends an answer.
     pub end: Option<(u32, String)>,
+    /// The tokens that end a text or a turn in this vocabulary, the template's own among them.
+    pub ends: Vec<String>,
     /// Whether it writes the arguments of tool calls.
     pub writes_calls: bool,
     /// Whether it writes what an answer says beside its calls.
@@ -90,6 +105,14 @@ impl TemplateFacts {
         markers.extend(end.iter().map(|(_, text)| text.clone()));
         markers.sort();
         markers.dedup();
+        let ends = ENDS.iter().filter(|end| {
+            let token = tokenizer.token_to_id(end);
+            token.is_some_and(|token| tokenizer.is_special(token))
+        });
+        let mut ends: Vec<String> = ends.map(|end| (*end).to_owned()).collect();
+        ends.extend(end.iter().map(|(_, text)| text.clone()));
+        ends.sort();
+        ends.dedup();
         let system = json!({"role": "system", "content": PROBE});
         let options = RenderOptions {
             add_generation_prompt: true,
@@ -99,6 +122,7 @@ impl TemplateFacts {
         Self {
             markers,
             end,
+            ends,
             writes_calls,
             writes_text_with_calls: writes(render(&[&user, &both], None)),
             writes_tools: writes(render(&[&user], Some(json!([tool])))),
@@ -118,12 +142,22 @@ impl TemplateFacts {
                 .any(|marker| text.contains(marker.as_str()))
     }
 
-    /// An answer without the token that ends it, which the template adds; `None` where it has none.
+    /// Whether a text has a token that ends a text or a turn.
+    pub fn has_end(&self, text: &str) -> bool {
+        text.contains('<') && self.ends.iter().any(|end| text.contains(end.as_str()))
+    }
+
+    /// An answer without the tokens that end it, of which the template adds its own; `None` where it has none.
     pub fn without_end<'a>(&self, answer: &'a str) -> Option<&'a str> {
-        let (_, end) = self.end.as_ref()?;
-        let mut rest = answer.trim_end().strip_suffix(end.as_str())?;
-        while let Some(shorter) = rest.trim_end().strip_suffix(end.as_str()) {
-            rest = shorter;
+        let shorter = |text: &'a str| {
+            let text = text.trim_end();
+            self.ends
+                .iter()
+                .find_map(|end| text.strip_suffix(end.as_str()))
+        };
+        let mut rest = shorter(answer)?;
+        while let Some(next) = shorter(rest) {
+            rest = next;
         }
         Some(rest)
     }

@@ -205,7 +205,7 @@ impl Renderer {
                 .get("content")
                 .and_then(Value::as_str)
                 .unwrap_or_default();
-            if !self.facts.has_marker(text) {
+            if !self.facts.has_marker(text) && !self.facts.has_end(text) {
                 continue;
             }
             has_own_tokens = true;

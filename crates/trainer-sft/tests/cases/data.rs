@@ -467,3 +467,31 @@ fn ten_malformed_records_are_shown() {
     let said = preview(&(0..30).map(each).collect::<Vec<_>>(), &[]);
     assert_eq!(said.err.matches("field `completion`").count(), 10);
 }
+
+#[test]
+fn an_answer_has_one_end() {
+    let end = "A gull.<|endoftext|>";
+    for record in [
+        json!({"prompt": "A bird?", "completion": end}),
+        json!({"prompt": "A bird?", "completion": "A gull.<|im_end|>\n<|endoftext|> "}),
+        json!({"instruction": "A bird?", "output": end}),
+        sharegpt(&[("human", "A bird?"), ("gpt", end)]),
+        messages(&[("user", "A bird?"), ("assistant", end)]),
+    ] {
+        let said = preview(std::slice::from_ref(&record), &[]);
+        assert_eq!(learnt(&said), ["A gull.<|im_end|>"], "{record}");
+        let expected =
+            "1 of 1 records have the chat template's own tokens, or others that end a text";
+        assert!(said.err.contains(expected), "{}", said.err);
+    }
+    let pair = json!({"prompt": "A bird?", "chosen": end, "rejected": "A fish.<|endoftext|>"});
+    let said = preview(&[pair], &["--method", "dpo"]);
+    assert_eq!(learnt(&said), ["A gull.<|im_end|>", "A fish.<|im_end|>"]);
+    // What has no template keeps the end that it has.
+    let said = preview(&[json!({"text": end})], &[]);
+    assert!(
+        learnt(&said)[0].ends_with("gull.<|endoftext|>"),
+        "{}",
+        said.out
+    );
+}
