@@ -45,11 +45,16 @@ pub struct TemplateFacts {
     pub writes_tools: bool,
     /// Whether it writes results of tools.
     pub writes_results: bool,
+    /// Whether it writes results of tools between `<tool_response>` and `</tool_response>`.
+    pub wraps_results: bool,
     /// Whether it writes what the system says.
     pub writes_system: bool,
     /// Whether its generation prompt opens a think block.
     pub opens_think: bool,
 }
+
+/// What results of tools stand between in Qwen's templates.
+const RESULT: (&str, &str) = ("<tool_response>", "</tool_response>");
 
 /// The token that opens a think block.
 pub(crate) const THINK: &str = "<think>";
@@ -113,6 +118,7 @@ impl TemplateFacts {
         ends.extend(end.iter().map(|(_, text)| text.clone()));
         ends.sort();
         ends.dedup();
+        let results = render(&[&user, &before, &result], None);
         let system = json!({"role": "system", "content": PROBE});
         let options = RenderOptions {
             add_generation_prompt: true,
@@ -126,7 +132,13 @@ impl TemplateFacts {
             writes_calls,
             writes_text_with_calls: writes(render(&[&user, &both], None)),
             writes_tools: writes(render(&[&user], Some(json!([tool])))),
-            writes_results: writes(render(&[&user, &before, &result], None)),
+            wraps_results: results.as_deref().is_some_and(|text| {
+                let around = text.split_once(PROBE);
+                around.is_some_and(|(head, tail)| {
+                    head.trim_end().ends_with(RESULT.0) && tail.trim_start().starts_with(RESULT.1)
+                })
+            }),
+            writes_results: writes(results),
             writes_system: writes(render(&[&system, &user], None)),
             opens_think: generation.is_ok_and(|prompt| opens_think(&prompt)),
         }
@@ -140,6 +152,13 @@ impl TemplateFacts {
                 .markers
                 .iter()
                 .any(|marker| text.contains(marker.as_str()))
+    }
+
+    /// A result of a tool without what the template puts around it; `None` where it has none, or the template puts none.
+    pub fn without_wrapper<'a>(&self, result: &'a str) -> Option<&'a str> {
+        let inside = result.trim().strip_prefix(RESULT.0)?;
+        let inside = inside.strip_suffix(RESULT.1)?;
+        self.wraps_results.then(|| inside.trim_matches('\n'))
     }
 
     /// Whether a text has a token that ends a text or a turn.
