@@ -572,3 +572,22 @@ fn pairs_of_input_and_output_are_turns() {
     let expected = shown(&json!({"chosen": turns, "rejected": other}));
     assert_eq!(shown(&pair), expected);
 }
+
+#[test]
+fn a_verdict_without_a_value_is_left_out() {
+    let record = |label: Value| json!({"prompt": "Hi?", "completion": "A", "label": label});
+    let said = preview(
+        &[
+            record(json!(true)),
+            record(Value::Null),
+            record(json!(false)),
+        ],
+        &["--method", "kto"],
+    );
+    assert_eq!(learnt(&said), ["A<|im_end|>", "A<|im_end|>"]);
+    assert!(
+        said.err.contains("t.jsonl:2: `label` is empty"),
+        "{}",
+        said.err
+    );
+}

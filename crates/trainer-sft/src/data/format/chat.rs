@@ -46,8 +46,9 @@ impl Reader<'_> {
             return Err(self.unknown_format());
         }
         let mut turns = self.turns_of_history()?;
-        turns.push(Turn::plain("user", &self.text("query")?));
-        turns.push(Turn::plain("assistant", &self.to_learn("response")?));
+        let response = self.to_learn("response")?;
+        turns.push(plain("user", &self.text_or_nothing("query")?));
+        turns.push(plain("assistant", &response));
         self.chat("response", turns)
     }
 
@@ -64,7 +65,8 @@ impl Reader<'_> {
         };
         let is_list = |key: &str| turns_of(key).is_some();
         if !is_list("prompt") && !is_list("completion") {
-            let (prompt, completion) = (self.text("prompt")?, self.to_learn("completion")?);
+            let completion = self.to_learn("completion")?;
+            let prompt = self.text_or_nothing("prompt")?;
             let mut turns = self.turns_of_history()?;
             if !turns.is_empty() || self.optional_text("system")?.is_some() {
                 turns.push(Turn::plain("user", &prompt));
@@ -87,7 +89,7 @@ impl Reader<'_> {
         let mut turns = Vec::new();
         for (key, role) in [("prompt", "user"), ("completion", "assistant")] {
             let Some(items) = turns_of(key) else {
-                turns.push(Turn::plain(role, &self.text(key)?));
+                turns.push(plain(role, &self.text_or_nothing(key)?));
                 continue;
             };
             let items = items?;

@@ -193,6 +193,9 @@ impl Reader<'_> {
     /// `prompt`, `completion` and `label`; `own` has the fields by the record's own names.
     fn verdict(&self, own: &Reader<'_>) -> Result<Answer, DataError> {
         let label = self.fields.get("label");
+        if label.is_some_and(Value::is_null) {
+            return Err(self.teaches_nothing(format!("`{}` is empty", self.own_name("label"))));
+        }
         let Some(is_wanted) = label.and_then(verdict_of) else {
             return Err(self.error("label", "true or false", label));
         };

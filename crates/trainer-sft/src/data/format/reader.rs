@@ -67,6 +67,16 @@ impl Reader<'_> {
         }
     }
 
+    /// A text; without one, the record teaches nothing.
+    pub(super) fn text_or_nothing(&self, key: &str) -> Result<String, DataError> {
+        match self.fields.get(key) {
+            Some(Value::Null) => {
+                Err(self.teaches_nothing(format!("`{}` is empty", self.own_name(key))))
+            }
+            _ => self.text(key),
+        }
+    }
+
     /// A text that is there to be learnt: nothing in it teaches nothing, and a key that is missing is an error.
     pub(super) fn to_learn(&self, key: &str) -> Result<String, DataError> {
         let text = match self.fields.get(key) {
