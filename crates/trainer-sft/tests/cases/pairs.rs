@@ -591,3 +591,22 @@ fn a_verdict_without_a_value_is_left_out() {
         said.err
     );
 }
+
+#[test]
+fn pairs_that_are_the_same_after_the_cut_are_left_out() {
+    let long = |end: &str| format!("{}{end}", "same ".repeat(60));
+    let cut = json!({"prompt": "p", "chosen": long("x"), "rejected": long("y")});
+    let equal = json!({"prompt": "p", "chosen": "A", "rejected": "A<|im_end|>"});
+    let good = json!({"prompt": "p", "chosen": "A", "rejected": "B"});
+    let said = preview(
+        &[good, cut, equal],
+        &["--method", "dpo", "--max-length", "40"],
+    );
+    assert_eq!(learnt(&said), ["A<|im_end|>", "B<|im_end|>"]);
+    for expected in [
+        "t.jsonl:2: its two answers are the same within --max-length 40",
+        "t.jsonl:3: its two answers have the same tokens",
+    ] {
+        assert!(said.err.contains(expected), "{}", said.err);
+    }
+}
