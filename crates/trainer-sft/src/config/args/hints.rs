@@ -1,6 +1,4 @@
-//! Spellings: underscores in flags, and the name that an unknown one may stand for.
-
-use std::ffi::OsString;
+//! The name that an unknown flag may stand for.
 
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -41,17 +39,6 @@ const ELSEWHERE: [(&str, &str); 28] = [
 pub(super) fn elsewhere(name: &str) -> Option<&'static str> {
     let known = ELSEWHERE.iter().find(|(known, _)| *known == name);
     known.map(|(_, here)| *here)
-}
-
-/// `--lora_r=8` as `--lora-r=8`; values stay as they are.
-pub(crate) fn with_hyphens(word: OsString) -> OsString {
-    match word.to_str() {
-        Some(text) if text.starts_with("--") && text.len() > 2 => {
-            let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
-            format!("{}{value}", name.replace('_', "-")).into()
-        }
-        _ => word,
-    }
 }
 
 /// Lets every flag of a command and of its commands take a negative number, which is then refused by the flag's name.
