@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use toml::Spanned;
 
-use super::hints::{elsewhere, nearest};
+use super::hints::{Lead, elsewhere, nearest};
 use super::{
     Args, DataArgs, GrpoArgs, LoraArgs, MemoryArgs, MethodArgs, ModelArgs, OutputArgs, TrainingArgs,
 };
@@ -53,25 +53,29 @@ impl<'de> Deserialize<'de> for Key {
 /// What is said of a name that is no setting.
 fn unknown(name: &str) -> String {
     let keys = Args::keys();
-    let near = other_name(&name.replace('_', "-"))
-        .filter(|key| Args::is_key(key))
-        .or_else(|| {
-            let near = nearest(&name.replace('-', "_"), keys.iter().map(String::as_str));
-            near.map(str::to_owned)
-        });
+    let flag = name.replace('_', "-");
+    let lead = match (own_name(&flag), elsewhere(&flag)) {
+        (Some(own), _) => Some(own),
+        (None, Some(Lead::Words(words))) => return format!("unknown setting `{name}`; {words}"),
+        (None, Some(Lead::Flag(here))) => Some(here.replace('-', "_")),
+        (None, None) => None,
+    };
+    let near = lead.filter(|key| Args::is_key(key)).or_else(|| {
+        let near = nearest(&name.replace('-', "_"), keys.iter().map(String::as_str));
+        near.map(str::to_owned)
+    });
     let near = near.map_or_else(String::new, |near| format!("; the nearest one is `{near}`"));
     format!("unknown setting `{name}`{near}")
 }
 
-/// The setting that a flag has another name for, here or in other trainers.
-fn other_name(flag: &str) -> Option<String> {
+/// The setting that a flag of this name or alias has.
+fn own_name(flag: &str) -> Option<String> {
     let command = Args::command();
-    let alias = command.get_arguments().find(|arg| {
+    let own = command.get_arguments().find(|arg| {
         let aliases = arg.get_all_aliases().unwrap_or_default();
         aliases.contains(&flag) || arg.get_long() == Some(flag)
     });
-    let elsewhere = || elsewhere(flag).map(|here| here.replace('-', "_"));
-    alias.map(|arg| arg.get_id().to_string()).or_else(elsewhere)
+    own.map(|arg| arg.get_id().to_string())
 }
 
 /// A float that says the same as a whole number.
@@ -360,6 +364,22 @@ mod tests {
             (
                 "\nlorar = 8",
                 "line 2: unknown setting `lorar`; the nearest one is `lora_r`",
+            ),
+            (
+                "val_set_size = 0.1",
+                "line 1: unknown setting `val_set_size`; the nearest one is `eval_split`",
+            ),
+            (
+                "sample_packing = true",
+                "line 1: unknown setting `sample_packing`; the nearest one is `packing`",
+            ),
+            (
+                "bf16 = true",
+                "line 1: unknown setting `bf16`; the nearest one is `compute_dtype`",
+            ),
+            (
+                "template = \"qwen\"",
+                "line 1: unknown setting `template`; the chat template is the one in the model's folder",
             ),
             ("resume = \"x\"", "line 1: unknown setting `resume`"),
             ("[lora]\nr = 8", "line 1: unknown setting `lora`"),

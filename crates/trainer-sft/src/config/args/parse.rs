@@ -32,9 +32,9 @@ impl Args {
         I: IntoIterator<Item = T>,
         T: Into<OsString>,
     {
-        let command = with_negative_numbers(Self::command());
+        let mut command = with_negative_numbers(Self::command());
         let words = plain_words(command_line.into_iter().map(Into::into), &command);
-        let matches = command.clone().try_get_matches_from(words);
+        let matches = command.try_get_matches_from_mut(words);
         let args = matches.and_then(|matches| Self::from_arg_matches(&matches));
         let args = args.map_err(|error| with_nearest_flag(error, &command))?;
         let given = args.clone();

@@ -1,6 +1,6 @@
 //! Words of a command line in the form that clap takes: hyphens, folders at home, and switches with a value.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 
 use clap::{Arg, ArgAction, Command};
 
@@ -32,7 +32,7 @@ pub(crate) fn plain_words(
         };
         let switch = Switch::named(command, flag);
         match (switch, value.map(truth)) {
-            (Some(switch), Some(Some(is_on))) => plain.extend(switch.with(&flag.into(), is_on)),
+            (Some(switch), Some(Some(is_on))) => plain.extend(switch.with(flag.as_ref(), is_on)),
             (switch, value) => {
                 open = switch.filter(|_| value.is_none());
                 plain.push(word);
@@ -117,12 +117,12 @@ impl Switch {
     }
 
     /// The flag with this value; `None` where that is to leave it out.
-    fn with(&self, flag: &OsString, is_on: bool) -> Option<OsString> {
+    fn with(&self, flag: &OsStr, is_on: bool) -> Option<OsString> {
         match (self, is_on) {
-            (Self::Bare, true) => Some(flag.clone()),
+            (Self::Bare, true) => Some(flag.to_owned()),
             (Self::Bare, false) => None,
             (Self::Valued, is_on) => {
-                let mut whole = flag.clone();
+                let mut whole = flag.to_owned();
                 whole.push(if is_on { "=true" } else { "=false" });
                 Some(whole)
             }
@@ -167,10 +167,7 @@ mod tests {
             let words = line.split(' ').map(OsString::from);
             let found = plain_words(words, &Args::command());
             let expected = expected.replace("HOME", &home);
-            assert_eq!(
-                found.join(std::ffi::OsStr::new(" ")),
-                OsString::from(expected)
-            );
+            assert_eq!(found.join(OsStr::new(" ")), OsString::from(expected));
         }
     }
 }

@@ -88,8 +88,8 @@ impl Reader<'_> {
                 name(&mut fields, ours, theirs, value);
             }
         }
-        let is_pair = is_filled(fields.get("chosen")) && is_filled(fields.get("rejected"));
-        let tag = fields.shift_remove("kto_tag").filter(|_| !is_pair);
+        let has_both = is_filled(fields.get("chosen")) && is_filled(fields.get("rejected"));
+        let tag = fields.shift_remove("kto_tag").filter(|_| !has_both);
         if let Some(value) = tag.filter(|value| is_filled(Some(value))) {
             let label = fields.get("label").filter(|label| is_filled(Some(label)));
             if label.is_some_and(|label| verdict_of(label) != verdict_of(&value)) {
