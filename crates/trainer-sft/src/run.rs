@@ -59,6 +59,8 @@ pub(crate) struct Watch<'a> {
     pub(crate) stop: Option<&'a AtomicBool>,
     /// Whether standard error shows the progress.
     pub(crate) progress_bar: bool,
+    /// Nothing is written outside of the output folder.
+    pub(crate) only_in_output: bool,
 }
 
 /// The loop and what it writes to.
@@ -365,6 +367,9 @@ impl<'a> Run<'a> {
 
     /// What was learnt must not be lost with the disk that it was to be written to.
     fn keep_elsewhere(&self, error: TrainError, dtype: DType) -> TrainError {
+        if self.watch.only_in_output {
+            return error;
+        }
         let output = &self.config.run.output;
         TrainError::Result {
             error: Box::new(error),
