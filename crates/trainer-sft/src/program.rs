@@ -7,7 +7,7 @@ use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use lora_4bit::peft::LoraConfig;
 use model_qwen::Quantization;
 use tracing_subscriber::EnvFilter;
@@ -148,7 +148,9 @@ fn train(config: &Config, commands: Commands) -> Result<ExitCode> {
             ExitCode::SUCCESS,
         ),
     };
-    write_out(&mut std::io::stdout(), &format!("{summary}\n{what_next}"))?;
+    let folder = summary.stopped.as_ref().unwrap_or(&summary.output);
+    write_out(&mut std::io::stdout(), &format!("{summary}\n{what_next}"))
+        .with_context(|| format!("what was learnt is in {}", folder.display()))?;
     Ok(code)
 }
 
@@ -198,7 +200,9 @@ fn serve_command(config: &Config, summary: &Summary, commands: Commands) -> Resu
 /// Writes to standard output; a reader that goes away (`| head`) is no error.
 fn write_out(out: &mut impl Write, text: &str) -> Result<()> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("standard output cannot be written")
+        }
         _ => Ok(()),
     }
 }

@@ -251,18 +251,18 @@ impl<'a> Run<'a> {
         self.checks.add(step, output.clone(), sources);
         let logs = step.is_multiple_of(settings.log_steps) || last;
         let reads_all = !is_gpu(&self.trainer.device());
-        let read = match reads_all || logs || progress.is_due(step) || self.checks.is_due() {
+        let is_first = self.summary.first_loss.is_none();
+        let read = match reads_all || logs || is_first || told.is_due(step) || self.checks.is_due()
+        {
             true => self.on_device(step, Self::read_checks)?,
             false => None,
         };
-        if let Some(numbers) = read.filter(|_| logs || progress.is_due(step)) {
-            let logged = LoggedStep {
-                batch: &batch,
-                output: &output,
-                numbers,
-                tokens_per_second: speed.take(),
-                is_metric: logs,
-            };
+        if is_first {
+            self.summary.first_loss = read.map(|(loss, _)| loss);
+            self.summary.first_reward = output.more.get("reward").copied();
+        }
+        if let Some(read) = read.filter(|_| logs || told.is_due(step)) {
+            let read = (read, speed.take(), logs);
             self.on_device(step, |run| {
                 run.log(&logged, progress);
                 Ok(())
@@ -450,12 +450,8 @@ impl<'a> Run<'a> {
         };
         progress.tell(&record);
         if is_metric {
-            self.summary.first_loss.get_or_insert(means.loss);
-            self.summary.last_loss = Some(means.loss);
-            if let Some(reward) = record.more.get("reward") {
-                self.summary.first_reward.get_or_insert(*reward);
-                self.summary.last_reward = Some(*reward);
-            }
+            self.summary.last_loss = Some(loss);
+            self.summary.last_reward = record.more.get("reward").copied();
             self.write(&record);
         }
     }

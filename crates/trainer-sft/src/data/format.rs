@@ -188,6 +188,9 @@ impl Record {
             fields: &fields,
             columns,
         };
+        if columns.is_empty() && reader.is_table() {
+            return Err(reader.unknown_format());
+        }
         reader.refuse_other_methods()?;
         let format = match reader.recognise() {
             Some(format) => format,

@@ -27,7 +27,7 @@ fn options_of_adapter(folder: &Path, given: &LoraOptions) -> Result<LoraOptions,
         config,
         modules,
         saved,
-    } = LoraAdapter::load(folder)?;
+    } = LoraAdapter::load(folder).map_err(TrainError::of_adapter(folder))?;
     let shown = folder.display();
     if given.dropout.is_none() && config.lora_dropout > 0.0 {
         info!(

@@ -132,6 +132,11 @@ fn columns_name_the_fields_of_other_data_sets() {
             json!({"system_prompt": "Be brief.", "question": "2+2?", "response": "Four"}),
             "prompt=question,completion=response,system=system_prompt",
         ),
+        // As in Aya.
+        (
+            json!({"inputs": "2+2?", "targets": "Four", "language": "eng"}),
+            "prompt=inputs,completion=targets",
+        ),
         // Worked-out answers beside bare ones, as in LIMO and MATH-500.
         (
             json!({"question": "2+2?", "solution": "Four", "answer": "4"}),
@@ -497,4 +502,70 @@ fn an_answer_has_one_end() {
         "{}",
         said.out
     );
+}
+
+#[test]
+fn what_a_record_is_instead_is_said() {
+    let one = json!({"prompt": "Hi?", "completion": "A"});
+    let judged = json!({"prompt": "Hi?", "response": "A", "is_safe": true});
+    let two = json!({"context": [{"role": "user", "content": "Hi?"}], "response1": "A", "response2": "B", "overall_preference": -1});
+    let ranked = json!({"prompt": "Hi?", "answers": [{"answer": "A", "rank": 1}], "turns": 1});
+    let calls = json!({"query": "Hi?", "answers": "[{\"name\": \"look\", \"arguments\": {}}]"});
+    let table = "a table by its columns: write one record per line";
+    for (record, method, expected) in [
+        (
+            json!({"data": [one]}),
+            "sft",
+            "the records are inside `data`: write each on a line of its own, for example with `jq -c '.data[]'`",
+        ),
+        (
+            json!({"train": [one], "test": []}),
+            "sft",
+            "the records are inside `train`",
+        ),
+        (
+            json!({"rows": [{"row_idx": 0, "row": one}]}),
+            "sft",
+            "with `jq -c '.rows[].row'`",
+        ),
+        (
+            json!({"data": [one]}),
+            "dpo",
+            "the records are inside `data`",
+        ),
+        (
+            json!({"prompt": {"0": "Hi?", "1": "Ho?"}, "completion": {"0": "A", "1": "B"}}),
+            "sft",
+            table,
+        ),
+        (
+            json!({"prompt": ["Hi?", "Ho?"], "completion": ["A", "B"]}),
+            "sft",
+            table,
+        ),
+        (
+            judged,
+            "kto",
+            "--columns says which field is `prompt`, `completion` and `label`, or",
+        ),
+        (
+            two.clone(),
+            "sft",
+            "two answers, `response1` and `response2`: write the better one as `chosen`",
+        ),
+        (two, "dpo", "two answers, `response1` and `response2`"),
+        (ranked, "sft", "field `completion`: expected text, found"),
+        (
+            calls,
+            "sft",
+            "expected text; calls are learnt in `messages`",
+        ),
+    ] {
+        let said = preview(std::slice::from_ref(&record), &["--method", method]);
+        assert!(
+            !said.is_success() && said.err.contains(expected),
+            "{record}: {}",
+            said.err
+        );
+    }
 }

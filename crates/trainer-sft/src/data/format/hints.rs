@@ -13,7 +13,7 @@ use crate::commands::quoted;
 use crate::config::{Columns, Method};
 
 /// Names of questions in data sets of the Hub, in the order in which they are looked for.
-const QUESTIONS: [&str; 12] = [
+const QUESTIONS: [&str; 13] = [
     "prompt",
     "question",
     "query",
@@ -25,12 +25,13 @@ const QUESTIONS: [&str; 12] = [
     "article",
     "document",
     "input",
+    "inputs",
     SOURCE,
 ];
 /// A question beside a translation of it, and else where a record is from.
 const SOURCE: &str = "source";
 /// Names of answers. An answer that is worked out comes before the bare one beside it.
-pub(super) const ANSWERS: [&str; 14] = [
+pub(super) const ANSWERS: [&str; 15] = [
     "completion",
     "solution",
     "generated_solution",
@@ -43,6 +44,7 @@ pub(super) const ANSWERS: [&str; 14] = [
     "message_2",
     "summary",
     TARGET,
+    "targets",
     "label_text",
     "reply",
 ];

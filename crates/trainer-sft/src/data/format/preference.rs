@@ -70,6 +70,14 @@ impl Answers {
         };
         reader.refuse_media()?;
         reader.check_marks()?;
+        if columns.is_empty() && reader.is_table() {
+            return Err(DataError::Preference {
+                found: reader.found_preference(method),
+                expected: expected_of(method),
+                method: method.name(),
+                source_place: source,
+            });
+        }
         let (named, names) = reader.by_names_of_trl()?;
         let own = reader;
         let reader = Reader {
@@ -174,10 +182,26 @@ impl Reader<'_> {
         let columns = self
             .columns_to_compare(method)
             .and_then(|columns| flag(&columns));
+        let parts = match method {
+            Method::Kto => {
+                "`prompt`, `completion` and `label`, or `prompt`, `chosen` and `rejected`"
+            }
+            _ => "`prompt`, `chosen` and `rejected`",
+        };
+        if let Some(inside) = self.found_inside() {
+            return format!("{found} ({inside})");
+        }
         let read = match (is_kto, columns) {
             (true, _) => "these are judged answers, which --method kto learns from".to_owned(),
             (false, Some(flag)) => format!("read it with {flag}"),
-            (false, None) => "--columns says which field is `prompt`, `chosen` and `rejected`; --method sft learns from single answers".to_owned(),
+            (false, None) => {
+                let two = self
+                    .found_two_answers()
+                    .map_or_else(String::new, |two| format!("{two}; "));
+                format!(
+                    "{two}--columns says which field is {parts}; --method sft learns from single answers"
+                )
+            }
         };
         format!("{found} ({read})")
     }

@@ -6,6 +6,7 @@ use super::super::error::{DataError, NOTHING};
 use super::super::example::Source;
 use super::super::wide;
 use super::Extras;
+use super::question::listed;
 use super::refused::named;
 use crate::config::Columns;
 
@@ -95,7 +96,9 @@ impl Reader<'_> {
 
     /// What is expected of an answer that is missing.
     fn expected_text(&self) -> String {
-        match self.value("answers") {
+        let is_call = |item: &Value| item.get("name").is_some() && item.get("arguments").is_some();
+        let calls = self.value("answers").and_then(listed);
+        match calls.filter(|calls| calls.iter().all(is_call)) {
             // As in xLAM's data.
             Some(_) => {
                 "text; calls are learnt in `messages`, as `tool_calls` of the assistant".into()
