@@ -5,6 +5,7 @@ mod calls;
 mod chat;
 mod hints;
 mod marks;
+mod pair;
 mod parts;
 mod preference;
 mod question;
