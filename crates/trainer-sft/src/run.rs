@@ -252,17 +252,23 @@ impl<'a> Run<'a> {
         let logs = step.is_multiple_of(settings.log_steps) || last;
         let reads_all = !is_gpu(&self.trainer.device());
         let is_first = self.summary.first_loss.is_none();
-        let read = match reads_all || logs || is_first || told.is_due(step) || self.checks.is_due()
-        {
+        let is_read = reads_all || logs || is_first || progress.is_due(step);
+        let read = match is_read || self.checks.is_due() {
             true => self.on_device(step, Self::read_checks)?,
             false => None,
         };
         if is_first {
-            self.summary.first_loss = read.map(|(loss, _)| loss);
-            self.summary.first_reward = output.more.get("reward").copied();
+            self.summary.first_loss = read.as_ref().map(|read| read.means.loss);
+            self.summary.first_reward = output.method_metrics.get("reward").copied();
         }
-        if let Some(read) = read.filter(|_| logs || told.is_due(step)) {
-            let read = (read, speed.take(), logs);
+        if let Some(numbers) = read.filter(|_| logs || progress.is_due(step)) {
+            let logged = LoggedStep {
+                batch: &batch,
+                output: &output,
+                numbers,
+                tokens_per_second: speed.take(),
+                is_metric: logs,
+            };
             self.on_device(step, |run| {
                 run.log(&logged, progress);
                 Ok(())
@@ -450,7 +456,7 @@ impl<'a> Run<'a> {
         };
         progress.tell(&record);
         if is_metric {
-            self.summary.last_loss = Some(loss);
+            self.summary.last_loss = Some(means.loss);
             self.summary.last_reward = record.more.get("reward").copied();
             self.write(&record);
         }

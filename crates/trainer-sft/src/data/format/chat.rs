@@ -5,7 +5,8 @@ use serde_json::Value;
 use super::super::cells::speaker;
 use super::super::error::DataError;
 use super::reader::Reader;
-use super::turns::{Turn, after_system, is_pair, plain};
+use super::turn::Turn;
+use super::turns::{after_system, is_pair};
 use super::whole::{OtherQuestion, Whole};
 use super::{Chat, Content, TurnKind, role_of};
 
@@ -47,8 +48,8 @@ impl Reader<'_> {
         }
         let mut turns = self.turns_of_history()?;
         let response = self.to_learn("response")?;
-        turns.push(plain("user", &self.text_or_nothing("query")?));
-        turns.push(plain("assistant", &response));
+        turns.push(Turn::plain("user", &self.text_or_nothing("query")?));
+        turns.push(Turn::plain("assistant", &response));
         self.chat("response", turns)
     }
 
@@ -83,13 +84,13 @@ impl Reader<'_> {
             && let Some((items, start)) = self.whole_completion(&items?)?
         {
             let turns = self.turns("completion", &items, start)?;
-            let turns = after_system(turns, self.turns_of_history()?, |(message, _)| message);
+            let turns = after_system(turns, self.turns_of_history()?, |turn| &turn.message);
             return Ok(Content::Chat(self.chat("completion", turns)?));
         }
         let mut turns = Vec::new();
         for (key, role) in [("prompt", "user"), ("completion", "assistant")] {
             let Some(items) = turns_of(key) else {
-                turns.push(plain(role, &self.text_or_nothing(key)?));
+                turns.push(Turn::plain(role, &self.text_or_nothing(key)?));
                 continue;
             };
             let items = items?;

@@ -5,7 +5,8 @@ use serde_json::Value;
 use super::super::error::DataError;
 use super::preference::Answer;
 use super::reader::{Reader, is_filled};
-use super::turns::{is_call, is_of_assistant, plain};
+use super::turn::plain;
+use super::turns::{is_call, is_of_assistant};
 use super::whole::{Whole, are_same, is_same};
 use super::{Content, Format};
 
@@ -103,7 +104,7 @@ impl Reader<'_> {
         self.check_shared(own, &context)?;
         let after = |side: &Value, whole: Option<Whole>| match side {
             Value::Array(turns) => turns[whole.map_or(0, |whole| whole.start)..].to_vec(),
-            text => vec![plain("assistant", text.as_str().unwrap_or_default()).0],
+            text => vec![plain("assistant", text.as_str().unwrap_or_default())],
         };
         let joined = |answer: Vec<Value>| ([&context[..], &answer].concat(), context.len());
         Ok(Some([
@@ -115,7 +116,8 @@ impl Reader<'_> {
     /// Refuses a text of the question that the turns with which both answers begin do not have.
     fn check_shared(&self, own: &Reader<'_>, shared: &[Value]) -> Result<(), DataError> {
         let messages = shared.iter().enumerate();
-        let messages = messages.map(|(at, turn)| Ok(self.turn(&format!("chosen[{at}]"), turn)?.0));
+        let messages =
+            messages.map(|(at, turn)| Ok(self.turn(&format!("chosen[{at}]"), turn)?.message));
         let messages = messages.collect::<Result<Vec<Value>, DataError>>()?;
         let texts = messages
             .iter()

@@ -6,7 +6,9 @@ use super::super::error::DataError;
 use super::hints::flag;
 use super::reader::{Reader, is_filled};
 use super::refused::verdict_of;
-use super::turns::{after_system, is_pair, plain, speaker_of, speaker_role, text_of};
+use super::speaker::Speaker;
+use super::turn::plain;
+use super::turns::{after_system, is_pair, text_of};
 use crate::config::{Columns, Method};
 
 /// Lists of turns that may be the question, in the order in which they are looked for.
@@ -145,7 +147,7 @@ impl Reader<'_> {
                 let turns = match turns.iter().all(is_pair) {
                     true => {
                         let turns = self.turns_of_pairs(key)?.into_iter();
-                        turns.map(|(message, _)| message).collect()
+                        turns.map(|turn| turn.message).collect()
                     }
                     false => turns,
                 };

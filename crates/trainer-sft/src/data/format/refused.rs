@@ -9,7 +9,8 @@ use super::hints::{ANSWERS, REJECTED, WANTED, flag};
 use super::marks::is_mark_of_record;
 use super::question::{is_answer, is_openai_answer, is_question};
 use super::reader::{Reader, is_filled};
-use super::turns::{is_pair, speaker_of};
+use super::speaker::speaker_name;
+use super::turns::is_pair;
 use crate::commands::quoted;
 
 /// The accepted keys.
@@ -201,7 +202,7 @@ impl Reader<'_> {
         }
         let is_record = |item: &Value| {
             let fields = item.as_object();
-            fields.is_some_and(|_| speaker_of(item).is_none() && !is_pair(item))
+            fields.is_some_and(|_| speaker_name(item).is_none() && !is_pair(item))
         };
         let inside = self.fields.iter().find(|(key, value)| {
             let items = value.as_array().filter(|_| INSIDE.contains(&key.as_str()));

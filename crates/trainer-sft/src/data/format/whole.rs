@@ -2,7 +2,8 @@
 
 use serde_json::{Map, Value};
 
-use super::turns::{is_of_assistant, speaker_of, speaker_role, text_of};
+use super::speaker::Speaker;
+use super::turns::{is_of_assistant, text_of};
 
 /// A list of turns that has its prompt in itself.
 pub(super) struct Whole {
@@ -90,11 +91,10 @@ pub(super) fn is_same(one: &Value, other: &Value) -> bool {
     let (Value::Object(a), Value::Object(b)) = (one, other) else {
         return one == other;
     };
-    let role = |turn| speaker_of(turn).and_then(speaker_role);
     let texts = (text_of(one).map(str::trim), text_of(other).map(str::trim));
     one == other
-        || (role(one) == role(other)
-            && role(one).is_some()
+        || (Speaker::of(one) == Speaker::of(other)
+            && Speaker::of(one).is_some()
             && texts.0.is_some()
             && texts.0 == texts.1
             && rest(a).eq(rest(b)))
@@ -109,11 +109,9 @@ fn rest(turn: &Map<String, Value>) -> impl Iterator<Item = (&String, &Value)> {
 
 /// Whether a turn that has not been checked is the user's or the system's.
 fn is_asked(turn: &Value) -> bool {
-    let role = speaker_of(turn).and_then(speaker_role);
-    role.is_some_and(|(role, _)| role == "user" || role == "system")
+    matches!(Speaker::of(turn), Some(Speaker::User | Speaker::System))
 }
 
 fn is_of_system(turn: &Value) -> bool {
-    let role = speaker_of(turn).and_then(speaker_role);
-    role.is_some_and(|(role, _)| role == "system")
+    Speaker::of(turn) == Some(Speaker::System)
 }
