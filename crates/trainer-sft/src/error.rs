@@ -94,8 +94,13 @@ pub enum TrainError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// The adapter's files.
-    #[error(transparent)]
-    Peft(#[from] PeftError),
+    #[error("{}: {error}", folder.display())]
+    Peft {
+        /// The folder of the adapter.
+        folder: PathBuf,
+        /// Why they cannot be read.
+        error: PeftError,
+    },
     /// An adapter that does not fit the model.
     #[error(transparent)]
     Adapter(#[from] AdapterError),
@@ -170,6 +175,14 @@ fn mib(bytes: u64) -> u64 {
 }
 
 impl TrainError {
+    /// An error of the adapter in `folder`.
+    pub(crate) fn of_adapter(folder: &Path) -> impl FnOnce(PeftError) -> Self {
+        move |error| Self::Peft {
+            folder: folder.to_owned(),
+            error,
+        }
+    }
+
     /// Whether the settings are wrong, and not the files that they name or what was computed.
     pub fn is_of_settings(&self) -> bool {
         match self {

@@ -243,7 +243,10 @@ impl Weights {
         dtype: DType,
     ) -> Result<(), TrainError> {
         match self {
-            Self::Adapter(form) => Ok(form.read(model, lora::SLOT).save(dir)?),
+            Self::Adapter(form) => {
+                let adapter = form.read(model, lora::SLOT);
+                adapter.save(dir).map_err(TrainError::of_adapter(dir))
+            }
             Self::Model {
                 tokenizer,
                 origin,

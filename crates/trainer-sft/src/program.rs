@@ -7,7 +7,7 @@ use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use lora_4bit::peft::LoraConfig;
 use model_qwen::Quantization;
 use tracing_subscriber::EnvFilter;
@@ -31,17 +31,25 @@ pub fn run(command_line: impl IntoIterator<Item = OsString>, commands: Commands)
     match carry_out(command_line.into_iter().collect(), commands) {
         Ok(code) => code,
         Err(error) if matches!(error.downcast_ref(), Some(TrainError::Stopped)) => {
-            eprintln!("{error}");
+            say(&error);
             ExitCode::from(signals::exit_code())
         }
         Err(error) => {
-            eprintln!("error: {}", model_qwen::with_causes(error.as_ref()));
+            say(format_args!(
+                "error: {}",
+                model_qwen::with_causes(error.as_ref())
+            ));
             match is_of_command_line(&error) {
                 true => ExitCode::from(WRONG_COMMAND_LINE),
                 false => ExitCode::FAILURE,
             }
         }
     }
+}
+
+/// Writes a line to standard error. Where nobody reads it, the exit code still says how the program has ended.
+fn say(line: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "{line}");
 }
 
 /// The exit code of a command line that cannot be carried out, as clap has it.
@@ -89,6 +97,8 @@ fn log_to_stderr() {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .without_time()
+        // A terminal that is gone ends no run.
+        .log_internal_errors(false)
         .init();
 }
 
@@ -138,7 +148,9 @@ fn train(config: &Config, commands: Commands) -> Result<ExitCode> {
             ExitCode::SUCCESS,
         ),
     };
-    write_out(&mut std::io::stdout(), &format!("{summary}\n{what_next}"))?;
+    let folder = summary.stopped.as_ref().unwrap_or(&summary.output);
+    write_out(&mut std::io::stdout(), &format!("{summary}\n{what_next}"))
+        .with_context(|| format!("what was learnt is in {}", folder.display()))?;
     Ok(code)
 }
 
@@ -188,7 +200,9 @@ fn serve_command(config: &Config, summary: &Summary, commands: Commands) -> Resu
 /// Writes to standard output; a reader that goes away (`| head`) is no error.
 fn write_out(out: &mut impl Write, text: &str) -> Result<()> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => Err(error.into()),
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(error).context("standard output cannot be written")
+        }
         _ => Ok(()),
     }
 }

@@ -65,6 +65,15 @@ impl Kind {
     }
 }
 
+/// Why a record has no use for a reward.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lack {
+    /// The field of this name has no value: any empty answer would be right.
+    Value(String),
+    /// A field is missing, or has another type: a message.
+    Field(String),
+}
+
 impl Rewards {
     /// The rewards that `options` name.
     ///
@@ -104,8 +113,8 @@ impl Rewards {
     /// Checks that a record has the fields that rewards are about.
     ///
     /// # Errors
-    /// The field that is missing or has another type.
-    pub fn check(&self, columns: &Map<String, Value>) -> Result<(), String> {
+    /// The field that is missing, has another type, or has no value.
+    pub fn check(&self, columns: &Map<String, Value>) -> Result<(), Lack> {
         let mut kinds = self.all.iter().map(|reward| &reward.kind);
         kinds.try_for_each(|kind| match kind {
             Kind::Builtin(builtin) => builtin.check(columns),

@@ -59,6 +59,8 @@ pub(crate) struct Watch<'a> {
     pub(crate) stop: Option<&'a AtomicBool>,
     /// Whether standard error shows the progress.
     pub(crate) progress_bar: bool,
+    /// Nothing is written outside of the output folder.
+    pub(crate) only_in_output: bool,
 }
 
 /// The loop and what it writes to.
@@ -249,10 +251,16 @@ impl<'a> Run<'a> {
         self.checks.add(step, output.clone(), sources);
         let logs = step.is_multiple_of(settings.log_steps) || last;
         let reads_all = !is_gpu(&self.trainer.device());
-        let read = match reads_all || logs || progress.is_due(step) || self.checks.is_due() {
+        let is_first = self.summary.first_loss.is_none();
+        let is_read = reads_all || logs || is_first || progress.is_due(step);
+        let read = match is_read || self.checks.is_due() {
             true => self.on_device(step, Self::read_checks)?,
             false => None,
         };
+        if is_first {
+            self.summary.first_loss = read.as_ref().map(|read| read.means.loss);
+            self.summary.first_reward = output.method_metrics.get("reward").copied();
+        }
         if let Some(numbers) = read.filter(|_| logs || progress.is_due(step)) {
             let logged = LoggedStep {
                 batch: &batch,
@@ -365,6 +373,9 @@ impl<'a> Run<'a> {
 
     /// What was learnt must not be lost with the disk that it was to be written to.
     fn keep_elsewhere(&self, error: TrainError, dtype: DType) -> TrainError {
+        if self.watch.only_in_output {
+            return error;
+        }
         let output = &self.config.run.output;
         TrainError::Result {
             error: Box::new(error),
@@ -445,12 +456,8 @@ impl<'a> Run<'a> {
         };
         progress.tell(&record);
         if is_metric {
-            self.summary.first_loss.get_or_insert(means.loss);
             self.summary.last_loss = Some(means.loss);
-            if let Some(reward) = record.more.get("reward") {
-                self.summary.first_reward.get_or_insert(*reward);
-                self.summary.last_reward = Some(*reward);
-            }
+            self.summary.last_reward = record.more.get("reward").copied();
             self.write(&record);
         }
     }

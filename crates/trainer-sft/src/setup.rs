@@ -251,7 +251,7 @@ fn load_adapter(
     config: &Config,
     folder: &Path,
 ) -> Result<(LoraAdapter, Option<Matrices>), TrainError> {
-    let adapter = LoraAdapter::load(folder)?;
+    let adapter = LoraAdapter::load(folder).map_err(TrainError::of_adapter(folder))?;
     if !config.lora.init.changes_base() {
         return Ok((adapter, None));
     }
@@ -297,7 +297,7 @@ pub(crate) fn add_reference(
     let Some(folder) = &config.method.ref_adapter else {
         return Ok(None);
     };
-    let adapter = LoraAdapter::load(folder)?;
+    let adapter = LoraAdapter::load(folder).map_err(TrainError::of_adapter(folder))?;
     let put = model.add_adapter(lora::REFERENCE_SLOT, &adapter);
     put.map_err(|error| ConfigError::File {
         path: folder.display().to_string(),

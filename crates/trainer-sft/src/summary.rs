@@ -21,13 +21,13 @@ pub struct Summary {
     pub num_trainable: usize,
     /// Tokens seen by this process.
     pub num_tokens: usize,
-    /// First logged loss of this process.
+    /// Loss of the first step of this process.
     pub first_loss: Option<f64>,
     /// Last logged loss.
     pub last_loss: Option<f64>,
-    /// Mean reward of the first logged step of this process (`--method grpo`).
+    /// Mean reward of the first step of this process (`--method grpo`).
     pub first_reward: Option<f64>,
-    /// The same of the last one.
+    /// The same of the last logged step.
     pub last_reward: Option<f64>,
     /// Last evaluation loss.
     pub eval_loss: Option<f64>,

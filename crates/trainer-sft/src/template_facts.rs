@@ -15,6 +15,19 @@ const OF_CONTENT: [&str; 6] = [
     "</tool_response>",
 ];
 
+/// Tokens that end texts or turns in the vocabularies of known models.
+const ENDS: [&str; 9] = [
+    "<|endoftext|>",
+    "<|im_end|>",
+    "<|end_of_text|>",
+    "<|eot_id|>",
+    "<|end|>",
+    "<end_of_turn>",
+    "<｜end▁of▁sentence｜>",
+    "<eos>",
+    "</s>",
+];
+
 /// What a template prints. Where a probe is refused, the answer is yes: a record gets the template's own error.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TemplateFacts {
@@ -22,6 +35,8 @@ pub struct TemplateFacts {
     pub markers: Vec<String>,
     /// The token that ends an answer.
     pub end: Option<(u32, String)>,
+    /// The tokens that end a text or a turn in this vocabulary, the template's own among them.
+    pub ends: Vec<String>,
     /// Whether it writes the arguments of tool calls.
     pub writes_calls: bool,
     /// Whether it writes what an answer says beside its calls.
@@ -30,11 +45,16 @@ pub struct TemplateFacts {
     pub writes_tools: bool,
     /// Whether it writes results of tools.
     pub writes_results: bool,
+    /// Whether it writes results of tools between `<tool_response>` and `</tool_response>`.
+    pub wraps_results: bool,
     /// Whether it writes what the system says.
     pub writes_system: bool,
     /// Whether its generation prompt opens a think block.
     pub opens_think: bool,
 }
+
+/// What results of tools stand between in Qwen's templates.
+const RESULT: (&str, &str) = ("<tool_response>", "</tool_response>");
 
 /// The token that opens a think block.
 pub(crate) const THINK: &str = "<think>";
@@ -90,6 +110,15 @@ impl TemplateFacts {
         markers.extend(end.iter().map(|(_, text)| text.clone()));
         markers.sort();
         markers.dedup();
+        let ends = ENDS.iter().filter(|end| {
+            let token = tokenizer.token_to_id(end);
+            token.is_some_and(|token| tokenizer.is_special(token))
+        });
+        let mut ends: Vec<String> = ends.map(|end| (*end).to_owned()).collect();
+        ends.extend(end.iter().map(|(_, text)| text.clone()));
+        ends.sort();
+        ends.dedup();
+        let results = render(&[&user, &before, &result], None);
         let system = json!({"role": "system", "content": PROBE});
         let options = RenderOptions {
             add_generation_prompt: true,
@@ -99,10 +128,17 @@ impl TemplateFacts {
         Self {
             markers,
             end,
+            ends,
             writes_calls,
             writes_text_with_calls: writes(render(&[&user, &both], None)),
             writes_tools: writes(render(&[&user], Some(json!([tool])))),
-            writes_results: writes(render(&[&user, &before, &result], None)),
+            wraps_results: results.as_deref().is_some_and(|text| {
+                let around = text.split_once(PROBE);
+                around.is_some_and(|(head, tail)| {
+                    head.trim_end().ends_with(RESULT.0) && tail.trim_start().starts_with(RESULT.1)
+                })
+            }),
+            writes_results: writes(results),
             writes_system: writes(render(&[&system, &user], None)),
             opens_think: generation.is_ok_and(|prompt| opens_think(&prompt)),
         }
@@ -118,12 +154,29 @@ impl TemplateFacts {
                 .any(|marker| text.contains(marker.as_str()))
     }
 
-    /// An answer without the token that ends it, which the template adds; `None` where it has none.
+    /// A result of a tool without what the template puts around it; `None` where it has none, or the template puts none.
+    pub fn without_wrapper<'a>(&self, result: &'a str) -> Option<&'a str> {
+        let inside = result.trim().strip_prefix(RESULT.0)?;
+        let inside = inside.strip_suffix(RESULT.1)?;
+        self.wraps_results.then(|| inside.trim_matches('\n'))
+    }
+
+    /// Whether a text has a token that ends a text or a turn.
+    pub fn has_end(&self, text: &str) -> bool {
+        text.contains('<') && self.ends.iter().any(|end| text.contains(end.as_str()))
+    }
+
+    /// An answer without the tokens that end it, of which the template adds its own; `None` where it has none.
     pub fn without_end<'a>(&self, answer: &'a str) -> Option<&'a str> {
-        let (_, end) = self.end.as_ref()?;
-        let mut rest = answer.trim_end().strip_suffix(end.as_str())?;
-        while let Some(shorter) = rest.trim_end().strip_suffix(end.as_str()) {
-            rest = shorter;
+        let shorter = |text: &'a str| {
+            let text = text.trim_end();
+            self.ends
+                .iter()
+                .find_map(|end| text.strip_suffix(end.as_str()))
+        };
+        let mut rest = shorter(answer)?;
+        while let Some(next) = shorter(rest) {
+            rest = next;
         }
         Some(rest)
     }

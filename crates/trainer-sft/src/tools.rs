@@ -27,7 +27,7 @@ use clap::{CommandFactory, FromArgMatches as _, Parser};
 
 use crate::commands::Commands;
 use crate::config::args::{
-    Args as RunArgs, nearest, with_hyphens, with_nearest_flag, with_negative_numbers,
+    Args as RunArgs, nearest, plain_words, with_hyphens, with_nearest_flag, with_negative_numbers,
 };
 
 pub use arguments::{EvalArgs, ExportArgs, ExportFormat, InspectArgs, MergeArgs};
@@ -152,8 +152,13 @@ impl Tool {
 
 fn parse(words: Vec<OsString>) -> Result<Tool, clap::Error> {
     let command = with_negative_numbers(CommandLine::command());
-    let command = command.mut_subcommand("check", check::with_help);
-    let matches = command.clone().try_get_matches_from(&words);
+    let mut command = command.mut_subcommand("check", check::with_help);
+    let own = words.get(1).and_then(|word| word.to_str());
+    let words = match own.and_then(|word| command.find_subcommand(word)) {
+        Some(own) => plain_words(words, own),
+        None => words,
+    };
+    let matches = command.try_get_matches_from_mut(&words);
     let line = matches.and_then(|matches| CommandLine::from_arg_matches(&matches));
     line.map(|line| line.tool).map_err(|error| {
         let own = words.get(1).and_then(|word| word.to_str());

@@ -171,6 +171,13 @@ impl<'a> Training<'a> {
         self
     }
 
+    /// Writes nothing outside of the output folder, for a program that cleans up after its runs. By default, a result that cannot be
+    /// written there is put into another folder, which the error names.
+    pub fn only_in_output(mut self) -> Self {
+        self.watch.only_in_output = true;
+        self
+    }
+
     /// What the run takes of the device's memory, and whether it may. Nothing is loaded but the data.
     ///
     /// # Errors

@@ -57,6 +57,28 @@ fn a_stopped_run_goes_on_where_it_was() {
 }
 
 #[test]
+fn a_run_that_writes_in_its_folder_alone_leaves_nothing_elsewhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("a");
+    let config = config(&output, None);
+    let training = Training::new(&config).only_in_output().on_step(|step| {
+        if step.step == 3 {
+            // In the way of the adapter.
+            std::fs::create_dir_all(output.join("adapter_model.safetensors/full")).unwrap();
+        }
+        ControlFlow::Continue(())
+    });
+    let error = training.run().unwrap_err();
+    assert!(!matches!(error, TrainError::Result { .. }), "{error}");
+    assert!(
+        error.to_string().contains("adapter_model.safetensors"),
+        "{error}"
+    );
+    let name = format!("trainer-sft-{}-a", std::process::id());
+    assert!(!std::env::temp_dir().join(name).exists());
+}
+
+#[test]
 fn a_result_that_cannot_be_written_leaves_a_report() {
     let dir = tempfile::tempdir().unwrap();
     let output = dir.path().join("a");

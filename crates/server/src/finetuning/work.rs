@@ -76,8 +76,10 @@ impl Work {
         let warn = move |text: String| warn(JobMessage::Warning(in_settings(&text)));
         let run = || {
             let watcher = Watcher::new(&**tell);
+            // What lies elsewhere, no request deletes.
             let mut training = Training::new(&config)
-                .on_start(|| tell(JobMessage::Start))
+                .only_in_output()
+                .on_start(|| tell(Told::Start))
                 .on_record(|record| watcher.record(record))
                 .on_sample(|samples| watcher.samples(samples))
                 .on_checkpoint(|path| watcher.checkpoint(path))

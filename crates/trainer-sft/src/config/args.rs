@@ -16,6 +16,7 @@ mod output;
 mod parse;
 mod training;
 mod values;
+mod words;
 
 use std::path::PathBuf;
 
@@ -26,7 +27,7 @@ use crate::config::Method;
 
 pub use self::data::DataArgs;
 pub use self::grpo::GrpoArgs;
-pub(crate) use self::hints::{nearest, with_hyphens, with_nearest_flag, with_negative_numbers};
+pub(crate) use self::hints::{nearest, with_nearest_flag, with_negative_numbers};
 pub use self::lora::LoraArgs;
 pub use self::memory::MemoryArgs;
 pub use self::method::MethodArgs;
@@ -35,6 +36,7 @@ pub use self::output::OutputArgs;
 pub use self::parse::ArgsError;
 pub use self::training::TrainingArgs;
 pub(crate) use self::values::{DTYPE, QUANTIZATION, number, seed, whole};
+pub(crate) use self::words::{plain_words, with_hyphens};
 
 /// Fine-tune a Qwen-architecture model with LoRA, QLoRA or in full.
 ///

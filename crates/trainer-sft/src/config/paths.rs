@@ -41,6 +41,16 @@ impl Config {
     }
 }
 
+/// A path that begins with `~`, in the home folder as a shell reads it; `None` for any other one.
+pub(crate) fn at_home(text: &str) -> Option<PathBuf> {
+    let rest = text.strip_prefix('~')?;
+    let home = std::env::var_os("HOME").filter(|home| !home.is_empty())?;
+    match rest.strip_prefix('/') {
+        Some(inside) => Some(Path::new(&home).join(inside)),
+        None => rest.is_empty().then(|| PathBuf::from(home)),
+    }
+}
+
 /// A file, a folder, a pattern or standard input. A pattern stays as it is where the folder's name would be read as one, too.
 fn of_data(path: &Path) -> PathBuf {
     let is_pattern = |path: &Path| path.to_string_lossy().contains(['*', '?', '[']);

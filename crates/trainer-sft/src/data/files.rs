@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use glob::Pattern;
-use tracing::info;
+use tracing::{info, warn};
 
 use super::error::DataError;
+use crate::commands::quoted;
 use crate::sample_data;
 
 /// Stands for standard input.
@@ -15,6 +16,18 @@ pub const STDIN: &str = "-";
 const ENDINGS: [&str; 5] = [".jsonl", ".json", ".ndjson", ".csv", ".tsv"];
 /// Files about data, which hold none.
 const ABOUT: [&str; 3] = ["dataset_info.json", "dataset_infos.json", "state.json"];
+/// First words of names of files to learn from.
+const TRAIN: [&str; 2] = ["train", "training"];
+/// First words of names of files to evaluate on.
+const HELD_OUT: [&str; 7] = [
+    "test",
+    "valid",
+    "validation",
+    "val",
+    "dev",
+    "eval",
+    "evaluation",
+];
 /// Entries that a search for a missing file looks at.
 const MAX_ENTRIES: usize = 20_000;
 
@@ -51,10 +64,11 @@ fn matches(pattern: &str) -> Result<Vec<PathBuf>, DataError> {
     let mut files: Vec<PathBuf> = found.flatten().filter(|path| path.is_file()).collect();
     files.retain(|path| !is_hidden_from(path, pattern));
     files.sort();
-    match files.is_empty() {
-        true => Err(wrong(format!("matches no file in {}", here().display()))),
-        false => Ok(files),
+    if files.is_empty() {
+        return Err(wrong(format!("matches no file in {}", here().display())));
     }
+    warn_of_splits(pattern, &files);
+    Ok(files)
 }
 
 /// Whether a path has a hidden part that no part of the pattern means: `*` does not, as in a shell.
@@ -110,7 +124,44 @@ fn folder(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
     if !rest.is_empty() {
         info!("{}: not read: {}", folder.display(), names(&rest));
     }
+    warn_of_splits(&folder.display().to_string(), &files);
     Ok(files)
+}
+
+/// The word that the name of a file begins with, in lower case.
+fn first_word(path: &Path) -> String {
+    let name = name(path).to_lowercase();
+    let word = name.chars().take_while(char::is_ascii_alphabetic);
+    word.collect()
+}
+
+/// Files to evaluate on that are read beside those to learn from.
+fn held_out(files: &[PathBuf]) -> Option<(&PathBuf, Vec<&PathBuf>)> {
+    let is = |path: &Path, words: &[&str]| words.contains(&first_word(path).as_str());
+    let train = files.iter().find(|file| is(file, &TRAIN))?;
+    let others = files.iter().filter(|file| is(file, &HELD_OUT));
+    let others: Vec<&PathBuf> = others.collect();
+    (!others.is_empty()).then_some((train, others))
+}
+
+/// Warns of a folder or pattern whose files to evaluate on are read with those to learn from.
+fn warn_of_splits(what: &str, files: &[PathBuf]) {
+    let Some((train, others)) = held_out(files) else {
+        return;
+    };
+    let shown = others.iter().take(5).map(|path| name(path));
+    let names: Vec<String> = shown.collect();
+    // Of validation and test data, the former.
+    let eval = others.iter().find(|file| first_word(file) != "test");
+    warn!(
+        "{what}: {} of {} files have the names of data to evaluate on ({}), and are read like all others; to keep them apart, \
+         give --data {} --eval-data {}",
+        others.len(),
+        files.len(),
+        names.join(", "),
+        quoted(&train.display().to_string()),
+        quoted(&eval.unwrap_or(&others[0]).display().to_string()),
+    );
 }
 
 /// A name in lower case without the ending of what the file is packed in, `.gz` or `.zst`.

@@ -5,6 +5,7 @@ mod calls;
 mod chat;
 mod hints;
 mod marks;
+mod pair;
 mod parts;
 mod preference;
 mod question;
@@ -13,6 +14,7 @@ mod refused;
 mod speaker;
 mod turn;
 mod turns;
+mod whole;
 
 use std::fmt;
 
@@ -187,6 +189,9 @@ impl Record {
             fields: &fields,
             columns,
         };
+        if columns.is_empty() && reader.is_table() {
+            return Err(reader.unknown_format());
+        }
         reader.refuse_other_methods()?;
         let format = match reader.recognise() {
             Some(format) => format,

@@ -205,14 +205,13 @@ impl Renderer {
                 .get("content")
                 .and_then(Value::as_str)
                 .unwrap_or_default();
-            if !self.facts.has_marker(text) {
-                continue;
-            }
-            has_own_tokens = true;
-            let shorter = self
-                .facts
-                .without_end(text)
-                .filter(|_| role_of(message) == "assistant");
+            let is_marked = self.facts.has_marker(text) || self.facts.has_end(text);
+            has_own_tokens |= is_marked;
+            let shorter = match role_of(message) {
+                "assistant" if is_marked => self.facts.without_end(text),
+                "tool" => self.facts.without_wrapper(text),
+                _ => None,
+            };
             if let Some(shorter) = shorter {
                 let chat = clean.get_or_insert_with(|| chat.clone());
                 chat.messages[index]["content"] = shorter.into();

@@ -152,7 +152,7 @@ impl DataReport {
         if count > 0 {
             let first = self.own_tokens.first();
             warn!(
-                "{count} of {all} records have the chat template's own tokens in their text; the first is {first}"
+                "{count} of {all} records have the chat template's own tokens, or others that end a text, in their text; the first is {first}"
             );
         }
     }

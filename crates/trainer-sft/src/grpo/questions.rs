@@ -15,7 +15,7 @@ use crate::data::survey::{FileCounts, Print, Survey, Surveyed};
 use crate::data::{DataError, DataReport, Dataset, Datasets, Example, Records, Source, TrainData};
 use crate::error::TrainError;
 use crate::prompts::{self, Prompt};
-use crate::rewards::Rewards;
+use crate::rewards::{Lack, Rewards};
 
 /// A prompt to be answered.
 #[derive(Debug)]
@@ -33,8 +33,8 @@ pub(crate) struct Questions {
 }
 
 impl Questions {
-    /// Reads the prompts of a run, those to learn from and those held out. Prompts that leave no room for an answer, or have the
-    /// weight 0, are left out, or refused with `--strict`.
+    /// Reads the prompts of a run, those to learn from and those held out. Prompts that are empty, leave no room for an answer, or
+    /// have the weight 0, are left out, or refused with `--strict`.
     ///
     /// # Errors
     /// Files that cannot be read, records without a prompt or without a field that a reward is about, and no prompt that fits.
@@ -223,7 +223,7 @@ fn most_tokens(config: &Config, format: &ChatFormat) -> usize {
 /// Why a record is no question.
 enum Unfit {
     Wrong(DataError),
-    /// Its prompt leaves no room for an answer, or it is marked as not to be learnt.
+    /// It has no prompt or no right answer, its prompt leaves no room for an answer, or it is marked as not to be learnt.
     LeftOut(DataError),
 }
 
@@ -242,7 +242,12 @@ fn question(
         reason,
     };
     let checked = rewards.check(&fields);
-    checked.map_err(|reason| Unfit::Wrong(wrong(reason)))?;
+    checked.map_err(|lack| match lack {
+        Lack::Field(reason) => Unfit::Wrong(wrong(reason)),
+        Lack::Value(field) => Unfit::LeftOut(wrong(format!(
+            "`{field}` is empty, so that no answer could be right"
+        ))),
+    })?;
     let prompt = prompts::of_record(source, &fields, format);
     let prompt = prompt.map_err(|error| match error {
         error @ DataError::TeachesNothing { .. } => Unfit::LeftOut(error),

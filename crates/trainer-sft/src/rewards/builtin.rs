@@ -5,8 +5,8 @@ use std::path::Path;
 use fancy_regex::Regex;
 use serde_json::{Map, Value};
 
-use super::Answer;
 use super::schema::Schema;
+use super::{Answer, Lack};
 use crate::config::ConfigError;
 use crate::data::format::describe;
 
@@ -91,20 +91,23 @@ impl Builtin {
     }
 
     /// Checks that a record has what the reward is about.
-    pub(super) fn check(&self, columns: &Map<String, Value>) -> Result<(), String> {
+    pub(super) fn check(&self, columns: &Map<String, Value>) -> Result<(), Lack> {
         let Self::ExactMatch { column } = self else {
             return Ok(());
         };
-        match columns.get(column).and_then(expected) {
-            Some(_) => Ok(()),
-            None => {
+        match (columns.get(column), columns.get(column).and_then(expected)) {
+            // Any answer without a text would be right.
+            (Some(_), Some(text)) if text.trim().is_empty() => Err(Lack::Value(column.clone())),
+            (_, Some(_)) => Ok(()),
+            (Some(Value::Null), None) => Err(Lack::Value(column.clone())),
+            (_, None) => {
                 let found = match columns.get(column) {
                     None => "no such field".to_owned(),
                     value => describe(value),
                 };
-                Err(format!(
+                Err(Lack::Field(format!(
                     "field `{column}`: --reward exact_match expected a text or a number, found {found}"
-                ))
+                )))
             }
         }
     }
@@ -173,7 +176,11 @@ mod tests {
         let refused = missing.check(json!({"answer": [4]}).as_object().unwrap());
         let expected =
             "field `answer`: --reward exact_match expected a text or a number, found a list";
-        assert_eq!(refused.unwrap_err(), expected);
+        assert_eq!(refused.unwrap_err(), Lack::Field(expected.to_owned()));
+        for empty in [json!({"answer": " "}), json!({"answer": null})] {
+            let lack = missing.check(empty.as_object().unwrap()).unwrap_err();
+            assert_eq!(lack, Lack::Value("answer".to_owned()));
+        }
     }
 
     #[test]

@@ -30,7 +30,7 @@ fn options_of_adapter(
     given: &LoraOptions,
     is_tied: bool,
 ) -> Result<LoraOptions, TrainError> {
-    let adapter = LoraAdapter::load(folder)?;
+    let adapter = LoraAdapter::load(folder).map_err(TrainError::of_adapter(folder))?;
     let saves_both = adapter.saved.len() > 1 || adapter.saves_one_for_both(is_tied);
     let LoraAdapter {
         config, modules, ..

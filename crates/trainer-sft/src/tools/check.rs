@@ -102,7 +102,7 @@ pub fn check_data(args: &CheckArgs, colour: bool) -> Result<DataCheck, ToolError
         ),
         (
             &report.own_tokens,
-            "have the chat template's own tokens in their text",
+            "have the chat template's own tokens, or others that end a text, in their text",
         ),
     ] {
         if let Some(first) = &records.first {

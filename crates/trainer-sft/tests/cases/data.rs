@@ -43,7 +43,10 @@ fn records_that_teach_nothing_are_left_out_in_every_format() {
         json!({"instruction": "Draw.", "input": "", "output": ""}),
         json!({"instruction": "Draw.", "output": null}),
         json!({"prompt": "Draw.", "completion": "  "}),
+        json!({"prompt": null, "completion": null}),
+        json!({"prompt": null, "completion": "Unasked."}),
         json!({"query": "Draw.", "response": ""}),
+        json!({"query": null, "response": null}),
         json!({"text": " "}),
         json!({"messages": []}),
         messages(&[("user", "Hello?")]),
@@ -128,6 +131,20 @@ fn columns_name_the_fields_of_other_data_sets() {
         (
             json!({"system_prompt": "Be brief.", "question": "2+2?", "response": "Four"}),
             "prompt=question,completion=response,system=system_prompt",
+        ),
+        // As in Aya.
+        (
+            json!({"inputs": "2+2?", "targets": "Four", "language": "eng"}),
+            "prompt=inputs,completion=targets",
+        ),
+        // Worked-out answers beside bare ones, as in LIMO and MATH-500.
+        (
+            json!({"question": "2+2?", "solution": "Four", "answer": "4"}),
+            "prompt=question,completion=solution",
+        ),
+        (
+            json!({"problem": "2+2?", "answer": "4", "generated_solution": "Four", "expected": 4}),
+            "prompt=problem,completion=generated_solution",
         ),
         (
             json!({"Messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "Four"}]}),
@@ -457,4 +474,98 @@ fn ten_malformed_records_are_shown() {
     let each = |number: usize| json!({"prompt": "a", "completion": number});
     let said = preview(&(0..30).map(each).collect::<Vec<_>>(), &[]);
     assert_eq!(said.err.matches("field `completion`").count(), 10);
+}
+
+#[test]
+fn an_answer_has_one_end() {
+    let end = "A gull.<|endoftext|>";
+    for record in [
+        json!({"prompt": "A bird?", "completion": end}),
+        json!({"prompt": "A bird?", "completion": "A gull.<|im_end|>\n<|endoftext|> "}),
+        json!({"instruction": "A bird?", "output": end}),
+        sharegpt(&[("human", "A bird?"), ("gpt", end)]),
+        messages(&[("user", "A bird?"), ("assistant", end)]),
+    ] {
+        let said = preview(std::slice::from_ref(&record), &[]);
+        assert_eq!(learnt(&said), ["A gull.<|im_end|>"], "{record}");
+        let expected =
+            "1 of 1 records have the chat template's own tokens, or others that end a text";
+        assert!(said.err.contains(expected), "{}", said.err);
+    }
+    let pair = json!({"prompt": "A bird?", "chosen": end, "rejected": "A fish.<|endoftext|>"});
+    let said = preview(&[pair], &["--method", "dpo"]);
+    assert_eq!(learnt(&said), ["A gull.<|im_end|>", "A fish.<|im_end|>"]);
+    // What has no template keeps the end that it has.
+    let said = preview(&[json!({"text": end})], &[]);
+    assert!(
+        learnt(&said)[0].ends_with("gull.<|endoftext|>"),
+        "{}",
+        said.out
+    );
+}
+
+#[test]
+fn what_a_record_is_instead_is_said() {
+    let one = json!({"prompt": "Hi?", "completion": "A"});
+    let judged = json!({"prompt": "Hi?", "response": "A", "is_safe": true});
+    let two = json!({"context": [{"role": "user", "content": "Hi?"}], "response1": "A", "response2": "B", "overall_preference": -1});
+    let ranked = json!({"prompt": "Hi?", "answers": [{"answer": "A", "rank": 1}], "turns": 1});
+    let calls = json!({"query": "Hi?", "answers": "[{\"name\": \"look\", \"arguments\": {}}]"});
+    let table = "a table by its columns: write one record per line";
+    for (record, method, expected) in [
+        (
+            json!({"data": [one]}),
+            "sft",
+            "the records are inside `data`: write each on a line of its own, for example with `jq -c '.data[]'`",
+        ),
+        (
+            json!({"train": [one], "test": []}),
+            "sft",
+            "the records are inside `train`",
+        ),
+        (
+            json!({"rows": [{"row_idx": 0, "row": one}]}),
+            "sft",
+            "with `jq -c '.rows[].row'`",
+        ),
+        (
+            json!({"data": [one]}),
+            "dpo",
+            "the records are inside `data`",
+        ),
+        (
+            json!({"prompt": {"0": "Hi?", "1": "Ho?"}, "completion": {"0": "A", "1": "B"}}),
+            "sft",
+            table,
+        ),
+        (
+            json!({"prompt": ["Hi?", "Ho?"], "completion": ["A", "B"]}),
+            "sft",
+            table,
+        ),
+        (
+            judged,
+            "kto",
+            "--columns says which field is `prompt`, `completion` and `label`, or",
+        ),
+        (
+            two.clone(),
+            "sft",
+            "two answers, `response1` and `response2`: write the better one as `chosen`",
+        ),
+        (two, "dpo", "two answers, `response1` and `response2`"),
+        (ranked, "sft", "field `completion`: expected text, found"),
+        (
+            calls,
+            "sft",
+            "expected text; calls are learnt in `messages`",
+        ),
+    ] {
+        let said = preview(std::slice::from_ref(&record), &["--method", method]);
+        assert!(
+            !said.is_success() && said.err.contains(expected),
+            "{record}: {}",
+            said.err
+        );
+    }
 }

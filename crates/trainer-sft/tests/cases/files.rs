@@ -225,3 +225,41 @@ fn what_cannot_be_read_is_named_with_what_to_do() {
         assert!(!said.err.contains("did you mean"), "{}", said.err);
     }
 }
+
+#[test]
+fn data_to_evaluate_on_beside_data_to_learn_from_is_named() {
+    let folder = TempDir::new().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let record = json!({"prompt": "A?", "completion": "B."}).to_string();
+    for name in [
+        "train-00.jsonl",
+        "valid.jsonl",
+        "test.jsonl",
+        "developers.jsonl",
+    ] {
+        fs::write(path(name), &record).unwrap();
+    }
+    let apart = [path("train-00.jsonl"), path("valid.jsonl")];
+    let expected = format!(
+        "2 of 4 files have the names of data to evaluate on (test.jsonl, valid.jsonl), and are read like all others; to keep them \
+         apart, give --data {} --eval-data {}",
+        text_of(&apart[0]),
+        text_of(&apart[1])
+    );
+    let pattern = path("*.jsonl");
+    for data in [folder.path(), &pattern] {
+        let said = program(&["--preview", "1", "--data", text_of(data)]);
+        assert!(
+            said.is_success() && said.err.contains(&expected),
+            "{}",
+            said.err
+        );
+    }
+    fs::remove_file(path("train-00.jsonl")).unwrap();
+    let said = program(&["--preview", "1", "--data", text_of(folder.path())]);
+    assert!(
+        said.is_success() && !said.err.contains("to evaluate on"),
+        "{}",
+        said.err
+    );
+}

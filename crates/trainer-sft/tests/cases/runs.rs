@@ -141,6 +141,87 @@ fn a_run_goes_on_as_it_was_or_says_what_differs() {
     );
 }
 
+/// As after `2>&1 | head -1`, and on a full disk.
+#[cfg(unix)]
+#[test]
+fn a_log_that_nobody_reads_ends_no_run() {
+    let folder = TempDir::new().unwrap();
+    let data = data_folder().join("train.jsonl");
+    let run = |name: &str, err: Stdio| {
+        let output = folder.path().join(name).to_str().unwrap().to_owned();
+        let mut program = Command::new(env!("CARGO_BIN_EXE_trainer-sft"));
+        program
+            .args(flags(text_of(&data), &output, "2"))
+            .stderr(err);
+        let ended = program.stdin(Stdio::null()).output().unwrap();
+        assert_eq!(ended.status.code(), Some(0), "{name}");
+        assert!(
+            Path::new(&output)
+                .join("adapter_model.safetensors")
+                .exists()
+        );
+    };
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    run("closed", writer.into());
+    let full = Path::new("/dev/full");
+    if full.exists() {
+        let full = fs::OpenOptions::new().write(true).open(full).unwrap();
+        run("full", full.try_clone().unwrap().into());
+        let output = folder.path().join("out").to_str().unwrap().to_owned();
+        let mut program = Command::new(env!("CARGO_BIN_EXE_trainer-sft"));
+        program.args(flags(text_of(&data), &output, "2"));
+        let ended = program.stdout(full.try_clone().unwrap()).output().unwrap();
+        let said = String::from_utf8(ended.stderr).unwrap();
+        let expected =
+            format!("what was learnt is in {output}: standard output cannot be written: ");
+        assert!(said.contains(&expected), "{said}");
+        // The exit code of an error stays, too.
+        let mut program = Command::new(env!("CARGO_BIN_EXE_trainer-sft"));
+        program.args(["--data", "none.jsonl"]).stderr(full);
+        assert_eq!(program.status().unwrap().code(), Some(1));
+    }
+}
+
+#[test]
+fn a_run_says_its_first_loss_and_the_folder_of_a_broken_adapter() {
+    let folder = TempDir::new().unwrap();
+    let data = data_folder().join("train.jsonl");
+    let [first, rare] =
+        ["a", "b"].map(|name| folder.path().join(name).to_str().unwrap().to_owned());
+    let loss = |output: &str, every: &str| {
+        let said = program(
+            &[
+                &flags(text_of(&data), output, "3")[..],
+                &["--log-steps", every],
+            ]
+            .concat(),
+        );
+        assert!(said.is_success(), "{}", said.err);
+        let (_, losses) = said.out.split_once("; loss ").unwrap();
+        losses.split(';').next().unwrap().to_owned()
+    };
+    assert_eq!(loss(&first, "1"), loss(&rare, "50"));
+    let file = Path::new(&first).join("adapter_model.safetensors");
+    fs::write(&file, "half").unwrap();
+    let next = folder.path().join("c").to_str().unwrap().to_owned();
+    let said = program(
+        &[
+            &flags(text_of(&data), &next, "1")[..],
+            &["--adapter", &first],
+        ]
+        .concat(),
+    );
+    assert!(
+        !said.is_success()
+            && said
+                .err
+                .contains(&format!("{first}: adapter_model.safetensors: ")),
+        "{}",
+        said.err
+    );
+}
+
 #[test]
 fn another_run_starts_from_an_adapter() {
     let folder = TempDir::new().unwrap();

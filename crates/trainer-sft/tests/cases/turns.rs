@@ -219,3 +219,27 @@ fn calls_in_turns_of_their_own_belong_to_the_turn_before_them() {
         said.err
     );
 }
+
+/// As in hermes-function-calling: the template writes the same around each result.
+#[test]
+fn results_of_tools_are_wrapped_once() {
+    let tools = with_tools();
+    let model = ["--model", text_of(tools.path())];
+    let of = |results: &[&str]| {
+        let mut turns = vec![
+            ("human", "Weather?"),
+            ("function_call", "{\"name\": \"look\", \"arguments\": {}}"),
+        ];
+        turns.extend(results.iter().map(|result| ("tool", *result)));
+        turns.push(("gpt", "Sun."));
+        let said = preview(&[sharegpt(&turns)], &model);
+        assert!(said.is_success(), "{}", said.err);
+        let lines = said.out.lines().filter(|line| !line.starts_with("── "));
+        lines.collect::<String>()
+    };
+    let expected = of(&["{}"]);
+    assert_eq!(of(&["<tool_response>\n{}\n</tool_response>"]), expected);
+    let expected = of(&["{}", "[]"]);
+    let both = "<tool_response>\n{}\n</tool_response>\n<tool_response>\n[]\n</tool_response>";
+    assert_eq!(of(&[both]), expected);
+}

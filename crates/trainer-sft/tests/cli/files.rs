@@ -124,7 +124,19 @@ fn errors_in_the_file_name_the_line() {
             "{message}"
         );
     }
-    assert!(error("--config no/such.toml").starts_with("no/such.toml: "));
+    assert!(error("--config no/such.toml").starts_with("--config no/such.toml: "));
+    for (text, found) in [
+        ("# axolotl\nbase_model: x\nlora_r: 8\n", "YAML"),
+        ("---\nstage: sft\n", "YAML"),
+        ("{\"lora_r\": 8}", "JSON"),
+    ] {
+        let (_folder, path) = config_file(text);
+        let message = error(&format!("--config {path}"));
+        let expected = format!(
+            "--config {path}: expected TOML, with lines such as `lora_r = 8`; found {found}"
+        );
+        assert_eq!(message, expected);
+    }
 }
 
 #[test]

@@ -160,6 +160,13 @@ fn a_flag_of_another_program_is_translated_and_any_other_points_nowhere() {
         ("--4bit", "--quantization"),
         ("--load_in_4bit", "--quantization"),
         ("--dataset", "--data"),
+        ("--bf16", "--compute-dtype"),
+        ("--mask-prompt", "--train-on"),
+        ("--enable_thinking", "--thinking"),
+        ("--iters", "--max-steps"),
+        ("--alpha", "--lora-alpha"),
+        ("--val_set_size", "--eval-split"),
+        ("--dataset_text_field", "--columns"),
     ] {
         let message = error(&format!("--data d.jsonl {flag} 3"));
         let expected = format!("a similar argument exists: '{here}'");
@@ -171,9 +178,33 @@ fn a_flag_of_another_program_is_translated_and_any_other_points_nowhere() {
         "--deepspeed",
         "--warmth",
         "--fp16",
+        "--adam-beta2",
     ] {
         let message = error(&format!("--data d.jsonl {flag} 3"));
         assert!(!message.contains("similar"), "{message}");
+        assert!(
+            message.contains("Usage: trainer-sft [OPTIONS]"),
+            "{message}"
+        );
+    }
+    for (flag, expected) in [
+        (
+            "--chat-template",
+            "tip: the chat template is the one in the model's folder",
+        ),
+        (
+            "--use_peft",
+            "tip: an adapter is trained unless `full` is given",
+        ),
+        ("--fp16", "tip: there is no training in f16"),
+        ("--adam-beta2", "tip: AdamW has the betas 0.9 and 0.999"),
+        (
+            "--overwrite_output_dir",
+            "tip: a folder with a result is not overwritten",
+        ),
+    ] {
+        let message = error(&format!("--data d.jsonl {flag} 3"));
+        assert!(message.contains(expected), "{message}");
     }
 }
 

@@ -205,3 +205,45 @@ fn prompts_of_grpo_are_in_the_field_that_is_named() {
         said.err
     );
 }
+
+#[test]
+fn prompts_without_a_question_or_a_right_answer_are_left_out() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("t.jsonl");
+    let lines = [
+        r#"{"prompt": "Q", "answer": "3"}"#,
+        r#"{"prompt": "Q", "answer": ""}"#,
+        r#"{"prompt": "R", "answer": null}"#,
+        r#"{"prompt": "", "answer": "3"}"#,
+        r#"{"prompt": null, "answer": "3"}"#,
+        r#"{"messages": [{"role": "assistant", "content": "Unasked."}], "answer": "3"}"#,
+    ];
+    fs::write(&path, lines.join("\n")).unwrap();
+    let flags = [
+        text_of(&path),
+        "--method",
+        "grpo",
+        "--reward",
+        "exact_match",
+    ];
+    let found = json_of(&flags, 0);
+    assert_eq!(
+        (&found["num_records"], &found["num_examples"]),
+        (&json!(6), &json!(1))
+    );
+    let reasons: Vec<&str> = found["left_out"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|left| left["reason"].as_str().unwrap())
+        .collect();
+    for expected in [
+        "`answer` is empty, so that no answer could be right",
+        "`prompt` is empty",
+        "`messages` has no question before the answer of the assistant",
+    ] {
+        assert!(reasons.contains(&expected), "{reasons:?}");
+    }
+    let refused = json_of(&[&flags[..], &["--strict"]].concat(), 1);
+    assert_eq!(refused["problems"].as_array().unwrap().len(), 5);
+}

@@ -10,11 +10,11 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use toml::Spanned;
 
-use super::hints::{elsewhere, nearest};
+use super::hints::{Lead, elsewhere, nearest};
 use super::{
     Args, DataArgs, GrpoArgs, LoraArgs, MemoryArgs, MethodArgs, ModelArgs, OutputArgs, TrainingArgs,
 };
-use crate::config::ConfigError;
+use crate::config::{ConfigError, at_home};
 
 /// Flags that are no settings of a file.
 const FLAGS_ONLY: [&str; 6] = [
@@ -53,25 +53,29 @@ impl<'de> Deserialize<'de> for Key {
 /// What is said of a name that is no setting.
 fn unknown(name: &str) -> String {
     let keys = Args::keys();
-    let near = other_name(&name.replace('_', "-"))
-        .filter(|key| Args::is_key(key))
-        .or_else(|| {
-            let near = nearest(&name.replace('-', "_"), keys.iter().map(String::as_str));
-            near.map(str::to_owned)
-        });
+    let flag = name.replace('_', "-");
+    let lead = match (own_name(&flag), elsewhere(&flag)) {
+        (Some(own), _) => Some(own),
+        (None, Some(Lead::Words(words))) => return format!("unknown setting `{name}`; {words}"),
+        (None, Some(Lead::Flag(here))) => Some(here.replace('-', "_")),
+        (None, None) => None,
+    };
+    let near = lead.filter(|key| Args::is_key(key)).or_else(|| {
+        let near = nearest(&name.replace('-', "_"), keys.iter().map(String::as_str));
+        near.map(str::to_owned)
+    });
     let near = near.map_or_else(String::new, |near| format!("; the nearest one is `{near}`"));
     format!("unknown setting `{name}`{near}")
 }
 
-/// The setting that a flag has another name for, here or in other trainers.
-fn other_name(flag: &str) -> Option<String> {
+/// The setting that a flag of this name or alias has.
+fn own_name(flag: &str) -> Option<String> {
     let command = Args::command();
-    let alias = command.get_arguments().find(|arg| {
+    let own = command.get_arguments().find(|arg| {
         let aliases = arg.get_all_aliases().unwrap_or_default();
         aliases.contains(&flag) || arg.get_long() == Some(flag)
     });
-    let elsewhere = || elsewhere(flag).map(|here| here.replace('-', "_"));
-    alias.map(|arg| arg.get_id().to_string()).or_else(elsewhere)
+    own.map(|arg| arg.get_id().to_string())
 }
 
 /// A float that says the same as a whole number.
@@ -79,20 +83,49 @@ fn as_whole(float: f64) -> Option<i64> {
     (float.fract() == 0.0 && float.abs() < 9e15).then_some(float as i64)
 }
 
-/// `lora_r = 8.0` as `lora_r = 8`: each setting that takes a float takes a whole number, too. Places of what is wrong stay.
-fn with_whole_numbers(text: &str) -> String {
+/// A value as settings take it, where it is written otherwise: `8.0` is a whole number, too, and `~/a` is at home.
+fn plain(value: &toml::Value) -> Option<toml::Value> {
+    match value {
+        toml::Value::Float(float) => as_whole(*float).map(toml::Value::from),
+        toml::Value::String(text) => {
+            let path = at_home(text)?;
+            Some(path.display().to_string().into())
+        }
+        toml::Value::Array(items) => {
+            let changed = items.iter().map(|item| match item {
+                toml::Value::String(_) => plain(item),
+                _ => None,
+            });
+            let changed: Vec<_> = changed.collect();
+            let is_changed = changed.iter().any(Option::is_some);
+            let items = changed.into_iter().zip(items);
+            let items = items.map(|(new, item)| new.unwrap_or_else(|| item.clone()));
+            is_changed.then(|| items.collect::<Vec<_>>().into())
+        }
+        _ => None,
+    }
+}
+
+/// The text with [`plain`] values. Places of what is wrong stay.
+fn with_plain_values(text: &str) -> String {
     let mut text = text.to_owned();
     let Ok(values) = toml::from_str::<HashMap<String, Spanned<toml::Value>>>(&text) else {
         return text;
     };
-    let wholes = values.values().filter_map(|value| match value.get_ref() {
-        toml::Value::Float(float) => Some((value.span(), as_whole(*float)?)),
-        _ => None,
-    });
-    let mut wholes: Vec<_> = wholes.collect();
-    wholes.sort_by_key(|(span, _)| std::cmp::Reverse(span.start));
-    for (span, whole) in wholes {
-        text.replace_range(span, &whole.to_string());
+    let changed = values
+        .values()
+        .filter_map(|value| Some((value.span(), plain(value.get_ref())?)));
+    let mut changed: Vec<_> = changed.collect();
+    changed.sort_by_key(|(span, _)| std::cmp::Reverse(span.start));
+    for (span, value) in changed {
+        let mut written = value.to_string();
+        // A list may take several lines.
+        let breaks = text[span.clone()].matches('\n').count();
+        if value.is_array() && written.pop().is_some() {
+            written.push_str(&"\n".repeat(breaks));
+            written.push(']');
+        }
+        text.replace_range(span, &written);
     }
     text
 }
@@ -130,7 +163,14 @@ impl Args {
             reason,
         };
         let text = crate::text_file::read(path).map_err(|error| failed(error.to_string()))?;
-        Self::from_toml(&text).map_err(failed)
+        Self::from_toml(&text).map_err(|reason| {
+            failed(match other_language(path, &text) {
+                Some(found) => {
+                    format!("expected TOML, with lines such as `lora_r = 8`; found {found}")
+                }
+                None => reason,
+            })
+        })
     }
 
     /// The settings in a JSON object with the same names, such as a request's.
@@ -192,7 +232,7 @@ impl Args {
     /// What is wrong, with its line.
     pub(crate) fn from_toml(text: &str) -> Result<Self, String> {
         read::<HashMap<Key, IgnoredAny>>(text)?;
-        let text = &with_whole_numbers(text);
+        let text = &with_plain_values(text);
         // Each group takes its own keys, so that errors know their lines.
         Ok(Self {
             config: None,
@@ -205,6 +245,24 @@ impl Args {
             grpo: read(text)?,
             output: read(text)?,
         })
+    }
+}
+
+/// What a file of settings is written in that is no TOML.
+fn other_language(path: &Path, text: &str) -> Option<&'static str> {
+    let ending = path.extension().unwrap_or_default().to_ascii_lowercase();
+    let mut lines = text.lines().map(str::trim);
+    let first = lines.find(|line| !line.is_empty() && !line.starts_with('#'))?;
+    let is_yaml = |line: &str| {
+        let key = line.split_once(':').map(|(key, _)| key);
+        line == "---" || key.is_some_and(|key| !key.contains(['=', '"', '\'', '[']))
+    };
+    if ending == "yaml" || ending == "yml" || is_yaml(first) {
+        Some("YAML")
+    } else if first.starts_with('{') {
+        Some("JSON")
+    } else {
+        None
     }
 }
 
@@ -307,6 +365,22 @@ mod tests {
                 "\nlorar = 8",
                 "line 2: unknown setting `lorar`; the nearest one is `lora_r`",
             ),
+            (
+                "val_set_size = 0.1",
+                "line 1: unknown setting `val_set_size`; the nearest one is `eval_split`",
+            ),
+            (
+                "sample_packing = true",
+                "line 1: unknown setting `sample_packing`; the nearest one is `packing`",
+            ),
+            (
+                "bf16 = true",
+                "line 1: unknown setting `bf16`; the nearest one is `compute_dtype`",
+            ),
+            (
+                "template = \"qwen\"",
+                "line 1: unknown setting `template`; the chat template is the one in the model's folder",
+            ),
             ("resume = \"x\"", "line 1: unknown setting `resume`"),
             ("[lora]\nr = 8", "line 1: unknown setting `lora`"),
         ] {
@@ -328,6 +402,19 @@ mod tests {
         let args = Args::from_toml("lora_alpha = 16\ndata = \"a\"\nepochs = 1").unwrap();
         assert_eq!(args.lora.lora_alpha, Some(16.0));
         assert_eq!(args.data.data.len(), 1);
+    }
+
+    #[test]
+    fn paths_at_home_are_read_as_a_shell_reads_them() {
+        let home = std::env::var("HOME").unwrap_or_default();
+        let text = "output = \"~/a\"\ndata = [\n\"~/b\",\n\"c\"\n]\nmodel = '~/m'\n";
+        let args = Args::from_toml(text).unwrap();
+        let at = |rest: &str| Some(std::path::PathBuf::from(format!("{home}/{rest}")));
+        assert_eq!(args.output.output, at("a"));
+        assert_eq!(args.data.data, [at("b").unwrap(), "c".into()]);
+        assert_eq!(args.model.model, Some(format!("{home}/m")));
+        let wrong = Args::from_toml(&format!("{text}lora_r = \"x\"\n")).unwrap_err();
+        assert!(wrong.starts_with("line 7: "), "{wrong}");
     }
 
     #[test]

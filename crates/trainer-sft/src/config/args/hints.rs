@@ -1,57 +1,139 @@
-//! Spellings: underscores in flags, and the name that an unknown one may stand for.
-
-use std::ffi::OsString;
+//! The name that an unknown flag may stand for.
 
 use clap::Command;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 
-/// What the flags of TRL, LLaMA-Factory, axolotl and ms-swift are here, where the names are not alike.
-const ELSEWHERE: [(&str, &str); 28] = [
-    ("4bit", "quantization"),
-    ("load-in-4bit", "quantization"),
-    ("quantization-bit", "quantization"),
-    ("bs", "batch-size"),
-    ("micro-batch-size", "batch-size"),
-    ("train-batch-size", "batch-size"),
-    ("grad-accum", "gradient-accumulation"),
-    ("dataset", "data"),
-    ("dataset-name", "data"),
-    ("dataset-path", "data"),
-    ("train-data", "data"),
-    ("val-dataset", "eval-data"),
-    ("eval-dataset", "eval-data"),
-    ("sequence-len", "max-length"),
-    ("max-len", "max-length"),
-    ("context-length", "max-length"),
-    ("base-model", "model"),
-    ("lora-rank-dim", "lora-r"),
-    ("full-finetune", "full"),
-    ("train-type", "full"),
-    ("adapters", "adapter"),
-    ("resume-from", "resume"),
-    ("steps", "max-steps"),
-    ("bf16", "dtype"),
-    ("stage", "method"),
-    ("rlhf-type", "method"),
-    ("pref-beta", "beta"),
-    ("pref-loss", "loss-type"),
-];
-
-/// What a flag of another trainer is here.
-pub(super) fn elsewhere(name: &str) -> Option<&'static str> {
-    let known = ELSEWHERE.iter().find(|(known, _)| *known == name);
-    known.map(|(_, here)| *here)
+/// What a setting of another trainer is here.
+#[derive(Clone, Copy)]
+pub(super) enum Lead {
+    /// The flag of this name.
+    Flag(&'static str),
+    /// No flag: what to do, or why there is nothing to do.
+    Words(&'static str),
 }
 
-/// `--lora_r=8` as `--lora-r=8`; values stay as they are.
-pub(crate) fn with_hyphens(word: OsString) -> OsString {
-    match word.to_str() {
-        Some(text) if text.starts_with("--") && text.len() > 2 => {
-            let (name, value) = text.split_at(text.find('=').unwrap_or(text.len()));
-            format!("{}{value}", name.replace('_', "-")).into()
-        }
-        _ => word,
-    }
+const ADAPTER: Lead = Lead::Words(
+    "an adapter is trained unless `full` is given, and in 4 bits unless `quantization` is `none`",
+);
+const TEMPLATE: Lead = Lead::Words(
+    "the chat template is the one in the model's folder; another one is written there as chat_template.jinja",
+);
+
+/// What the settings of TRL, LLaMA-Factory, axolotl, ms-swift, Unsloth and mlx-lm are here, where the names are not alike; by
+/// flags, and by keys of files with hyphens for their underscores.
+const ELSEWHERE: [(&str, Lead); 78] = [
+    ("4bit", Lead::Flag("quantization")),
+    ("load-in-4bit", Lead::Flag("quantization")),
+    ("load-in-8bit", Lead::Flag("quantization")),
+    ("quantization-bit", Lead::Flag("quantization")),
+    ("quant-bits", Lead::Flag("quantization")),
+    ("qlora", Lead::Flag("quantization")),
+    ("bits", Lead::Flag("quantization")),
+    ("bs", Lead::Flag("batch-size")),
+    ("micro-batch-size", Lead::Flag("batch-size")),
+    ("train-batch-size", Lead::Flag("batch-size")),
+    ("grad-accum", Lead::Flag("gradient-accumulation")),
+    (
+        "grad-accumulation-steps",
+        Lead::Flag("gradient-accumulation"),
+    ),
+    ("grad-checkpoint", Lead::Flag("gradient-checkpointing")),
+    ("dataset", Lead::Flag("data")),
+    ("datasets", Lead::Flag("data")),
+    ("dataset-name", Lead::Flag("data")),
+    ("dataset-path", Lead::Flag("data")),
+    ("train-data", Lead::Flag("data")),
+    ("val-dataset", Lead::Flag("eval-data")),
+    ("eval-dataset", Lead::Flag("eval-data")),
+    ("test-datasets", Lead::Flag("eval-data")),
+    ("val-set-size", Lead::Flag("eval-split")),
+    ("split-dataset-ratio", Lead::Flag("eval-split")),
+    ("dataset-text-field", Lead::Flag("columns")),
+    ("sequence-len", Lead::Flag("max-length")),
+    ("max-len", Lead::Flag("max-length")),
+    ("context-length", Lead::Flag("max-length")),
+    ("model-max-length", Lead::Flag("max-length")),
+    ("sample-packing", Lead::Flag("packing")),
+    ("base-model", Lead::Flag("model")),
+    ("alpha", Lead::Flag("lora-alpha")),
+    ("lora-rank-dim", Lead::Flag("lora-r")),
+    ("lora-target-linear", Lead::Flag("target-modules")),
+    ("full-finetune", Lead::Flag("full")),
+    ("train-type", Lead::Flag("full")),
+    ("tuner-type", Lead::Flag("full")),
+    ("finetuning-type", ADAPTER),
+    ("fine-tune-type", ADAPTER),
+    ("use-peft", ADAPTER),
+    ("use-lora", ADAPTER),
+    ("adapters", Lead::Flag("adapter")),
+    ("lora-model-dir", Lead::Flag("adapter")),
+    ("resume-from", Lead::Flag("resume")),
+    ("steps", Lead::Flag("max-steps")),
+    ("iters", Lead::Flag("max-steps")),
+    ("num-epochs", Lead::Flag("epochs")),
+    ("bf16", Lead::Flag("compute-dtype")),
+    ("pure-bf16", Lead::Flag("compute-dtype")),
+    ("tf32", Lead::Flag("compute-dtype")),
+    (
+        "fp16",
+        Lead::Words(
+            "there is no training in f16: --compute-dtype is bf16 or f32, and what is trained is f32",
+        ),
+    ),
+    ("stage", Lead::Flag("method")),
+    ("rlhf-type", Lead::Flag("method")),
+    ("rl", Lead::Flag("method")),
+    ("pref-beta", Lead::Flag("beta")),
+    ("pref-loss", Lead::Flag("loss-type")),
+    ("neftune-alpha", Lead::Flag("neftune-noise-alpha")),
+    ("optimizer", Lead::Flag("optim")),
+    ("max-norm", Lead::Flag("max-grad-norm")),
+    (
+        "adam-beta1",
+        Lead::Words("AdamW has the betas 0.9 and 0.999"),
+    ),
+    (
+        "adam-beta2",
+        Lead::Words("AdamW has the betas 0.9 and 0.999"),
+    ),
+    ("adam-epsilon", Lead::Words("AdamW has the epsilon 1e-8")),
+    ("save-strategy", Lead::Flag("save-steps")),
+    ("save-every", Lead::Flag("save-steps")),
+    ("eval-strategy", Lead::Flag("eval-steps")),
+    ("evaluation-strategy", Lead::Flag("eval-steps")),
+    (
+        "overwrite-output-dir",
+        Lead::Words("a folder with a result is not overwritten: give another `output`"),
+    ),
+    (
+        "max-samples",
+        Lead::Words(
+            "all records are read: cut the file, for example with `head`, or give `max_steps`",
+        ),
+    ),
+    ("template", TEMPLATE),
+    ("chat-template", TEMPLATE),
+    ("chat-template-path", TEMPLATE),
+    ("enable-thinking", Lead::Flag("thinking")),
+    ("completion-only-loss", Lead::Flag("train-on")),
+    ("assistant-only-loss", Lead::Flag("train-on")),
+    ("train-on-inputs", Lead::Flag("train-on")),
+    ("train-on-prompt", Lead::Flag("train-on")),
+    ("mask-prompt", Lead::Flag("train-on")),
+    (
+        "mask-history",
+        Lead::Words("all answers of a conversation are learnt; a turn with `\"weight\": 0` is not"),
+    ),
+    (
+        "deepspeed",
+        Lead::Words("several GPUs of one machine are used with `devices`"),
+    ),
+];
+
+/// What a setting of another trainer is here.
+pub(super) fn elsewhere(name: &str) -> Option<Lead> {
+    let known = ELSEWHERE.iter().find(|(known, _)| *known == name);
+    known.map(|(_, here)| *here)
 }
 
 /// Lets every flag of a command and of its commands take a negative number, which is then refused by the flag's name.
@@ -74,6 +156,9 @@ pub(crate) fn with_nearest_flag(mut error: clap::Error, command: &Command) -> cl
     }
     error.remove(ContextKind::SuggestedArg);
     error.remove(ContextKind::Suggested);
+    // It has clap's guess in it.
+    let usage = ContextValue::StyledStr(command.clone().render_usage());
+    error.insert(ContextKind::Usage, usage);
     let Some(ContextValue::String(unknown)) = error.get(ContextKind::InvalidArg) else {
         return error;
     };
@@ -85,7 +170,12 @@ pub(crate) fn with_nearest_flag(mut error: clap::Error, command: &Command) -> cl
         names.extend(aliases.into_iter().map(ToOwned::to_owned));
     }
     let near = match elsewhere(&unknown) {
-        Some(here) if names.iter().any(|name| name == here) => Some(here),
+        Some(Lead::Flag(here)) if names.iter().any(|name| name == here) => Some(here),
+        Some(Lead::Words(words)) => {
+            let words = ContextValue::StyledStrs(vec![words.into()]);
+            error.insert(ContextKind::Suggested, words);
+            None
+        }
         _ => nearest(&unknown, names.iter().map(String::as_str)),
     };
     if let Some(near) = near {

@@ -7,7 +7,8 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 use serde_json::Value;
 
 use super::Args;
-use super::hints::{with_hyphens, with_nearest_flag, with_negative_numbers};
+use super::hints::{with_nearest_flag, with_negative_numbers};
+use super::words::plain_words;
 use crate::config::{Config, ConfigError, SETTINGS, find_checkpoint, run_of};
 
 /// What the command line asked for instead of a run, or why it is refused.
@@ -31,11 +32,9 @@ impl Args {
         I: IntoIterator<Item = T>,
         T: Into<OsString>,
     {
-        let words = command_line
-            .into_iter()
-            .map(|word| with_hyphens(word.into()));
-        let command = with_negative_numbers(Self::command());
-        let matches = command.clone().try_get_matches_from(words);
+        let mut command = with_negative_numbers(Self::command());
+        let words = plain_words(command_line.into_iter().map(Into::into), &command);
+        let matches = command.try_get_matches_from_mut(words);
         let args = matches.and_then(|matches| Self::from_arg_matches(&matches));
         let args = args.map_err(|error| with_nearest_flag(error, &command))?;
         let given = args.clone();
@@ -81,7 +80,7 @@ impl Args {
         let given = self.clone();
         let mut args = self;
         if let Some(path) = args.config.take() {
-            let file = Self::from_file(&path)?;
+            let file = Self::from_file(&path).map_err(of_flag)?;
             file.check_twice().map_err(|error| ConfigError::File {
                 path: path.display().to_string(),
                 reason: error.to_string(),
@@ -120,5 +119,16 @@ impl Args {
     pub fn to_config(&self, has_records: bool) -> Result<Config, ConfigError> {
         self.check_effect(self)?;
         Config::from_settings(self, has_records)
+    }
+}
+
+/// An error of a file with the flag that names the file.
+fn of_flag(error: ConfigError) -> ConfigError {
+    match error {
+        ConfigError::File { path, reason } => ConfigError::File {
+            path: format!("--config {path}"),
+            reason,
+        },
+        error => error,
     }
 }

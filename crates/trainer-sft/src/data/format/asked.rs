@@ -79,6 +79,11 @@ impl Reader<'_> {
                 true => "no field".to_owned(),
                 false => named(self.fields),
             };
+            // Null says nothing, where no other field asks.
+            let empty = PROMPTS.iter().find(|key| self.fields.contains_key(**key));
+            if let Some(key) = empty.filter(|_| self.columns_to_ask().is_none()) {
+                return Err(self.teaches_nothing(format!("`{key}` is empty")));
+            }
             return Err(self.wrong(format!(
                 "expected a record with `prompt` or `messages`, found {found}"
             )));
@@ -93,11 +98,12 @@ impl Reader<'_> {
         if let Some(start) = start_of_answer(&items).filter(|_| key != "prompt") {
             items.truncate(start);
         }
-        if items.last().is_none_or(is_of_assistant) {
-            let found = match items.is_empty() {
-                true => "no question".to_owned(),
-                false => "an answer of the assistant at its end".to_owned(),
-            };
+        if items.is_empty() {
+            let reason = format!("`{key}` has no question before the answer of the assistant");
+            return Err(self.teaches_nothing(reason));
+        }
+        if items.last().is_some_and(is_of_assistant) {
+            let found = "an answer of the assistant at its end".to_owned();
             return Err(self.error_found(key, EXPECTED, found));
         }
         let turns = self.with_system(key, self.turns(key, &items, items.len())?)?;
@@ -107,7 +113,7 @@ impl Reader<'_> {
 
     fn asked_text(&self, text: &str) -> Result<Value, DataError> {
         if text.trim().is_empty() {
-            return Err(self.error_found("prompt", EXPECTED, "an empty text".to_owned()));
+            return Err(self.teaches_nothing("`prompt` is empty"));
         }
         let system = self.optional_text("system")?;
         let system = system.map(|system| plain("system", &system));

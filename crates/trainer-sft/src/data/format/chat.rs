@@ -6,21 +6,21 @@ use super::super::cells::speaker;
 use super::super::error::DataError;
 use super::reader::Reader;
 use super::turn::Turn;
-use super::turns::after_system;
+use super::turns::{after_system, is_pair};
+use super::whole::{OtherQuestion, Whole};
 use super::{Chat, Content, TurnKind, role_of};
 
 impl Reader<'_> {
     /// A list of OpenAI or ShareGPT turns under `key`, with an optional `system` text beside them.
     pub(super) fn messages(&self, key: &str) -> Result<Chat, DataError> {
         let items = self.list(key, "messages")?;
-        let is_pairs = |item: &Value| item.get("human").is_some() && item.get("from").is_none();
-        if items.iter().all(is_pairs) {
+        if items.iter().all(is_pair) {
             return self.pairs(key);
         }
         self.chat(key, self.turns(key, &items, 0)?)
     }
 
-    /// ms-swift's `conversation`.
+    /// Pairs of question and answer, as in ms-swift's `conversation`.
     pub(super) fn pairs(&self, key: &str) -> Result<Chat, DataError> {
         self.chat(key, self.turns_of_pairs(key)?)
     }
@@ -47,8 +47,9 @@ impl Reader<'_> {
             return Err(self.unknown_format());
         }
         let mut turns = self.turns_of_history()?;
-        turns.push(Turn::plain("user", &self.text("query")?));
-        turns.push(Turn::plain("assistant", &self.to_learn("response")?));
+        let response = self.to_learn("response")?;
+        turns.push(Turn::plain("user", &self.text_or_nothing("query")?));
+        turns.push(Turn::plain("assistant", &response));
         self.chat("response", turns)
     }
 
@@ -65,7 +66,8 @@ impl Reader<'_> {
         };
         let is_list = |key: &str| turns_of(key).is_some();
         if !is_list("prompt") && !is_list("completion") {
-            let (prompt, completion) = (self.text("prompt")?, self.to_learn("completion")?);
+            let completion = self.to_learn("completion")?;
+            let prompt = self.text_or_nothing("prompt")?;
             let mut turns = self.turns_of_history()?;
             if !turns.is_empty() || self.optional_text("system")?.is_some() {
                 turns.push(Turn::plain("user", &prompt));
@@ -78,10 +80,17 @@ impl Reader<'_> {
                 with: self.extras()?,
             });
         }
+        if let Some(items) = turns_of("completion")
+            && let Some((items, start)) = self.whole_completion(&items?)?
+        {
+            let turns = self.turns("completion", &items, start)?;
+            let turns = after_system(turns, self.turns_of_history()?, |turn| &turn.message);
+            return Ok(Content::Chat(self.chat("completion", turns)?));
+        }
         let mut turns = Vec::new();
         for (key, role) in [("prompt", "user"), ("completion", "assistant")] {
             let Some(items) = turns_of(key) else {
-                turns.push(Turn::plain(role, &self.text(key)?));
+                turns.push(Turn::plain(role, &self.text_or_nothing(key)?));
                 continue;
             };
             let items = items?;
@@ -90,6 +99,26 @@ impl Reader<'_> {
         }
         let turns = after_system(turns, self.turns_of_history()?, |turn| &turn.message);
         Ok(Content::Chat(self.chat("completion", turns)?))
+    }
+
+    /// The turns of a completion that is a whole conversation with the prompt in it, and where those to learn begin.
+    fn whole_completion(&self, items: &[Value]) -> Result<Option<(Vec<Value>, usize)>, DataError> {
+        let prompt = match self.value("prompt") {
+            // LLaMA-Factory's single message.
+            Some(message) if speaker(message).is_some() => Value::Array(vec![message.clone()]),
+            Some(other) => other.clone(),
+            None => return Ok(None),
+        };
+        match Whole::find(&prompt, items) {
+            Ok(whole) => Ok(whole.map(|whole| whole.joined(items))),
+            Err(OtherQuestion) => {
+                let expected = format!(
+                    "the text of a turn in `{}`, which has a question of its own: leave one of them out",
+                    self.own_name("completion")
+                );
+                Err(self.error("prompt", &expected, self.value("prompt")))
+            }
+        }
     }
 
     /// axolotl's texts, each with a label that says whether it is learnt.

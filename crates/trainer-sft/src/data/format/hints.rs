@@ -7,13 +7,13 @@ use super::super::example::{Place, Source};
 use super::asked::PROMPTS;
 use super::question::{LISTS, listed};
 use super::reader::{Reader, is_filled};
-use super::turns::is_of_assistant;
+use super::turns::{is_of_assistant, is_pair};
 use super::{Answers, Record};
 use crate::commands::quoted;
 use crate::config::{Columns, Method};
 
 /// Names of questions in data sets of the Hub, in the order in which they are looked for.
-const QUESTIONS: [&str; 12] = [
+const QUESTIONS: [&str; 13] = [
     "prompt",
     "question",
     "query",
@@ -25,23 +25,26 @@ const QUESTIONS: [&str; 12] = [
     "article",
     "document",
     "input",
+    "inputs",
     SOURCE,
 ];
 /// A question beside a translation of it, and else where a record is from.
 const SOURCE: &str = "source";
-/// Names of answers.
-pub(super) const ANSWERS: [&str; 13] = [
+/// Names of answers. An answer that is worked out comes before the bare one beside it.
+pub(super) const ANSWERS: [&str; 15] = [
     "completion",
+    "solution",
+    "generated_solution",
     "answer",
     "response",
     "output",
-    "solution",
     "generation",
     "assistant",
     "bot",
     "message_2",
     "summary",
     TARGET,
+    "targets",
     "label_text",
     "reply",
 ];
@@ -181,12 +184,17 @@ impl<'a> Reader<'a> {
     /// The fields of a question and of one of `answers`.
     pub(super) fn columns_to_learn(&self, answers: &[&str]) -> Option<Pairs<'a>> {
         let answer = self.field(answers);
+        let has_whole_answer = answer.is_some_and(|(_, value)| is_whole(value));
         let turns = LISTS.iter().find_map(|name| {
             let (field, value) = self.field(&[name])?;
             Some((*name, field, listed(value)?))
         });
         let (mut pairs, parts) = match (turns, answer) {
-            (Some((name, field, turns)), _) if turns.last().is_some_and(is_of_assistant) => {
+            (Some((name, field, turns)), _)
+                if turns.last().is_some_and(|last| {
+                    is_of_assistant(last) || (is_pair(last) && !has_whole_answer)
+                }) =>
+            {
                 let part = if name == "messages" {
                     name
                 } else {
@@ -194,13 +202,13 @@ impl<'a> Reader<'a> {
                 };
                 (vec![(part, field)], &["system", "tools"][..])
             }
+            (_, Some((answer, value))) if is_whole(value) && !self.has_prompt_in_messages() => {
+                (vec![("messages", answer)], &["system", "tools"][..])
+            }
             (Some((_, field, _)), Some((answer, _))) => (
                 vec![("prompt", field), ("completion", answer)],
                 &["system", "history", "tools"][..],
             ),
-            (None, Some((answer, value))) if is_whole(value) && !self.has_prompt_in_messages() => {
-                (vec![("messages", answer)], &["system", "tools"][..])
-            }
             (None, Some((answer, value))) => (
                 self.asked_and_answered(answers, answer, value)?,
                 &["system", "history", "tools"][..],

@@ -8,7 +8,7 @@ use super::hints::flag;
 use super::question::has_answers;
 use super::reader::{Reader, describe, is_filled};
 use super::refused::{named, verdict_of};
-use super::turns::{is_call, is_of_assistant, start_of_answer, text_of};
+use super::turns::{is_of_assistant, start_of_answer, text_of};
 use super::{Content, Format, Record, fields_of, keys_of};
 use crate::config::{Columns, Method};
 
@@ -69,6 +69,14 @@ impl Answers {
         };
         reader.refuse_media()?;
         reader.check_marks()?;
+        if columns.is_empty() && reader.is_table() {
+            return Err(DataError::Preference {
+                found: reader.found_preference(method),
+                expected: expected_of(method),
+                method: method.name(),
+                source_place: source,
+            });
+        }
         let (named, names) = reader.by_names_of_trl()?;
         let own = reader;
         let reader = Reader {
@@ -173,10 +181,26 @@ impl Reader<'_> {
         let columns = self
             .columns_to_compare(method)
             .and_then(|columns| flag(&columns));
+        let parts = match method {
+            Method::Kto => {
+                "`prompt`, `completion` and `label`, or `prompt`, `chosen` and `rejected`"
+            }
+            _ => "`prompt`, `chosen` and `rejected`",
+        };
+        if let Some(inside) = self.found_inside() {
+            return format!("{found} ({inside})");
+        }
         let read = match (is_kto, columns) {
             (true, _) => "these are judged answers, which --method kto learns from".to_owned(),
             (false, Some(flag)) => format!("read it with {flag}"),
-            (false, None) => "--columns says which field is `prompt`, `chosen` and `rejected`; --method sft learns from single answers".to_owned(),
+            (false, None) => {
+                let two = self
+                    .found_two_answers()
+                    .map_or_else(String::new, |two| format!("{two}; "));
+                format!(
+                    "{two}--columns says which field is {parts}; --method sft learns from single answers"
+                )
+            }
         };
         format!("{found} ({read})")
     }
@@ -192,6 +216,9 @@ impl Reader<'_> {
     /// `prompt`, `completion` and `label`; `own` has the fields by the record's own names.
     fn verdict(&self, own: &Reader<'_>) -> Result<Answer, DataError> {
         let label = self.fields.get("label");
+        if label.is_some_and(Value::is_null) {
+            return Err(self.teaches_nothing(format!("`{}` is empty", self.own_name("label"))));
+        }
         let Some(is_wanted) = label.and_then(verdict_of) else {
             return Err(self.error("label", "true or false", label));
         };
@@ -213,81 +240,8 @@ impl Reader<'_> {
         })
     }
 
-    /// `chosen` and `rejected`, with a question or with the same beginning; `own` has the fields by the record's own names.
-    fn pair(&self, own: &Reader<'_>) -> Result<Vec<Answer>, DataError> {
-        let prompt = self.value("prompt");
-        let [chosen, rejected] = ["chosen", "rejected"].map(|key| self.side(key));
-        let (chosen, rejected) = (chosen?, rejected?);
-        let (contents, is_plain) = match (&chosen, &rejected) {
-            (Value::Array(one), Value::Array(other)) if begin_alike(one, other, prompt) => {
-                let common = common_turns(one, other);
-                self.check_shared(own, &one[..common])?;
-                let turns = |key, items| self.turns_after(key, items, common);
-                ([turns("chosen", one), turns("rejected", other)], false)
-            }
-            (Value::Array(one), Value::Array(other))
-                if common_turns(one, other) > 0
-                    && !is_of_assistant(&one[0])
-                    && is_filled(own.fields.get("history")) =>
-            {
-                let expected = "none beside answers that are whole conversations";
-                return Err(self.error("history", expected, own.value("history")));
-            }
-            (Value::String(one), Value::String(other)) if prompt.is_none() => {
-                own.refuse_beside_texts()?;
-                let end = common_text(one, other);
-                let texts = |key, text: &str| self.texts(key, text, end);
-                ([texts("chosen", one), texts("rejected", other)], true)
-            }
-            (Value::Array(one), Value::Array(_)) if prompt.is_none() => {
-                let expected = "the turn that `rejected` begins with, since there is no `prompt`";
-                return Err(self.error("chosen[0]", expected, one.first()));
-            }
-            _ => {
-                self.refuse_second(own)?;
-                (
-                    ["chosen", "rejected"].map(|key| self.own_prompt(key)),
-                    false,
-                )
-            }
-        };
-        let [chosen, rejected] = contents;
-        let (chosen, rejected) = (chosen?, rejected?);
-        if chosen == rejected {
-            let [chosen, rejected] = ["chosen", "rejected"].map(|key| self.own_name(key));
-            return Err(self.teaches_nothing(format!("`{chosen}` and `{rejected}` say the same")));
-        }
-        let answer = |content, is_wanted| Answer {
-            record: self.record(content, Format::Preference),
-            is_wanted,
-            is_plain,
-        };
-        Ok(vec![answer(chosen, true), answer(rejected, false)])
-    }
-
-    /// Refuses a text of the question that the turns with which both answers begin do not have.
-    fn check_shared(&self, own: &Reader<'_>, shared: &[Value]) -> Result<(), DataError> {
-        let messages = shared.iter().enumerate();
-        let messages =
-            messages.map(|(at, turn)| Ok(self.turn(&format!("chosen[{at}]"), turn)?.message));
-        let messages = messages.collect::<Result<Vec<Value>, DataError>>()?;
-        let texts = messages
-            .iter()
-            .filter_map(|message| message.get("content")?.as_str());
-        let texts: Vec<&str> = texts.collect();
-        let prompt = self.value("prompt").and_then(Value::as_str);
-        if let Some(prompt) = prompt.map(str::trim).filter(|prompt| !prompt.is_empty())
-            && !texts.iter().any(|text| text.trim() == prompt)
-        {
-            let expected = "the text of a turn with which both answers begin; to leave it out, give \
-                            --columns chosen=chosen,rejected=rejected";
-            return Err(self.error("prompt", expected, self.value("prompt")));
-        }
-        own.refuse_second_question(&texts)
-    }
-
     /// Refuses a question beside `prompt`, and a list of turns that has the answer already.
-    fn refuse_second(&self, own: &Reader<'_>) -> Result<(), DataError> {
+    pub(super) fn refuse_second(&self, own: &Reader<'_>) -> Result<(), DataError> {
         let prompt = self.value("prompt");
         let texts: Vec<&str> = match prompt {
             Some(Value::String(text)) => vec![text],
@@ -304,7 +258,7 @@ impl Reader<'_> {
         own.refuse_second_question(&texts)
     }
 
-    fn record(&self, content: Content, format: Format) -> Record {
+    pub(super) fn record(&self, content: Content, format: Format) -> Record {
         Record {
             source: self.source.clone(),
             format,
@@ -313,7 +267,7 @@ impl Reader<'_> {
     }
 
     /// An answer of a pair: a text, or messages.
-    fn side(&self, key: &str) -> Result<Value, DataError> {
+    pub(super) fn side(&self, key: &str) -> Result<Value, DataError> {
         match self.fields.get(key) {
             Some(side @ (Value::String(_) | Value::Array(_))) => Ok(side.clone()),
             // LLaMA-Factory's single message.
@@ -324,7 +278,7 @@ impl Reader<'_> {
     }
 
     /// The answer under `key` to `prompt`.
-    fn own_prompt(&self, key: &str) -> Result<Content, DataError> {
+    pub(super) fn own_prompt(&self, key: &str) -> Result<Content, DataError> {
         let mut fields = self.fields.clone();
         let answer = self.side(key)?;
         fields.retain(|name, _| !ANSWERS.contains(&name.as_str()));
@@ -339,22 +293,14 @@ impl Reader<'_> {
     }
 
     /// All turns under `key`, of which those from `start` on are the answer.
-    fn turns_after(&self, key: &str, items: &[Value], start: usize) -> Result<Content, DataError> {
+    pub(super) fn turns_after(
+        &self,
+        key: &str,
+        items: &[Value],
+        start: usize,
+    ) -> Result<Content, DataError> {
         let turns = self.turns(key, items, start)?;
         Ok(Content::Chat(self.chat(key, turns)?))
-    }
-
-    /// The text under `key`, which is the answer from byte `start` on.
-    fn texts(&self, key: &str, text: &str, start: usize) -> Result<Content, DataError> {
-        let (prompt, completion) = text.split_at(start);
-        if completion.trim().is_empty() {
-            return Err(self.teaches_nothing(format!("`{}` is empty", self.own_name(key))));
-        }
-        Ok(Content::Completion {
-            prompt: prompt.to_owned(),
-            completion: completion.to_owned(),
-            with: self.extras()?,
-        })
     }
 }
 
@@ -370,60 +316,3 @@ fn expected_of(method: Method) -> &'static str {
 
 /// The keys of answers.
 const ANSWERS: [&str; 4] = ["chosen", "rejected", "completion", "label"];
-
-/// Whether two lists of turns are whole conversations that begin with the same prompt, and do not go on with `prompt`.
-fn begin_alike(one: &[Value], other: &[Value], prompt: Option<&Value>) -> bool {
-    let begins_with_answer = || one.first().is_some_and(is_of_assistant);
-    let common = common_turns(one, other);
-    match prompt {
-        None => common > 0,
-        // A list is the prompt, and TRL puts the answers after it; here it may be their beginning, too.
-        Some(Value::Array(turns)) => {
-            let is_side = turns == one || turns == other;
-            common > 0 && (is_side || one[..common].starts_with(turns))
-        }
-        Some(_) => common > 0 && !begins_with_answer(),
-    }
-}
-
-/// With how many equal turns two lists begin, so that something is left of each.
-fn common_turns(one: &[Value], other: &[Value]) -> usize {
-    let most = one.len().min(other.len()).saturating_sub(1);
-    let pairs = one.iter().zip(other).take(most);
-    let mut common = pairs.take_while(|(one, other)| one == other).count();
-    // Calls are said in one turn with what the assistant says before them.
-    while common > 1
-        && (is_call(&one[common]) || is_call(&other[common]))
-        && is_of_assistant(&one[common - 1])
-    {
-        common -= 1;
-    }
-    common
-}
-
-/// With how many equal bytes two texts begin, cut before the last word of these.
-fn common_text(one: &str, other: &str) -> usize {
-    let pairs = one.char_indices().zip(other.chars());
-    let differ = pairs.into_iter().find(|((_, a), b)| a != b);
-    let end = differ.map_or(one.len().min(other.len()), |((at, _), _)| at);
-    let last_space = one[..end].rfind(char::is_whitespace);
-    last_space.unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn texts_are_cut_before_a_word() {
-        for (one, other, prompt) in [
-            ("The sky is blue.", "The sky is green.", "The sky is"),
-            ("The sky is grey.", "The sky is green.", "The sky is"),
-            ("The sky", "The sky is", "The"),
-            ("A: yes", "B: no", ""),
-            ("schön ist es", "schön war es", "schön"),
-        ] {
-            assert_eq!(&one[..common_text(one, other)], prompt, "{one}");
-        }
-    }
-}

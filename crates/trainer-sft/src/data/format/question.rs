@@ -8,7 +8,7 @@ use super::reader::{Reader, is_filled};
 use super::refused::verdict_of;
 use super::speaker::Speaker;
 use super::turn::plain;
-use super::turns::{after_system, text_of};
+use super::turns::{after_system, is_pair, text_of};
 use crate::config::{Columns, Method};
 
 /// Lists of turns that may be the question, in the order in which they are looked for.
@@ -90,8 +90,8 @@ impl Reader<'_> {
                 name(&mut fields, ours, theirs, value);
             }
         }
-        let is_pair = is_filled(fields.get("chosen")) && is_filled(fields.get("rejected"));
-        let tag = fields.shift_remove("kto_tag").filter(|_| !is_pair);
+        let has_both = is_filled(fields.get("chosen")) && is_filled(fields.get("rejected"));
+        let tag = fields.shift_remove("kto_tag").filter(|_| !has_both);
         if let Some(value) = tag.filter(|value| is_filled(Some(value))) {
             let label = fields.get("label").filter(|label| is_filled(Some(label)));
             if label.is_some_and(|label| verdict_of(label) != verdict_of(&value)) {
@@ -144,6 +144,13 @@ impl Reader<'_> {
                     }
                 }
                 let turns = self.list(key, "messages")?;
+                let turns = match turns.iter().all(is_pair) {
+                    true => {
+                        let turns = self.turns_of_pairs(key)?.into_iter();
+                        turns.map(|turn| turn.message).collect()
+                    }
+                    false => turns,
+                };
                 name(&mut fields, "prompt", &self.own_name(key), turns.into());
             } else if let Some((key, text)) = self.question_in_texts()? {
                 name(&mut fields, "prompt", &self.own_name(key), text.into());

@@ -6,6 +6,7 @@ use super::super::error::{DataError, NOTHING};
 use super::super::example::Source;
 use super::super::wide;
 use super::Extras;
+use super::question::listed;
 use super::refused::named;
 use crate::config::Columns;
 
@@ -67,6 +68,16 @@ impl Reader<'_> {
         }
     }
 
+    /// A text; without one, the record teaches nothing.
+    pub(super) fn text_or_nothing(&self, key: &str) -> Result<String, DataError> {
+        match self.fields.get(key) {
+            Some(Value::Null) => {
+                Err(self.teaches_nothing(format!("`{}` is empty", self.own_name(key))))
+            }
+            _ => self.text(key),
+        }
+    }
+
     /// A text that is there to be learnt: nothing in it teaches nothing, and a key that is missing is an error.
     pub(super) fn to_learn(&self, key: &str) -> Result<String, DataError> {
         let text = match self.fields.get(key) {
@@ -85,7 +96,9 @@ impl Reader<'_> {
 
     /// What is expected of an answer that is missing.
     fn expected_text(&self) -> String {
-        match self.value("answers") {
+        let is_call = |item: &Value| item.get("name").is_some() && item.get("arguments").is_some();
+        let calls = self.value("answers").and_then(listed);
+        match calls.filter(|calls| calls.iter().all(is_call)) {
             // As in xLAM's data.
             Some(_) => {
                 "text; calls are learnt in `messages`, as `tool_calls` of the assistant".into()

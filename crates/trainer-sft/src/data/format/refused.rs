@@ -9,6 +9,9 @@ use super::hints::{ANSWERS, REJECTED, WANTED, flag};
 use super::marks::is_mark_of_record;
 use super::question::{is_answer, is_openai_answer, is_question};
 use super::reader::{Reader, is_filled};
+use super::speaker::speaker_name;
+use super::turns::is_pair;
+use crate::commands::quoted;
 
 /// The accepted keys.
 const KEYS: [&str; 18] = [
@@ -41,6 +44,19 @@ const PREFERENCE: [&str; 8] = [
     "chosen",
     "chosen_response",
     "chosen_messages",
+];
+/// Keys under which a file has all of its records, where it is one object.
+const INSIDE: [&str; 10] = [
+    "data",
+    "rows",
+    "records",
+    "train",
+    "validation",
+    "test",
+    "examples",
+    "instances",
+    "samples",
+    "items",
 ];
 /// Keys of pictures and sounds.
 const MEDIA: [&str; 8] = [
@@ -167,6 +183,61 @@ impl Reader<'_> {
         }
     }
 
+    /// Whether the fields are columns of a table, as pandas writes one: texts by their rows, in a list or an object.
+    pub(super) fn is_table(&self) -> bool {
+        let by_row = |value: &Value| value.get("0").is_some();
+        let texts = |value: &Value| {
+            let items = value.as_array();
+            items.is_some_and(|items| !items.is_empty() && items.iter().all(Value::is_string))
+        };
+        let mut values = self.fields.values();
+        !self.fields.is_empty() && values.clone().all(by_row)
+            || self.fields.len() > 1 && values.all(texts)
+    }
+
+    /// What to do about a whole data set that is written as one record.
+    pub(super) fn found_inside(&self) -> Option<String> {
+        if self.is_table() {
+            return Some("a table by its columns: write one record per line, with pandas by `to_json(path, orient=\"records\", lines=True)`".into());
+        }
+        let is_record = |item: &Value| {
+            let fields = item.as_object();
+            fields.is_some_and(|_| speaker_name(item).is_none() && !is_pair(item))
+        };
+        let inside = self.fields.iter().find(|(key, value)| {
+            let items = value.as_array().filter(|_| INSIDE.contains(&key.as_str()));
+            items.is_some_and(|items| !items.is_empty() && items.iter().all(is_record))
+        });
+        let (key, items) = inside?;
+        // As the Hub's viewer gives them.
+        let row = match items[0].get("row").is_some_and(Value::is_object) {
+            true => ".row",
+            false => "",
+        };
+        Some(format!(
+            "the records are inside `{key}`: write each on a line of its own, for example with `jq -c {}`",
+            quoted(&format!(".{key}[]{row}"))
+        ))
+    }
+
+    /// What to do about two answers that are told apart by a number, and a field that says which one is better.
+    pub(super) fn found_two_answers(&self) -> Option<String> {
+        const PAIRS: [[&str; 2]; 6] = [
+            ["response1", "response2"],
+            ["response_1", "response_2"],
+            ["response_0", "response_1"],
+            ["response_a", "response_b"],
+            ["answer_1", "answer_2"],
+            ["answer_a", "answer_b"],
+        ];
+        let has = |key: &&str| is_filled(self.fields.get(*key));
+        let pair = PAIRS.iter().find(|pair| pair.iter().all(has))?;
+        Some(format!(
+            "two answers, `{}` and `{}`: write the better one as `chosen` and the other one as `rejected`, for --method dpo",
+            pair[0], pair[1]
+        ))
+    }
+
     pub(super) fn found_keys(&self) -> String {
         let fields = self.fields;
         if !self.columns.is_empty() {
@@ -183,8 +254,12 @@ impl Reader<'_> {
             );
         }
         let mut found = named(fields);
-        if let Some(columns) = self.columns_flag() {
+        if let Some(columns) = self.columns_flag().filter(|_| !self.is_table()) {
             found.push_str(&format!(" (read it with {columns})"));
+            return found;
+        }
+        if let Some(told) = self.found_inside().or_else(|| self.found_two_answers()) {
+            found.push_str(&format!(" ({told})"));
             return found;
         }
         let unknown = fields.keys().filter(|key| !KEYS.contains(&key.as_str()));

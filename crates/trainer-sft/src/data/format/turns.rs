@@ -39,7 +39,7 @@ impl Reader<'_> {
         Ok(turns)
     }
 
-    /// ms-swift's pairs of `human` and `assistant`.
+    /// Pairs of `human` and `assistant`, as ms-swift has them, or of `input` and `output`, as in Capybara.
     pub(super) fn turns_of_pairs(&self, key: &str) -> Result<Vec<Turn>, DataError> {
         let mut turns = Vec::new();
         for (index, pair) in self
@@ -47,7 +47,11 @@ impl Reader<'_> {
             .iter()
             .enumerate()
         {
-            for (name, role) in [("human", "user"), ("assistant", "assistant")] {
+            let [asked, answered] = match pair.get("input").is_some() {
+                true => ["input", "output"],
+                false => ["human", "assistant"],
+            };
+            for (name, role) in [(asked, "user"), (answered, "assistant")] {
                 let text = match pair.get(name) {
                     Some(Value::String(text)) => text,
                     Some(Value::Null) if role == "assistant" => "",
@@ -136,6 +140,12 @@ pub(super) fn after_system<T>(
 /// Whether a turn that has not been checked is the assistant's.
 pub(super) fn is_of_assistant(turn: &Value) -> bool {
     Speaker::of(turn).is_some_and(Speaker::is_assistant)
+}
+
+/// Whether an item of a list is no turn, but a question with its answer.
+pub(super) fn is_pair(item: &Value) -> bool {
+    let has = |key: &str| item.get(key).is_some();
+    (has("human") || has("input") && has("output")) && !has("from") && !has("role")
 }
 
 /// Whether a turn that has not been checked is a call.

@@ -18,8 +18,8 @@ impl Renderer {
     /// called on [`Self::whole`].
     ///
     /// # Errors
-    /// As [`Renderer::render`]; a prompt that leaves no room for an answer, and answers of which the template makes several
-    /// texts.
+    /// As [`Renderer::render`]; a prompt that leaves no room for an answer, answers of which the template makes several texts, and
+    /// answers that are the same.
     pub(crate) fn answers(
         &self,
         answers: &Answers,
@@ -51,6 +51,17 @@ impl Renderer {
             if let Some(example) = all.examples.last_mut() {
                 example.is_wanted = answer.is_wanted;
             }
+        }
+        if let [one, other] = &all.examples[..]
+            && one.tokens == other.tokens
+        {
+            return Err(DataError::TeachesNothing {
+                source_place: answers.source.clone(),
+                reason: match all.num_cut_answers {
+                    0 => "its two answers have the same tokens".into(),
+                    _ => format!("its two answers are the same within --max-length {max_length}"),
+                },
+            });
         }
         Ok(all)
     }

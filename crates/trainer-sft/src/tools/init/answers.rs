@@ -1,13 +1,13 @@
 //! What an answer, or the flag in its place, may be.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::ValueEnum;
 use model_qwen::{DeviceError, HubOptions, bundled_model_dir, parse_device, resolve_model_with};
 use serde_json::Value;
 
 use crate::config::args::number;
-use crate::config::{GrpoOptions, Method, Thinking};
+use crate::config::{self, GrpoOptions, Method, Thinking};
 use crate::data::files;
 use crate::data::format::columns_for;
 use crate::data::objects::first_object;
@@ -31,10 +31,7 @@ pub(super) fn refused(flag: &'static str) -> impl FnOnce(String) -> ToolError {
 
 /// A path as a shell would read it.
 pub(super) fn at_home(text: &str) -> PathBuf {
-    match (text.strip_prefix("~/"), std::env::var_os("HOME")) {
-        (Some(rest), Some(home)) => Path::new(&home).join(rest),
-        _ => PathBuf::from(text),
-    }
+    config::at_home(text).unwrap_or_else(|| PathBuf::from(text))
 }
 
 /// A model that is on this machine or may be on the Hub; nothing is downloaded.
