@@ -79,7 +79,7 @@ impl Work {
             // What lies elsewhere, no request deletes.
             let mut training = Training::new(&config)
                 .only_in_output()
-                .on_start(|| tell(Told::Start))
+                .on_start(|| tell(JobMessage::Start))
                 .on_record(|record| watcher.record(record))
                 .on_sample(|samples| watcher.samples(samples))
                 .on_checkpoint(|path| watcher.checkpoint(path))
