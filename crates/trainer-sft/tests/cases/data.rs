@@ -213,8 +213,8 @@ fn keys_that_are_there_are_named_where_one_is_missing() {
              among `query`, `answers`, `tools`",
         ),
         (
-            json!({"conversation": [{"input": "Hi?", "output": "Yes."}], "source": "x"}),
-            "field `conversation[0].role`: expected one of system, user, assistant, tool, found nothing among `input`, `output`",
+            json!({"conversation": [{"asked": "Hi?", "said": "Yes."}], "source": "x"}),
+            "field `conversation[0].role`: expected one of system, user, assistant, tool, found nothing among `asked`, `said`",
         ),
         (json!({"": "a", "b": "c"}), "found `(no name)`, `b`"),
     ] {

@@ -205,13 +205,8 @@ fn a_run_says_its_first_loss_and_the_folder_of_a_broken_adapter() {
     let file = Path::new(&first).join("adapter_model.safetensors");
     fs::write(&file, "half").unwrap();
     let next = folder.path().join("c").to_str().unwrap().to_owned();
-    let said = program(
-        &[
-            &flags(text_of(&data), &next, "1")[..],
-            &["--adapter", &first],
-        ]
-        .concat(),
-    );
+    let data = text_of(&data);
+    let said = program(&["--data", data, "--output", &next, "--adapter", &first]);
     assert!(
         !said.is_success()
             && said

@@ -24,7 +24,7 @@ fn values_out_of_range_name_the_flag() {
         ),
         (
             "--data d --seed -1",
-            "'--seed <SEED>': expected a whole number from 0 to 2^64 - 1, found `-1`",
+            "'--seed <SEED>': expected a whole number, 0 or more, found `-1`",
         ),
         (
             "--data d --learning-rate fast",
