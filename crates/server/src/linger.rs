@@ -10,11 +10,14 @@ use std::time::Duration;
 use axum::body::{Bytes, HttpBody};
 use hyper::body::{Frame, SizeHint};
 use tokio::runtime::Handle;
-use tokio::time::timeout;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
 
 /// Longest time that a rest is read for, and longest wait for more of it.
 const WHOLE: Duration = Duration::from_secs(30);
 const PAUSE: Duration = Duration::from_secs(5);
+/// The same once the server ends: no request runs any more, and the client has had its answer.
+const LAST: Duration = Duration::from_secs(1);
 
 /// A body of a request whose rest is read even if nobody wants it.
 pub(crate) struct Lingering<B: HttpBody<Data = Bytes> + Unpin + Send + 'static> {
@@ -22,13 +25,16 @@ pub(crate) struct Lingering<B: HttpBody<Data = Bytes> + Unpin + Send + 'static> 
     body: Option<B>,
     /// Whether the client sends nothing before somebody reads, because of `Expect: 100-continue`.
     waits: bool,
+    /// Whether the server ends.
+    ends: watch::Receiver<bool>,
 }
 
 impl<B: HttpBody<Data = Bytes> + Unpin + Send + 'static> Lingering<B> {
-    pub(crate) fn new(body: B, expects_continue: bool) -> Self {
+    pub(crate) fn new(body: B, expects_continue: bool, ends: watch::Receiver<bool>) -> Self {
         Self {
             body: Some(body),
             waits: expects_continue,
+            ends,
         }
     }
 }
@@ -66,7 +72,18 @@ impl<B: HttpBody<Data = Bytes> + Unpin + Send + 'static> Drop for Lingering<B> {
     fn drop(&mut self) {
         let body = self.body.take().filter(|body| !body.is_end_stream());
         if let (Some(body), false, Ok(runtime)) = (body, self.waits, Handle::try_current()) {
-            runtime.spawn(timeout(WHOLE, drain(body)));
+            let mut ends = self.ends.clone();
+            runtime.spawn(async move {
+                let last = async {
+                    // An error says that the server has ended.
+                    let _ = ends.wait_for(|ends| *ends).await;
+                    sleep(LAST).await;
+                };
+                tokio::select! {
+                    _ = timeout(WHOLE, drain(body)) => {}
+                    () = last => {}
+                }
+            });
         }
     }
 }

@@ -14,6 +14,7 @@ use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use tokio::sync::watch;
 use tokio::time::sleep;
 
 use crate::linger::Lingering;
@@ -36,12 +37,14 @@ pub(crate) async fn serve<L: Listener>(
     shutdown: impl Future<Output = ()>,
 ) {
     let (connections, late) = (GracefulShutdown::new(), GracefulShutdown::new());
-    accept(&mut listener, &app, &connections, true, shutdown).await;
+    let (ending, ends) = watch::channel(false);
+    accept(&mut listener, &app, &connections, &ends, true, shutdown).await;
+    ending.send_replace(true);
     let ended = async {
         sleep(LAST_REQUEST).await;
         connections.shutdown().await;
     };
-    accept(&mut listener, &app, &late, false, ended).await;
+    accept(&mut listener, &app, &late, &ends, false, ended).await;
     drop(listener);
     late.shutdown().await;
 }
@@ -51,6 +54,7 @@ async fn accept<L: Listener>(
     listener: &mut L,
     app: &(impl Fn() -> Router + Clone + Send + 'static),
     connections: &GracefulShutdown,
+    ends: &watch::Receiver<bool>,
     keeps: bool,
     end: impl Future<Output = ()>,
 ) {
@@ -60,10 +64,10 @@ async fn accept<L: Listener>(
             accepted = listener.accept() => accepted,
             () = &mut end => return,
         };
-        let app = app.clone();
+        let (app, ends) = (app.clone(), ends.clone());
         let service = service_fn(move |request: hyper::Request<Incoming>| {
             let expects = request.headers().contains_key(EXPECT);
-            let request = request.map(|body| Lingering::new(body, expects));
+            let request = request.map(|body| Lingering::new(body, expects, ends.clone()));
             let answer = TowerToHyperService::new(app()).call(request);
             async { Ok::<_, Infallible>(answer.await.unwrap_or_else(|never| match never {})) }
         });

@@ -384,3 +384,18 @@ fn shutdown_ends_after_its_timeout() {
     server.join();
     assert!((1.0..5.0).contains(&start.elapsed().as_secs_f64()));
 }
+
+#[test]
+fn shutdown_waits_for_no_body_whose_request_is_answered() {
+    let mut server = TestServer::start(|_| says("x"));
+    let mut connection = TcpStream::connect(server.address).unwrap();
+    let head = "POST /nowhere HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n";
+    connection.write_all(head.as_bytes()).unwrap();
+    let mut answer = [0; 12];
+    connection.read_exact(&mut answer).unwrap();
+    assert_eq!(answer, *b"HTTP/1.1 404");
+    let start = Instant::now();
+    server.signal_shutdown();
+    server.join();
+    assert!(start.elapsed().as_secs_f64() < 3.0, "{:?}", start.elapsed());
+}
