@@ -32,6 +32,10 @@ pub struct Linear {
 }
 
 /// How a layer is computed with a selection of adapters.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one for each layer, and it is used at once"
+)]
 enum Path<'a> {
     /// The kernels add the adapters together with the base product.
     Fused(Adapters<Dispatch>),

@@ -25,7 +25,7 @@ pub struct ApiError {
     /// How far the model is that is being loaded: what is done, and of how many; 0 of 0 where nothing is counted.
     pub progress: Option<(usize, usize)>,
     /// More for programs, which Anthropic's clients read.
-    pub details: Option<Value>,
+    pub details: Option<Box<Value>>,
 }
 
 impl ApiError {

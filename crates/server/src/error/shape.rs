@@ -60,7 +60,7 @@ impl ErrorShape {
                 let of_type = anthropic_type(error.status);
                 let mut inner = json!({ "type": of_type, "message": anthropic_message(error) });
                 if let Some(details) = &error.details {
-                    inner["details"] = details.clone();
+                    inner["details"] = Value::clone(details);
                 }
                 json!({ "type": "error", "error": inner })
             }

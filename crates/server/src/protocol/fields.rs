@@ -332,9 +332,9 @@ pub(crate) fn check(endpoint: Endpoint, fields: &mut Map<String, Value>) -> Resu
 
 /// What tells a client that it may send the request again without the field: Anthropic's tool runner asks for a thread, and goes on
 /// without one.
-fn details_of(field: &str) -> Option<Value> {
+fn details_of(field: &str) -> Option<Box<Value>> {
     let details = json!({ "error_code": "thread_unsupported_request", "unsupported": ["thread"] });
-    (field == "thread").then_some(details)
+    (field == "thread").then(|| Box::new(details))
 }
 
 /// One line of the log, as short as it has to be.

@@ -29,6 +29,7 @@ pub struct StepNumbers {
 
 /// Where the numbers of a step are.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is one for each step")]
 enum Values {
     Pending(PendingNumbers),
     Known(StepNumbers),

@@ -168,7 +168,7 @@ fn replicas_that_resume_take_the_same_steps() {
         lora_alpha: 6.0,
         ..LoraConfig::default()
     };
-    let adapter = read_adapter(&several.model(), SLOT, &config);
+    let adapter = read_adapter(several.model(), SLOT, &config);
     let resumed = || {
         let mut model = model(true, false);
         model.add_adapter(SLOT, &adapter).unwrap();

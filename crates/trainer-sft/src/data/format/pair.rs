@@ -10,6 +10,9 @@ use super::turns::{is_call, is_of_assistant};
 use super::whole::{Whole, are_same, is_same};
 use super::{Content, Format};
 
+/// Turns, and where the answer begins among them.
+type Conversation = (Vec<Value>, usize);
+
 impl Reader<'_> {
     /// `chosen` and `rejected`, with a question or with the same beginning; `own` has the fields by the record's own names.
     pub(super) fn pair(&self, own: &Reader<'_>) -> Result<Vec<Answer>, DataError> {
@@ -45,9 +48,8 @@ impl Reader<'_> {
             }
             _ => match self.whole_sides(own, [&chosen, &rejected])? {
                 Some([one, other]) => {
-                    let turns = |key, (turns, start): (Vec<Value>, usize)| {
-                        self.turns_after(key, &turns, start)
-                    };
+                    let turns =
+                        |key, (turns, start): Conversation| self.turns_after(key, &turns, start);
                     ([turns("chosen", one), turns("rejected", other)], false)
                 }
                 None => {
@@ -78,7 +80,7 @@ impl Reader<'_> {
         &self,
         own: &Reader<'_>,
         sides: [&Value; 2],
-    ) -> Result<Option<[(Vec<Value>, usize); 2]>, DataError> {
+    ) -> Result<Option<[Conversation; 2]>, DataError> {
         let Some(prompt) = self.value("prompt") else {
             return Ok(None);
         };
