@@ -14,7 +14,7 @@ use super::hints::{Lead, elsewhere, nearest};
 use super::{
     Args, DataArgs, GrpoArgs, LoraArgs, MemoryArgs, MethodArgs, ModelArgs, OutputArgs, TrainingArgs,
 };
-use crate::config::{ConfigError, at_home};
+use crate::config::{ConfigError, value_at_home};
 
 /// Flags that are no settings of a file.
 const FLAGS_ONLY: [&str; 6] = [
@@ -88,8 +88,8 @@ fn plain(value: &toml::Value) -> Option<toml::Value> {
     match value {
         toml::Value::Float(float) => as_whole(*float).map(toml::Value::from),
         toml::Value::String(text) => {
-            let path = at_home(text)?;
-            Some(path.display().to_string().into())
+            let value = value_at_home(text)?;
+            Some(value.to_string_lossy().into_owned().into())
         }
         toml::Value::Array(items) => {
             let changed = items.iter().map(|item| match item {
