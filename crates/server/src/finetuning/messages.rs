@@ -191,6 +191,9 @@ mod tests {
         let failure = Failure::of(&full, output);
         let expected = "the job's folder/adapter_model.safetensors: ";
         assert!(failure.message.starts_with(expected), "{failure:?}");
+        let warning = "/srv/jobs/ftjob-1/run/a.json: not kept".to_owned();
+        let expected = "the job's folder/a.json: not kept";
+        assert_eq!(without_folder(warning, output), expected);
         let split = DataError::Split {
             part: 0.5,
             records: 1,

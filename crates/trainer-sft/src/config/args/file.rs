@@ -413,6 +413,8 @@ mod tests {
         assert_eq!(args.output.output, at("a"));
         assert_eq!(args.data.data, [at("b").unwrap(), "c".into()]);
         assert_eq!(args.model.model, Some(format!("{home}/m")));
+        let reward = Args::from_toml("reward = [\"json_schema:~/x\"]").unwrap();
+        assert_eq!(reward.grpo.reward, [format!("json_schema:{home}/x")]);
         let wrong = Args::from_toml(&format!("{text}lora_r = \"x\"\n")).unwrap_err();
         assert!(wrong.starts_with("line 7: "), "{wrong}");
     }
