@@ -50,8 +50,11 @@ fn an_answer_that_is_only_an_end_is_empty() {
 fn a_completion_that_has_the_question_needs_no_prompt() {
     let completion = messages(&[("user", "A bird?"), ("assistant", "A gull.")])["messages"].take();
     for prompt in [json!(""), json!(" "), Value::Null, json!([])] {
-        let record = json!({"prompt": prompt, "completion": completion, "label": true});
+        let mut record = json!({"prompt": prompt, "completion": completion});
         for method in ["sft", "kto"] {
+            if method == "kto" {
+                record["label"] = true.into();
+            }
             let said = preview(std::slice::from_ref(&record), &["--method", method]);
             assert_eq!(learnt(&said), [GULL], "{record}");
         }
@@ -93,7 +96,8 @@ fn prompts_have_one_end_and_one_wrapper_too() {
         said.out
     };
     let plain = of("A", "x");
-    assert!(plain.contains("tool_response"), "{plain}");
+    let text = plain.replace('|', "");
+    assert_eq!(text.matches("tool_response").count(), 2, "{plain}");
     let marked = of("A<|endoftext|>", "<tool_response>\nx\n</tool_response>");
     assert_eq!(marked, plain);
 }
