@@ -35,7 +35,7 @@ pub use grpo::{GrpoOptions, ScaleRewards};
 pub use init::InitLora;
 pub use memory::{BatchSize, MemoryOptions};
 pub use method::{LossType, Method, MethodConfig};
-pub(crate) use paths::at_home;
+pub(crate) use paths::{at_home, value_at_home};
 pub use resolve::DEFAULT_EPOCHS;
 pub(crate) use resume::{
     SETTINGS, STATE_FILE, checkpoints_of, find_checkpoint, newest_checkpoint, run_of,

@@ -105,10 +105,7 @@ impl Datasets {
         show: bool,
     ) -> Result<Self, DataError> {
         let recipe = recipe(config, format)?;
-        let files = |paths: &[PathBuf]| {
-            let files = files::expand(paths)?;
-            load_files(&files, &recipe, folder, show)
-        };
+        let read = |files: Vec<PathBuf>| load_files(&files, &recipe, folder, show);
         let memory = |name, records| load_records(name, raw(name, records), &recipe, folder);
         let whole = match records.train {
             Some(records) => Some(memory("records", records)?),
@@ -116,7 +113,7 @@ impl Datasets {
             None if config.data.streaming && config.data.eval_split.is_none() => None,
             // Records of a program may be a few of many, of which others have the field.
             None => {
-                let data = files(&config.data.train)?;
+                let data = read(files::expand(&config.data.train)?)?;
                 data.check_columns(&recipe.columns)?;
                 Some(data)
             }
@@ -138,7 +135,7 @@ impl Datasets {
             (Some(split), _) => Some(split),
             (None, Some(records)) => Some(memory("eval_records", records)?),
             (None, None) if config.data.eval.is_empty() => None,
-            (None, None) => Some(files(&config.data.eval)?),
+            (None, None) => Some(read(files::expand_to_measure(&config.data.eval)?)?),
         };
         Ok(Self {
             train,
@@ -176,9 +173,25 @@ impl Dataset {
     /// # Errors
     /// As [`Datasets::load`].
     pub fn of(config: &Config, format: &ChatFormat) -> Result<Self, DataError> {
-        let files = files::expand(&config.data.train)?;
+        Self::of_files(&files::expand(&config.data.train)?, config, format)
+    }
+
+    /// As [`Self::of`], of data that is only measured.
+    ///
+    /// # Errors
+    /// As [`Datasets::load`].
+    pub(crate) fn to_measure(config: &Config, format: &ChatFormat) -> Result<Self, DataError> {
+        let files = files::expand_to_measure(&config.data.train)?;
+        Self::of_files(&files, config, format)
+    }
+
+    fn of_files(
+        files: &[PathBuf],
+        config: &Config,
+        format: &ChatFormat,
+    ) -> Result<Self, DataError> {
         let recipe = recipe(config, format)?;
-        let data = load_files(&files, &recipe, None, true)?;
+        let data = load_files(files, &recipe, None, true)?;
         data.check_columns(&recipe.columns)?;
         Ok(data)
     }

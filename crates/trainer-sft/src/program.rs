@@ -117,12 +117,12 @@ fn use_tool(tool: Tool, commands: Commands) -> Result<ExitCode> {
         Err(error) if error.is_stopped() => return Ok(ExitCode::from(signals::exit_code())),
         said => said?,
     };
-    write_out(&mut std::io::stdout(), &said.text)?;
-    Ok(match said.end {
-        End::Well => ExitCode::SUCCESS,
-        End::Problems => ExitCode::FAILURE,
-        End::Stopped => ExitCode::from(signals::exit_code()),
-    })
+    let written = write_out(&mut std::io::stdout(), &said.text);
+    match said.end {
+        End::Stopped => Ok(stopped(written)),
+        End::Well => written.map(|()| ExitCode::SUCCESS),
+        End::Problems => written.map(|()| ExitCode::FAILURE),
+    }
 }
 
 fn show(config: &Config, count: usize) -> Result<()> {
@@ -141,17 +141,25 @@ fn train(config: &Config, commands: Commands) -> Result<ExitCode> {
         .on_start(signals::stop_after_a_step)
         .progress_bar(true)
         .run()?;
-    let (what_next, code) = match summary.stopped {
-        Some(_) => (String::new(), ExitCode::from(signals::exit_code())),
-        None => (
-            serve_command(config, &summary, commands)? + "\n",
-            ExitCode::SUCCESS,
-        ),
+    let what_next = match summary.stopped {
+        Some(_) => String::new(),
+        None => serve_command(config, &summary, commands)? + "\n",
     };
     let folder = summary.stopped.as_ref().unwrap_or(&summary.output);
-    write_out(&mut std::io::stdout(), &format!("{summary}\n{what_next}"))
-        .with_context(|| format!("what was learnt is in {}", folder.display()))?;
-    Ok(code)
+    let written = write_out(&mut std::io::stdout(), &format!("{summary}\n{what_next}"))
+        .with_context(|| format!("what was learnt is in {}", folder.display()));
+    match summary.stopped {
+        Some(_) => Ok(stopped(written)),
+        None => written.map(|()| ExitCode::SUCCESS),
+    }
+}
+
+/// The exit code of what a signal has ended, whether or not somebody reads what was said at its end.
+fn stopped(written: Result<()>) -> ExitCode {
+    if let Err(error) = written {
+        say(format_args!("{error:#}"));
+    }
+    ExitCode::from(signals::exit_code())
 }
 
 /// Whether the adapter that a run has written has whole weights, too.
@@ -197,12 +205,20 @@ fn serve_command(config: &Config, summary: &Summary, commands: Commands) -> Resu
     ))
 }
 
-/// Writes to standard output; a reader that goes away (`| head`) is no error.
+/// Writes to standard output; a reader or a terminal that goes away (`| head`) is no error.
 fn write_out(out: &mut impl Write, text: &str) -> Result<()> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+        Err(error) if !is_of_nobody(&error) => {
             Err(error).context("standard output cannot be written")
         }
         _ => Ok(()),
     }
+}
+
+/// Whether a write fails because nobody is left to read it.
+fn is_of_nobody(error: &std::io::Error) -> bool {
+    // What Unix says of a terminal that was closed.
+    const EIO: i32 = 5;
+    let is_terminal_gone = cfg!(unix) && error.raw_os_error() == Some(EIO);
+    error.kind() == std::io::ErrorKind::BrokenPipe || is_terminal_gone
 }

@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::chat_format::ChatFormat;
 use crate::data::format::Asked;
-use crate::data::render::{AddedTokens, check_no_template, check_written};
+use crate::data::render::{AddedTokens, Bare, check_no_template, check_written};
 use crate::data::{DataError, Extras, Place, Source};
 
 /// The prompt of a record, as its data has it.
@@ -126,7 +126,8 @@ fn chat_tokens(
         extra: with.variables.clone(),
         ..RenderOptions::default()
     };
-    let text = template.render(messages, &options);
+    let bare = Bare::of(&format.facts, messages).messages;
+    let text = template.render(bare.as_deref().unwrap_or(messages), &options);
     let text = text.map_err(|error| wrong(source, error))?;
     let tokens = format.tokenizer.encode(&text, false);
     tokens.map_err(|error| wrong(source, error))

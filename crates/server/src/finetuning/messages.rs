@@ -124,14 +124,19 @@ impl Failure {
             TrainError::Diverged { .. } => Self::new("training_diverged", None, text()),
             _ => Self::of_server(text()),
         };
-        // Files are whole before they get their place: until then they lie beside it.
-        let folder = output.parent().unwrap_or(output);
-        let mut message = failure.message;
-        for path in [output, folder] {
-            message = message.replace(&path.display().to_string(), "the job's folder");
-        }
+        let message = without_folder(failure.message, output);
         Self { message, ..failure }
     }
+}
+
+/// What is said about a run whose output folder is `output`, without where that lies on the server.
+pub(super) fn without_folder(message: String, output: &Path) -> String {
+    // Files are whole before they get their place: until then they lie beside it.
+    let folder = output.parent().unwrap_or(output);
+    let paths = [output, folder].into_iter();
+    paths.fold(message, |message, path| {
+        message.replace(&path.display().to_string(), "the job's folder")
+    })
 }
 
 #[cfg(test)]
@@ -186,6 +191,9 @@ mod tests {
         let failure = Failure::of(&full, output);
         let expected = "the job's folder/adapter_model.safetensors: ";
         assert!(failure.message.starts_with(expected), "{failure:?}");
+        let warning = "/srv/jobs/ftjob-1/run/a.json: not kept".to_owned();
+        let expected = "the job's folder/a.json: not kept";
+        assert_eq!(without_folder(warning, output), expected);
         let split = DataError::Split {
             part: 0.5,
             records: 1,

@@ -12,7 +12,7 @@ use trainer_sft::{Training, WorkUnit};
 
 use super::events::{Event, Level};
 use super::gate::pool;
-use super::messages::{End, Failure, JobMessage};
+use super::messages::{End, Failure, JobMessage, without_folder};
 use super::settings::{self, Paths, in_settings};
 use super::spec::{Method, Source};
 use super::warnings::heard;
@@ -72,8 +72,13 @@ impl Work {
     pub(super) fn train(&self, means: Means<'_>, tell: &Tell) -> Result<End, Failure> {
         let config = self.config()?;
         let pool = pool(self.priority).map_err(|error| Failure::of_server(error.to_string()))?;
-        let warn = Arc::clone(tell);
-        let warn = move |text: String| warn(JobMessage::Warning(in_settings(&text)));
+        let (warn, output) = (Arc::clone(tell), self.paths.output.clone());
+        let warn = move |text: String| {
+            warn(JobMessage::Warning(without_folder(
+                in_settings(&text),
+                &output,
+            )));
+        };
         let run = || {
             let watcher = Watcher::new(&**tell);
             // What lies elsewhere, no request deletes.

@@ -1,5 +1,6 @@
 //! Settings whose paths hold wherever the program is called.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf, absolute};
 
 use super::Config;
@@ -48,6 +49,18 @@ pub(crate) fn at_home(text: &str) -> Option<PathBuf> {
     match rest.strip_prefix('/') {
         Some(inside) => Some(Path::new(&home).join(inside)),
         None => rest.is_empty().then(|| PathBuf::from(home)),
+    }
+}
+
+/// [`at_home`] of the value of a setting, which may be a reward with a path.
+pub(crate) fn value_at_home(value: &str) -> Option<OsString> {
+    match value.split_once(':') {
+        Some((kind @ "json_schema", path)) => {
+            let mut whole = OsString::from(format!("{kind}:"));
+            whole.push(at_home(path)?);
+            Some(whole)
+        }
+        _ => at_home(value).map(OsString::from),
     }
 }
 

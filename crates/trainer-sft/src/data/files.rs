@@ -31,19 +31,38 @@ const HELD_OUT: [&str; 7] = [
 /// Entries that a search for a missing file looks at.
 const MAX_ENTRIES: usize = 20_000;
 
-/// The files that `paths` name, in their order; those of a folder or pattern by name.
+/// What files are read for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Aim {
+    Learn,
+    Measure,
+}
+
+/// The files that `paths` name to learn from, in their order; those of a folder or pattern by name.
 ///
 /// # Errors
 /// A path that is not there (with what is near it), and a folder or pattern without files.
 pub fn expand(paths: &[PathBuf]) -> Result<Vec<PathBuf>, DataError> {
+    expand_for(paths, Aim::Learn)
+}
+
+/// As [`expand`], of files that are only measured on.
+///
+/// # Errors
+/// As [`expand`].
+pub fn expand_to_measure(paths: &[PathBuf]) -> Result<Vec<PathBuf>, DataError> {
+    expand_for(paths, Aim::Measure)
+}
+
+fn expand_for(paths: &[PathBuf], aim: Aim) -> Result<Vec<PathBuf>, DataError> {
     let mut files = Vec::new();
     for path in paths {
         let pattern = path.to_str().filter(|text| text.contains(['*', '?', '[']));
         match pattern {
             _ if path.as_os_str() == STDIN => files.push(path.clone()),
-            _ if path.is_dir() => files.extend(folder(path)?),
+            _ if path.is_dir() => files.extend(folder(path, aim)?),
             _ if path.exists() => files.push(path.clone()),
-            Some(pattern) => files.extend(matches(pattern)?),
+            Some(pattern) => files.extend(matches(pattern, aim)?),
             None => return Err(address(path).unwrap_or_else(|| missing(path))),
         }
     }
@@ -56,7 +75,7 @@ pub fn expand(paths: &[PathBuf]) -> Result<Vec<PathBuf>, DataError> {
     }
 }
 
-fn matches(pattern: &str) -> Result<Vec<PathBuf>, DataError> {
+fn matches(pattern: &str, aim: Aim) -> Result<Vec<PathBuf>, DataError> {
     let wrong = |reason: String| DataError::NoFiles {
         what: format!("the pattern `{pattern}` {reason}"),
     };
@@ -67,7 +86,7 @@ fn matches(pattern: &str) -> Result<Vec<PathBuf>, DataError> {
     if files.is_empty() {
         return Err(wrong(format!("matches no file in {}", here().display())));
     }
-    warn_of_splits(pattern, &files);
+    warn_of_splits(pattern, &files, aim);
     Ok(files)
 }
 
@@ -82,7 +101,7 @@ fn is_hidden_from(path: &Path, pattern: &str) -> bool {
     })
 }
 
-fn folder(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
+fn folder(folder: &Path, aim: Aim) -> Result<Vec<PathBuf>, DataError> {
     let entries = std::fs::read_dir(folder).map_err(|error| DataError::Io {
         path: folder.into(),
         error,
@@ -124,7 +143,7 @@ fn folder(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
     if !rest.is_empty() {
         info!("{}: not read: {}", folder.display(), names(&rest));
     }
-    warn_of_splits(&folder.display().to_string(), &files);
+    warn_of_splits(&folder.display().to_string(), &files, aim);
     Ok(files)
 }
 
@@ -135,33 +154,92 @@ fn first_word(path: &Path) -> String {
     word.collect()
 }
 
-/// Files to evaluate on that are read beside those to learn from.
-fn held_out(files: &[PathBuf]) -> Option<(&PathBuf, Vec<&PathBuf>)> {
-    let is = |path: &Path, words: &[&str]| words.contains(&first_word(path).as_str());
-    let train = files.iter().find(|file| is(file, &TRAIN))?;
-    let others = files.iter().filter(|file| is(file, &HELD_OUT));
-    let others: Vec<&PathBuf> = others.collect();
-    (!others.is_empty()).then_some((train, others))
+/// Files to learn from, and those to evaluate on that are read beside them.
+fn held_out(files: &[PathBuf]) -> Option<[Vec<&PathBuf>; 2]> {
+    let of = |words: &[&str]| {
+        let found = files
+            .iter()
+            .filter(|file| words.contains(&first_word(file).as_str()));
+        found.collect::<Vec<_>>()
+    };
+    let split = [of(&TRAIN), of(&HELD_OUT)];
+    split.iter().all(|part| !part.is_empty()).then_some(split)
 }
 
 /// Warns of a folder or pattern whose files to evaluate on are read with those to learn from.
-fn warn_of_splits(what: &str, files: &[PathBuf]) {
-    let Some((train, others)) = held_out(files) else {
+fn warn_of_splits(what: &str, files: &[PathBuf], aim: Aim) {
+    let Some([train, others]) = held_out(files) else {
         return;
     };
-    let shown = others.iter().take(5).map(|path| name(path));
-    let names: Vec<String> = shown.collect();
     // Of validation and test data, the former.
-    let eval = others.iter().find(|file| first_word(file) != "test");
+    let first = others.iter().find(|file| first_word(file) != "test");
+    let word = first_word(first.unwrap_or(&others[0]));
+    let eval = others.iter().filter(|file| first_word(file) == word);
+    let eval: Vec<&PathBuf> = eval.copied().collect();
+    let (found, kind, apart) = match aim {
+        Aim::Learn => {
+            let apart = format!(
+                "to keep them apart, give --data {} and, for a run, --eval-data {}",
+                words_for(&train, files),
+                words_for(&eval, files)
+            );
+            (others, "to evaluate on", apart)
+        }
+        Aim::Measure => {
+            let apart = format!(
+                "to measure on the others alone, give --eval-data {} in the place of all",
+                words_for(&eval, files)
+            );
+            (train, "to learn from", apart)
+        }
+    };
+    let names = found.iter().take(5).map(|path| name(path));
+    let names: Vec<String> = names.collect();
     warn!(
-        "{what}: {} of {} files have the names of data to evaluate on ({}), and are read like all others; to keep them apart, \
-         give --data {} --eval-data {}",
-        others.len(),
+        "{what}: {} of {} files have the names of data {kind} ({}), and are read like all others; {apart}",
+        found.len(),
         files.len(),
         names.join(", "),
-        quoted(&train.display().to_string()),
-        quoted(&eval.unwrap_or(&others[0]).display().to_string()),
     );
+}
+
+/// Words of a command line that name `part` of `files` of one folder: a pattern where they are many and it matches no other.
+fn words_for(part: &[&PathBuf], files: &[PathBuf]) -> String {
+    let texts: Vec<String> = part.iter().map(|path| path.display().to_string()).collect();
+    let each = || {
+        let words: Vec<_> = texts.iter().map(|text| quoted(text)).collect();
+        words.join(" ")
+    };
+    let (first, rest) = match texts.split_first() {
+        Some((first, rest)) if rest.len() > 1 && !first.contains(['*', '?', '[']) => (first, rest),
+        _ => return each(),
+    };
+    let alike = |one: &mut dyn Iterator<Item = char>, other: &mut dyn Iterator<Item = char>| {
+        one.zip(other)
+            .take_while(|(one, other)| one == other)
+            .count()
+    };
+    let lengths = rest.iter().map(|text| {
+        let head = alike(&mut first.chars(), &mut text.chars());
+        let tail = alike(&mut first.chars().rev(), &mut text.chars().rev());
+        (head, tail)
+    });
+    let (head, tail) = lengths
+        .reduce(|one, other| (one.0.min(other.0), one.1.min(other.1)))
+        .unwrap_or_default();
+    let head: String = first.chars().take(head).collect();
+    let tail = tail.min(first.chars().count() - head.chars().count());
+    let tail: String = first.chars().skip(first.chars().count() - tail).collect();
+    let is_of_one_folder = !tail.contains(std::path::is_separator);
+    let pattern = format!("{head}*{tail}");
+    let means = Pattern::new(&pattern).is_ok_and(|pattern| {
+        let found = files.iter().filter(|file| pattern.matches_path(file));
+        found.count() == part.len()
+    });
+    match is_of_one_folder && means {
+        true => quoted(&pattern),
+        false => each(),
+    }
 }
 
 /// A name in lower case without the ending of what the file is packed in, `.gz` or `.zst`.

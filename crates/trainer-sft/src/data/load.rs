@@ -178,6 +178,7 @@ impl Collector {
             (&mut report.cut_turns, rendered.is_cut),
             (&mut report.rendered, rendered.was_rendered),
             (&mut report.own_tokens, rendered.has_own_tokens),
+            (&mut report.ends, rendered.had_end),
         ] {
             if is_so {
                 found.add(source);

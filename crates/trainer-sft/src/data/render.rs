@@ -12,19 +12,20 @@
 //! Text that has the template's own tokens already gets no second template, BOS or end token.
 
 mod added;
+mod bare;
 mod compared;
 mod turns;
 mod written;
 
 use model_qwen::{ChatTemplate, Tokenizer};
-use serde_json::Value;
 
 pub(crate) use self::added::AddedTokens;
+pub(crate) use self::bare::Bare;
 use self::turns::Turns;
 pub(crate) use self::written::{check_no_template, check_written};
 use crate::chat_format::ChatFormat;
 use crate::config::{Thinking, TrainOn};
-use crate::data::format::{TurnKind, role_of};
+use crate::data::format::TurnKind;
 use crate::data::{Chat, Content, DataError, Example, Record, Source};
 pub use crate::template_facts::TemplateFacts;
 
@@ -69,6 +70,8 @@ pub struct Rendered {
     pub was_rendered: bool,
     /// Whether texts have the template's own tokens.
     pub has_own_tokens: bool,
+    /// Whether an answer ended with a token in whose place the template's own end is learnt.
+    pub had_end: bool,
     /// Answers that are compared and lost their end.
     pub num_cut_answers: usize,
 }
@@ -177,6 +180,15 @@ impl Renderer {
         let mut tokens = self.text_tokens(source, prompt)?;
         let mut kinds = vec![TurnKind::Prompt; tokens.len()];
         let ends = self.ends_itself(completion);
+        let bare = self.facts.without_end(completion);
+        let bare = bare.or_else(|| {
+            ends.then(|| completion.rsplit_once('<'))
+                .flatten()
+                .map(|(bare, _)| bare)
+        });
+        if bare.is_some_and(|bare| bare.trim().is_empty()) {
+            return Err(only_an_end(source));
+        }
         // White space after the end is none of the answer.
         let answer = if ends {
             completion.trim_end()
@@ -198,24 +210,19 @@ impl Renderer {
             });
         };
         check_written(&self.facts, source, &chat.messages, &chat.with)?;
-        let mut clean = None;
-        let mut has_own_tokens = false;
-        for (index, message) in chat.messages.iter().enumerate() {
-            let text = message
-                .get("content")
-                .and_then(Value::as_str)
-                .unwrap_or_default();
-            let is_marked = self.facts.has_marker(text) || self.facts.has_end(text);
-            has_own_tokens |= is_marked;
-            let shorter = match role_of(message) {
-                "assistant" if is_marked => self.facts.without_end(text),
-                "tool" => self.facts.without_wrapper(text),
-                _ => None,
-            };
-            if let Some(shorter) = shorter {
-                let chat = clean.get_or_insert_with(|| chat.clone());
-                chat.messages[index]["content"] = shorter.into();
+        let bare = Bare::of(&self.facts, &chat.messages);
+        let clean = bare.messages.map(|messages| {
+            let mut clean = chat.clone();
+            clean.messages = messages;
+            for &index in &bare.emptied {
+                clean.kinds[index] = clean.kinds[index].before();
             }
+            clean
+        });
+        if let Some(clean) = &clean
+            && !clean.kinds.contains(&TurnKind::Answer)
+        {
+            return Err(only_an_end(source));
         }
         let turns = Turns {
             renderer: self,
@@ -225,7 +232,8 @@ impl Renderer {
         };
         let mut rendered = Rendered {
             is_cut: chat.is_cut,
-            has_own_tokens,
+            has_own_tokens: bare.has_own_tokens,
+            had_end: bare.had_end,
             ..Rendered::default()
         };
         for document in turns.documents()? {
@@ -362,5 +370,13 @@ impl Renderer {
                 source_place: source.clone(),
                 reason: error.to_string(),
             })
+    }
+}
+
+/// An answer that says nothing, but for the token that ends it.
+fn only_an_end(source: &Source) -> DataError {
+    DataError::TeachesNothing {
+        source_place: source.clone(),
+        reason: "its answer is nothing but a token that ends it".into(),
     }
 }

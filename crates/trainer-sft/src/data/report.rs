@@ -37,6 +37,8 @@ pub struct DataReport {
     pub rendered: Found,
     /// Texts with the template's own tokens.
     pub own_tokens: Found,
+    /// Answers that ended with a token in whose place the template's own end is learnt.
+    pub ends: Found,
     /// Fields of `--columns` that a record has had, as [`Columns::found_in`](crate::config::Columns::found_in) counts them.
     pub(super) columns: u32,
 }
@@ -94,6 +96,7 @@ impl DataReport {
         self.cut_turns.merge(other.cut_turns);
         self.rendered.merge(other.rendered);
         self.own_tokens.merge(other.own_tokens);
+        self.ends.merge(other.ends);
         self.columns |= other.columns;
     }
 
@@ -153,6 +156,13 @@ impl DataReport {
             let first = self.own_tokens.first();
             warn!(
                 "{count} of {all} records have the chat template's own tokens, or others that end a text, in their text; the first is {first}"
+            );
+        }
+        let Found { count, .. } = self.ends;
+        if count > 0 {
+            let first = self.ends.first();
+            warn!(
+                "{count} of {all} records have answers that end with a token that ends a text; the chat template's own end is learnt in its place; the first is {first}"
             );
         }
     }

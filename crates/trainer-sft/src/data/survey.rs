@@ -271,8 +271,8 @@ pub fn survey(config: &Config, format: &ChatFormat, show: bool) -> Result<Survey
         compares: true,
         ..recipe(config, format)?
     };
-    let look = |paths: &[PathBuf]| look_at(&files::expand(paths)?, &recipe, show);
-    let (mut train, found) = look(&config.data.train)?;
+    let look = |files: Vec<PathBuf>| look_at(&files, &recipe, show);
+    let (mut train, found) = look(files::expand(&config.data.train)?)?;
     // Of records that are refused, more is said than that.
     if found.num_malformed == 0 {
         train.check_columns(&recipe.columns)?;
@@ -284,7 +284,7 @@ pub fn survey(config: &Config, format: &ChatFormat, show: bool) -> Result<Survey
             eval = Some(train.split(part, config.run.seed, None)?);
         }
         None if !config.data.eval.is_empty() => {
-            let (data, found) = look(&config.data.eval)?;
+            let (data, found) = look(files::expand_to_measure(&config.data.eval)?)?;
             (eval, eval_survey) = (Some(data), Some(found));
         }
         _ => {}

@@ -104,6 +104,10 @@ pub fn check_data(args: &CheckArgs, colour: bool) -> Result<DataCheck, ToolError
             &report.own_tokens,
             "have the chat template's own tokens, or others that end a text, in their text",
         ),
+        (
+            &report.ends,
+            "have answers that end with a token that ends a text, and the chat template's own end is learnt in its place",
+        ),
     ] {
         if let Some(first) = &records.first {
             let count = records.count;

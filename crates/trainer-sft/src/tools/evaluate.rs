@@ -126,7 +126,7 @@ impl EvalData {
         let device = model_qwen::parse_device(&config.model.device)?;
         let format = ChatFormat::load(&config)?;
         format.check_vocabulary(config.model.architecture()?.vocab_size)?;
-        let dataset = Dataset::of(&config, &format).map_err(|error| match noted {
+        let dataset = Dataset::to_measure(&config, &format).map_err(|error| match noted {
             Some(adapter) => of_noted_columns(error, &config.data, adapter),
             None => error.into(),
         })?;

@@ -314,7 +314,7 @@ fn a_text_that_is_rendered_gets_no_second_template() {
     );
     assert!(
         said.err
-            .contains("2 of 5 records have the chat template's own tokens"),
+            .contains("2 of 5 records have answers that end with a token that ends a text"),
         "{}",
         said.err
     );
@@ -488,9 +488,10 @@ fn an_answer_has_one_end() {
     ] {
         let said = preview(std::slice::from_ref(&record), &[]);
         assert_eq!(learnt(&said), ["A gull.<|im_end|>"], "{record}");
-        let expected =
-            "1 of 1 records have the chat template's own tokens, or others that end a text";
+        let expected = "1 of 1 records have answers that end with a token that ends a text; the chat template's own end is \
+                        learnt in its place";
         assert!(said.err.contains(expected), "{}", said.err);
+        assert!(!said.err.contains("in their text"), "{}", said.err);
     }
     let pair = json!({"prompt": "A bird?", "chosen": end, "rejected": "A fish.<|endoftext|>"});
     let said = preview(&[pair], &["--method", "dpo"]);

@@ -171,3 +171,33 @@ fn an_output_below_a_file_is_named() {
         said.err
     );
 }
+
+/// Whether or not what is said at the end can be written.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_stopped_run_ends_with_its_signal() {
+    let folder = TempDir::new().unwrap();
+    let data = data_folder().join("train.jsonl");
+    let output = folder.path().join("run");
+    let mut run = Command::new(env!("CARGO_BIN_EXE_trainer-sft"))
+        .args(flags(text_of(&output), "100000"))
+        .args(["--data", text_of(&data)])
+        .stdin(Stdio::null())
+        .stdout(
+            fs::OpenOptions::new()
+                .write(true)
+                .open("/dev/full")
+                .unwrap(),
+        )
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let metrics = output.join("metrics.jsonl");
+    wait("first step", || {
+        fs::metadata(&metrics).is_ok_and(|file| file.len() > 0)
+    });
+    let id = run.id().to_string();
+    let kill = Command::new("kill").args(["-TERM", &id]).status();
+    assert!(kill.unwrap().success());
+    assert_eq!(run.wait().unwrap().code(), Some(143));
+}

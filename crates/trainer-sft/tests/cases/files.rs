@@ -242,7 +242,7 @@ fn data_to_evaluate_on_beside_data_to_learn_from_is_named() {
     let apart = [path("train-00.jsonl"), path("valid.jsonl")];
     let expected = format!(
         "2 of 4 files have the names of data to evaluate on (test.jsonl, valid.jsonl), and are read like all others; to keep them \
-         apart, give --data {} --eval-data {}",
+         apart, give --data {} and, for a run, --eval-data {}",
         text_of(&apart[0]),
         text_of(&apart[1])
     );
@@ -262,4 +262,49 @@ fn data_to_evaluate_on_beside_data_to_learn_from_is_named() {
         "{}",
         said.err
     );
+}
+
+#[test]
+fn all_files_of_a_split_are_named() {
+    let folder = TempDir::new().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let record = json!({"prompt": "A?", "completion": "B."}).to_string();
+    for part in ["train", "validation", "test"] {
+        for number in 0..if part == "train" { 3 } else { 2 } {
+            fs::write(path(&format!("{part}-0000{number}.jsonl")), &record).unwrap();
+        }
+    }
+    let eval = format!(
+        "--eval-data {} {}",
+        text_of(&path("validation-00000.jsonl")),
+        text_of(&path("validation-00001.jsonl"))
+    );
+    let said = program(&["--preview", "1", "--data", text_of(folder.path())]);
+    let expected = format!(
+        "--data '{}' and, for a run, {eval}",
+        text_of(&path("train-0000*.jsonl"))
+    );
+    assert!(said.err.contains(&expected), "{}", said.err);
+    // Here --eval-data is another name of --data.
+    let said = program(&["eval", "--device", "cpu", "--data", text_of(folder.path())]);
+    let expected = format!("to measure on the others alone, give {eval} in the place of all");
+    assert!(
+        said.is_success() && said.err.contains(&expected),
+        "{}",
+        said.err
+    );
+}
+
+#[test]
+fn a_folder_that_is_called_true_is_read() {
+    let folder = TempDir::new().unwrap();
+    let model = folder.path().join("true");
+    fs::create_dir(&model).unwrap();
+    copy_model(&model);
+    let said = Command::new(env!("CARGO_BIN_EXE_trainer-sft"))
+        .current_dir(folder.path())
+        .args(["inspect", "--json", "true"])
+        .output();
+    let said = Said::of(said.unwrap());
+    assert!(said.out.starts_with('{'), "{}{}", said.out, said.err);
 }

@@ -14,7 +14,7 @@ use super::hints::{Lead, elsewhere, nearest};
 use super::{
     Args, DataArgs, GrpoArgs, LoraArgs, MemoryArgs, MethodArgs, ModelArgs, OutputArgs, TrainingArgs,
 };
-use crate::config::{ConfigError, at_home};
+use crate::config::{ConfigError, value_at_home};
 
 /// Flags that are no settings of a file.
 const FLAGS_ONLY: [&str; 6] = [
@@ -88,8 +88,8 @@ fn plain(value: &toml::Value) -> Option<toml::Value> {
     match value {
         toml::Value::Float(float) => as_whole(*float).map(toml::Value::from),
         toml::Value::String(text) => {
-            let path = at_home(text)?;
-            Some(path.display().to_string().into())
+            let value = value_at_home(text)?;
+            Some(value.to_string_lossy().into_owned().into())
         }
         toml::Value::Array(items) => {
             let changed = items.iter().map(|item| match item {
@@ -413,6 +413,8 @@ mod tests {
         assert_eq!(args.output.output, at("a"));
         assert_eq!(args.data.data, [at("b").unwrap(), "c".into()]);
         assert_eq!(args.model.model, Some(format!("{home}/m")));
+        let reward = Args::from_toml("reward = [\"json_schema:~/x\"]").unwrap();
+        assert_eq!(reward.grpo.reward, [format!("json_schema:{home}/x")]);
         let wrong = Args::from_toml(&format!("{text}lora_r = \"x\"\n")).unwrap_err();
         assert!(wrong.starts_with("line 7: "), "{wrong}");
     }

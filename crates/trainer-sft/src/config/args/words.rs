@@ -1,10 +1,11 @@
 //! Words of a command line in the form that clap takes: hyphens, folders at home, and switches with a value.
 
 use std::ffi::{OsStr, OsString};
+use std::path::Path;
 
 use clap::{Arg, ArgAction, Command};
 
-use crate::config::at_home;
+use crate::config::value_at_home;
 
 /// The words of a command line for `command`.
 ///
@@ -16,11 +17,15 @@ pub(crate) fn plain_words(
 ) -> Vec<OsString> {
     let words = words.into_iter().map(with_hyphens).map(with_home);
     let mut plain: Vec<OsString> = Vec::new();
+    // Behind a switch, a file or folder that is called `true` is what the command is about.
+    let has_operands = command.get_positionals().next().is_some();
     // The switch that the last word is, and that has no value yet.
     let mut open: Option<Switch> = None;
     for word in words {
         let last = open.take();
-        if let (Some(switch), Some(is_on)) = (last, word.to_str().and_then(truth)) {
+        if let (Some(switch), Some(is_on)) = (last, word.to_str().and_then(truth))
+            && !(has_operands && Path::new(&word).exists())
+        {
             let flag = plain.pop().unwrap_or_default();
             plain.extend(switch.with(&flag, is_on));
             continue;
@@ -62,22 +67,17 @@ fn with_home(word: OsString) -> OsString {
         Some((flag, value)) if flag.starts_with("--") => (Some(flag), value),
         _ => (None, text),
     };
-    let (kind, path) = match value.split_once(':') {
-        Some((kind @ "json_schema", path)) => (Some(kind), path),
-        _ => (None, value),
-    };
-    let Some(path) = at_home(path) else {
+    let Some(value) = value_at_home(value) else {
         return word;
     };
-    let mut whole = OsString::new();
-    for (part, mark) in [(flag, "="), (kind, ":")] {
-        if let Some(part) = part {
-            whole.push(part);
-            whole.push(mark);
+    match flag {
+        Some(flag) => {
+            let mut whole = OsString::from(format!("{flag}="));
+            whole.push(value);
+            whole
         }
+        None => value,
     }
-    whole.push(path);
-    whole
 }
 
 /// What `true` and `false` say, also as Python writes them.

@@ -4,11 +4,11 @@ use serde_json::{Map, Value};
 
 use super::super::error::DataError;
 use super::super::example::Source;
-use super::Extras;
 use super::reader::{Reader, is_filled};
 use super::refused::named;
 use super::turn::{Turn, plain};
-use super::turns::{after_system, is_of_assistant, start_of_answer};
+use super::turns::{after_system, is_of_assistant, says_nothing, start_of_answer};
+use super::{Extras, role_of};
 use crate::config::Columns;
 
 /// The fields of a record that its prompt is made of.
@@ -107,6 +107,10 @@ impl Reader<'_> {
             return Err(self.error_found(key, EXPECTED, found));
         }
         let turns = self.with_system(key, self.turns(key, &items, items.len())?)?;
+        let last = turns.last().map(|turn| &turn.message);
+        if last.is_some_and(|last| role_of(last) == "user" && says_nothing(last)) {
+            return Err(self.teaches_nothing(format!("`{key}` ends with a question that is empty")));
+        }
         let turns = after_system(turns, self.earlier(), |turn| &turn.message);
         Ok(turns.into_iter().map(|turn| turn.message).collect())
     }

@@ -4,10 +4,10 @@ use serde_json::Value;
 
 use super::super::cells::speaker;
 use super::super::error::DataError;
-use super::reader::Reader;
+use super::reader::{Reader, is_filled};
 use super::turn::Turn;
 use super::turns::{after_system, is_pair};
-use super::whole::{OtherQuestion, Whole};
+use super::whole::{Unfit, Whole, is_asked};
 use super::{Chat, Content, TurnKind, role_of};
 
 impl Reader<'_> {
@@ -106,18 +106,35 @@ impl Reader<'_> {
         let prompt = match self.value("prompt") {
             // LLaMA-Factory's single message.
             Some(message) if speaker(message).is_some() => Value::Array(vec![message.clone()]),
+            // The completion has the question.
+            None | Some(Value::String(_) | Value::Array(_)) if self.has_no_prompt() => {
+                let is_whole = items.first().is_some_and(is_asked);
+                return Ok(is_whole.then(|| (items.to_vec(), 0)));
+            }
             Some(other) => other.clone(),
             None => return Ok(None),
         };
         match Whole::find(&prompt, items) {
             Ok(whole) => Ok(whole.map(|whole| whole.joined(items))),
-            Err(OtherQuestion) => {
+            Err(Unfit::NoAnswer) => {
+                let own = self.own_name("completion");
+                Err(self.teaches_nothing(format!("`{own}` has no answer of the assistant")))
+            }
+            Err(Unfit::OtherQuestion) => {
                 let expected = format!(
                     "the text of a turn in `{}`, which has a question of its own: leave one of them out",
                     self.own_name("completion")
                 );
                 Err(self.error("prompt", &expected, self.value("prompt")))
             }
+        }
+    }
+
+    /// Whether nothing is asked under `prompt`.
+    fn has_no_prompt(&self) -> bool {
+        match self.value("prompt") {
+            Some(Value::String(text)) => text.trim().is_empty(),
+            prompt => !is_filled(prompt),
         }
     }
 

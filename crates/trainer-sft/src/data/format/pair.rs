@@ -7,7 +7,7 @@ use super::preference::Answer;
 use super::reader::{Reader, is_filled};
 use super::turn::plain;
 use super::turns::{is_call, is_of_assistant};
-use super::whole::{Whole, are_same, is_same};
+use super::whole::{Unfit, Whole, are_same, is_same};
 use super::{Content, Format};
 
 /// Turns, and where the answer begins among them.
@@ -88,6 +88,12 @@ impl Reader<'_> {
             Value::Array(turns) => Whole::find(prompt, turns),
             _ => Ok(None),
         });
+        for (key, found) in ["chosen", "rejected"].iter().zip(&found) {
+            if let Err(Unfit::NoAnswer) = found {
+                let own = self.own_name(key);
+                return Err(self.teaches_nothing(format!("`{own}` has no answer of the assistant")));
+            }
+        }
         let [one, other] = found;
         let (Ok(one), Ok(other)) = (one, other) else {
             return Err(self.error("prompt", OF_BOTH, Some(prompt)));

@@ -105,7 +105,7 @@ fn can_join(last: &Turn, turn: &Turn) -> bool {
 }
 
 /// Whether a message has neither text nor calls nor reasoning.
-fn says_nothing(message: &Value) -> bool {
+pub(super) fn says_nothing(message: &Value) -> bool {
     let text = message.get("content").and_then(Value::as_str);
     let reasoning = message.as_object().and_then(reasoning_of);
     text.is_none_or(|text| text.trim().is_empty())

@@ -13,15 +13,21 @@ pub(super) struct Whole {
     pub(super) start: usize,
 }
 
-/// The turn of `prompt`, a text or turns, is not in a conversation that has a question of its own.
-pub(super) struct OtherQuestion;
+/// Why a conversation that has a question of its own is no answer to `prompt`, a text or turns.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unfit {
+    /// The prompt is not in it.
+    OtherQuestion,
+    /// It ends with the prompt.
+    NoAnswer,
+}
 
 impl Whole {
     /// Finds `prompt` in `turns`; `None` where they are only the answer to it.
     ///
     /// # Errors
-    /// Turns that begin with another question.
-    pub(super) fn find(prompt: &Value, turns: &[Value]) -> Result<Option<Self>, OtherQuestion> {
+    /// Turns that begin with another question, or end with this one.
+    pub(super) fn find(prompt: &Value, turns: &[Value]) -> Result<Option<Self>, Unfit> {
         if !turns.first().is_some_and(is_asked) {
             return Ok(None);
         }
@@ -31,7 +37,10 @@ impl Whole {
                     !is_of_assistant(turn)
                         && text_of(turn).is_some_and(|own| own.trim() == text.trim())
                 };
-                let at = turns.iter().position(is_prompt).ok_or(OtherQuestion)?;
+                let at = turns
+                    .iter()
+                    .position(is_prompt)
+                    .ok_or(Unfit::OtherQuestion)?;
                 Self::up_to(turns, at + 1).map(Some)
             }
             Value::Array(prompt) => Self::after_turns(prompt, turns),
@@ -40,7 +49,7 @@ impl Whole {
     }
 
     /// The turns of the prompt begin `turns`. One of the two may lack the system's.
-    fn after_turns(prompt: &[Value], turns: &[Value]) -> Result<Option<Self>, OtherQuestion> {
+    fn after_turns(prompt: &[Value], turns: &[Value]) -> Result<Option<Self>, Unfit> {
         let [of_prompt, of_turns] =
             [prompt, turns].map(|turns| turns.iter().take_while(|turn| is_of_system(turn)).count());
         let asked = &prompt[of_prompt..];
@@ -58,18 +67,18 @@ impl Whole {
         }
         // TRL has turns of both sides after a prompt that ends with an answer, or is only what the system says.
         match asked.last().is_some_and(is_asked) {
-            true => Err(OtherQuestion),
+            true => Err(Unfit::OtherQuestion),
             false => Ok(None),
         }
     }
 
-    fn up_to(turns: &[Value], start: usize) -> Result<Self, OtherQuestion> {
+    fn up_to(turns: &[Value], start: usize) -> Result<Self, Unfit> {
         match start < turns.len() {
             true => Ok(Self {
                 context: turns[..start].to_vec(),
                 start,
             }),
-            false => Err(OtherQuestion),
+            false => Err(Unfit::NoAnswer),
         }
     }
 
@@ -108,7 +117,7 @@ fn rest(turn: &Map<String, Value>) -> impl Iterator<Item = (&String, &Value)> {
 }
 
 /// Whether a turn that has not been checked is the user's or the system's.
-fn is_asked(turn: &Value) -> bool {
+pub(super) fn is_asked(turn: &Value) -> bool {
     matches!(Speaker::of(turn), Some(Speaker::User | Speaker::System))
 }
 

@@ -46,6 +46,7 @@ impl Renderer {
             all.is_cut |= rendered.is_cut;
             all.was_rendered |= rendered.was_rendered;
             all.has_own_tokens |= rendered.has_own_tokens;
+            all.had_end |= rendered.had_end;
             all.examples
                 .push(cut(example, max_length, &mut all.num_cut_answers)?);
             if let Some(example) = all.examples.last_mut() {
