@@ -19,14 +19,27 @@ pub enum AdapterError {
     },
     /// The adapter brings weights that requests cannot choose: those of the embedding and the head are one for all.
     #[error(
-        "the adapter brings the whole weight of {modules} (modules_to_save), expected one that changes the linear layers of the \
+        "the adapter brings the whole weight of {modules}, expected one that changes the linear layers of the \
          decoder only: write a model of it by `trainer-sft merge --adapter FOLDER --output MODEL`, and load that"
     )]
     Saved {
         /// The modules.
         modules: String,
     },
-    /// The weight of an embedding or a head is made for another vocabulary or width.
+    /// The weight of an embedding or a head is made for another vocabulary, mostly one that has grown.
+    #[error(
+        "adapter module `{module}`: the adapter's vocabulary has {found} rows, the base model's {expected}: resize the base model \
+         first (transformers' resize_token_embeddings)"
+    )]
+    Vocabulary {
+        /// The module's name in the adapter.
+        module: String,
+        /// Rows of the model's weight.
+        expected: usize,
+        /// Rows of the adapter's.
+        found: usize,
+    },
+    /// The weight of an embedding or a head is made for another width.
     #[error(
         "adapter module `{module}`: expected a weight of shape {expected:?}, found {found:?}; is it an adapter of another base \
          model?"
@@ -166,10 +179,19 @@ pub(crate) fn check_modules(
 ) -> Result<(), AdapterError> {
     let mut saved = adapter.saved.iter();
     if let Some((module, saved)) = saved.find(|(_, saved)| saved.shape != embedding) {
-        return Err(AdapterError::SavedShape {
-            module: module.clone(),
-            expected: embedding,
-            found: saved.shape,
+        let module = module.clone();
+        let ([expected, width], [found, found_width]) = (embedding, saved.shape);
+        return Err(match width == found_width {
+            true => AdapterError::Vocabulary {
+                module,
+                expected,
+                found,
+            },
+            false => AdapterError::SavedShape {
+                module,
+                expected: embedding,
+                found: saved.shape,
+            },
         });
     }
     for (module, matrices) in &adapter.modules {

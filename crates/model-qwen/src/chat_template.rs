@@ -124,10 +124,28 @@ impl ChatTemplate {
         })
     }
 
-    /// A template that refuses all messages with these words.
-    pub fn refusing(reason: &str) -> Result<Self, TemplateError> {
+    /// A template that refuses messages with these words: all of them, or those without tools where there is a template named
+    /// `tool_use`. Its [`Self::source`] is empty.
+    ///
+    /// # Errors
+    /// When the template for tools is not valid Jinja.
+    pub fn refusing(
+        reason: &str,
+        tool_use: Option<&str>,
+        special_tokens: Map<String, serde_json::Value>,
+    ) -> Result<Self, TemplateError> {
         let reason = Json::from(reason);
-        Self::from_source(&format!("{{{{ raise_exception({reason}) }}}}"), Map::new())
+        let text = format!("{{{{ raise_exception({reason}) }}}}");
+        let tool_use = tool_use.map(|source| Compiled::new(source.to_owned(), "the name tool_use"));
+        Ok(Self {
+            main: Arc::new(Compiled {
+                source: String::new(),
+                ..Compiled::new(text, "the given text")?
+            }),
+            tool_use: tool_use.transpose()?.map(Arc::new),
+            special_tokens: Arc::new(special_tokens),
+            is_apart: false,
+        })
     }
 
     /// [`Self::from_source`] for a text of which nobody knows what it does. It is rendered by a thread of its own, which has room
@@ -171,6 +189,18 @@ impl ChatTemplate {
             .map(|compiled| compiled.source.as_str())
     }
 
+    /// The text of the template that is taken with or without tools.
+    pub fn source_for(&self, has_tools: bool) -> &str {
+        &self.choose(has_tools).source
+    }
+
+    fn choose(&self, has_tools: bool) -> &Compiled {
+        match &self.tool_use {
+            Some(tool_use) if has_tools => tool_use,
+            _ => &self.main,
+        }
+    }
+
     /// Renders `messages` (objects with `role`, `content` and so on, as in OpenAI's API).
     ///
     /// Beyond what transformers does, messages take the forms OpenAI clients send: a list of text
@@ -186,10 +216,7 @@ impl ChatTemplate {
         options: &RenderOptions,
     ) -> Result<String, TemplateError> {
         let has_tools = options.tools.as_ref().is_some_and(|tools| !tools.is_null());
-        let template = match &self.tool_use {
-            Some(tool_use) if has_tools => tool_use,
-            _ => &self.main,
-        };
+        let template = self.choose(has_tools);
         if options.continue_final_message && options.add_generation_prompt {
             return Err(TemplateError::ContinueFinalMessage(
                 "cannot be combined with add_generation_prompt: the first goes on with the last message, the second starts a new one".to_owned(),

@@ -184,7 +184,9 @@ impl From<SequenceError> for ApiError {
     fn from(error: SequenceError) -> Self {
         let message = error.to_string();
         match error {
-            SequenceError::Aborted | SequenceError::DeviceFailed(_) => Self::unavailable(message),
+            SequenceError::Aborted | SequenceError::DeviceFailed(_) | SequenceError::Adapter(_) => {
+                Self::unavailable(message)
+            }
             SequenceError::Grammar(_) => Self::new(StatusCode::BAD_REQUEST, message),
             SequenceError::Failed(_) | SequenceError::Stopped => Self::internal(message),
         }

@@ -94,7 +94,7 @@ pub enum TrainError {
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     /// The adapter's files.
-    #[error("{}: {error}", folder.display())]
+    #[error("{}", error.of(folder))]
     Peft {
         /// The folder of the adapter.
         folder: PathBuf,

@@ -26,7 +26,7 @@ pub enum PeftError {
         /// The missing file.
         file: &'static str,
         /// What to do about it.
-        hint: &'static str,
+        hint: String,
     },
     /// The file system refused.
     #[error("cannot {action} `{path}`: {source}")]
@@ -180,6 +180,18 @@ pub enum PeftError {
 }
 
 impl PeftError {
+    /// The message with the adapter's folder, which some errors name already.
+    pub fn of(&self, folder: &Path) -> String {
+        match self {
+            Self::NoFolder(_)
+            | Self::NotAFolder(_)
+            | Self::NoFile { .. }
+            | Self::Io { .. }
+            | Self::LfsPointer(_) => self.to_string(),
+            _ => format!("{}: {self}", folder.display()),
+        }
+    }
+
     pub(super) fn value(field: &'static str, found: impl Display, expected: &'static str) -> Self {
         let found = found.to_string();
         Self::ConfigValue {

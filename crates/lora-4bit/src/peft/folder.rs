@@ -45,13 +45,16 @@ pub(super) fn read_file(dir: &Path, file: &'static str) -> Result<Vec<u8>, PeftE
             return PeftError::io("read", &path)(error);
         }
         let is_pickle = file == WEIGHTS_FILE && dir.join("adapter_model.bin").exists();
+        let below = (file == CONFIG_FILE).then(|| adapter_below(dir)).flatten();
         PeftError::NoFile {
             folder: dir.to_owned(),
             file,
-            hint: if is_pickle {
-                ", only an adapter_model.bin, which is not read: save the adapter with safe_serialization=True"
-            } else {
-                ""
+            hint: match below {
+                _ if is_pickle => {
+                    ", only an adapter_model.bin, which is not read: save the adapter with safe_serialization=True".to_owned()
+                }
+                Some(meant) => format!("; did you mean {}?", meant.display()),
+                None => String::new(),
             },
         }
     })?;

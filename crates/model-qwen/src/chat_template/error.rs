@@ -24,6 +24,8 @@ pub enum TemplateError {
         path: PathBuf,
         /// The names of its templates.
         names: Vec<String>,
+        /// The text of the one for requests with tools.
+        tool_use: Option<String>,
     },
     /// The template is not valid Jinja.
     #[error("chat template of {origin} is not valid Jinja: {reason}")]

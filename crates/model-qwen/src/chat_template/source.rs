@@ -103,6 +103,7 @@ fn named(path: &Path, list: &[Value]) -> Result<(String, Option<String>), Templa
         None => Err(TemplateError::NoDefault {
             path: path.to_path_buf(),
             names,
+            tool_use,
         }),
     }
 }

@@ -1,7 +1,5 @@
 //! Keywords without a value, and with a wrong one.
 
-use std::slice;
-
 use serde_json::{Map, Value};
 
 use super::json_schema::{Holds, Step, find_inside, for_each_mut, holds};
@@ -58,23 +56,51 @@ fn place(steps: &[Step<'_>], keyword: &str) -> String {
 fn mistyped(schema: &Value) -> Option<(String, &str, String)> {
     let (steps, (keyword, what)) = find_inside(schema, &mut |schema: &Map<String, Value>| {
         schema.iter().find_map(|(keyword, value)| {
-            let (name, value) = inside(keyword, value);
-            let expected = expected(keyword, value)?;
-            let what = format!("expected {expected}, found {}", json_type(value));
-            let name = name.map_or_else(String::new, |name| format!(".{name}"));
-            Some((keyword.as_str(), (name, what)))
+            let (entry, what) = wrong(keyword, value)?;
+            Some((keyword.as_str(), (entry, what)))
         })
     })?;
-    let (name, what) = what;
-    Some((place(&steps, keyword) + &name, keyword, what))
+    let (entry, what) = what;
+    Some((place(&steps, keyword) + &entry, keyword, what))
 }
 
-/// Of an object of schemas the first value that is none, with its name; otherwise the value itself.
-fn inside<'a>(keyword: &str, value: &'a Value) -> (Option<&'a str>, &'a Value) {
-    let schemas = value.as_object().filter(|_| holds(keyword) == Holds::Map);
-    let mut schemas = schemas.into_iter().flatten();
-    let wrong = schemas.find(|(_, schema)| !is_schema(schema));
-    wrong.map_or((None, value), |(name, schema)| (Some(name), schema))
+/// What is wrong in a keyword's value, and in which entry of it: the first one of an object or a list that is no schema or no type,
+/// otherwise the value itself.
+fn wrong(keyword: &str, value: &Value) -> Option<(String, String)> {
+    let schema = |value| format!("expected a schema, found {}", json_type(value));
+    let entry = match (holds(keyword), value) {
+        (Holds::Map, Value::Object(schemas)) => {
+            let wrong = schemas.iter().find(|(_, value)| !is_schema(value));
+            wrong.map(|(name, value)| (format!(".{name}"), schema(value)))
+        }
+        (Holds::Schemas, Value::Array(schemas)) => {
+            let is_wrong = |value: &Value| !value.is_object() && !value.is_boolean();
+            let wrong = schemas.iter().position(is_wrong);
+            wrong.map(|index| (format!("[{index}]"), schema(&schemas[index])))
+        }
+        (Holds::Nothing, Value::Array(types)) if keyword == "type" => {
+            let wrong = types.iter().position(|value| !is_type(value));
+            wrong.map(|index| {
+                let what = format!("expected {}, found {}", TYPES.join(", "), types[index]);
+                (format!("[{index}]"), what)
+            })
+        }
+        _ => None,
+    };
+    entry.or_else(|| {
+        let expected = expected(keyword, value)?;
+        let what = format!("expected {expected}, found {}", json_type(value));
+        Some((String::new(), what))
+    })
+}
+
+/// What `type` may name.
+const TYPES: [&str; 7] = [
+    "null", "boolean", "object", "array", "number", "string", "integer",
+];
+
+fn is_type(value: &Value) -> bool {
+    value.as_str().is_some_and(|name| TYPES.contains(&name))
 }
 
 /// Lists are what `dependencies` may have.
@@ -84,10 +110,6 @@ fn is_schema(value: &Value) -> bool {
 
 /// What a keyword should have, if it has something else.
 fn expected(keyword: &str, value: &Value) -> Option<&'static str> {
-    const TYPES: [&str; 7] = [
-        "null", "boolean", "object", "array", "number", "string", "integer",
-    ];
-    let is_type = |value: &Value| value.as_str().is_some_and(|name| TYPES.contains(&name));
     let (fits, expected) = match keyword {
         "required" => {
             let names = value.as_array();
@@ -96,12 +118,9 @@ fn expected(keyword: &str, value: &Value) -> Option<&'static str> {
         }
         "enum" | "allOf" | "anyOf" | "oneOf" | "prefixItems" => (value.is_array(), "a list"),
         "type" => {
-            let types = value
-                .as_array()
-                .map_or(slice::from_ref(value), Vec::as_slice);
             let expected =
                 "null, boolean, object, array, number, string, integer, or a list of them";
-            (types.iter().all(is_type), expected)
+            (is_type(value) || value.is_array(), expected)
         }
         "$ref" | "pattern" | "format" => (value.is_string(), "a text"),
         "minimum" | "maximum" | "exclusiveMinimum" | "exclusiveMaximum" | "multipleOf" => {
@@ -111,7 +130,7 @@ fn expected(keyword: &str, value: &Value) -> Option<&'static str> {
             (value.is_u64(), "a whole number of 0 or more")
         }
         _ if holds(keyword) == Holds::Nothing => return None,
-        // Of an object of schemas it is the one that is none, if it is an object.
+        _ if holds(keyword) == Holds::Map => (value.is_object(), "an object of schemas"),
         _ => (is_schema(value), "a schema"),
     };
     (!fits).then_some(expected)
@@ -168,6 +187,21 @@ mod tests {
                 json!({ "uniqueItems": true }),
                 "Unimplemented keys: [\"uniqueItems\"]",
                 "properties.o.uniqueItems: Unimplemented keys: [\"uniqueItems\"]",
+            ),
+            (
+                json!({ "properties": [] }),
+                "properties must be an object",
+                "properties.o.properties: expected an object of schemas, found a list",
+            ),
+            (
+                json!({ "anyOf": [{ "type": "string" }, null] }),
+                "schema must be an object or boolean",
+                "properties.o.anyOf[1]: expected a schema, found null",
+            ),
+            (
+                json!({ "type": ["string", null] }),
+                "type must be a string",
+                "properties.o.type[1]: expected null, boolean, object, array, number, string, integer, found null",
             ),
             // What is wrong beside the reason is not said in its place.
             (

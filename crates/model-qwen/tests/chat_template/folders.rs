@@ -68,11 +68,20 @@ fn the_only_named_template_is_the_default() {
 #[test]
 fn a_template_may_refuse_all_messages() {
     let reason = "a/b \\ \"default\" {{ x }} {% if %} 'é'\n#}";
-    let refused = ChatTemplate::refusing(reason).unwrap();
+    let refused = ChatTemplate::refusing(reason, None, Map::new()).unwrap();
+    assert_eq!(refused.source(), "");
     match refused.render(&[], &prompt()) {
         Err(TemplateError::Raised(text)) => assert_eq!(text, reason),
         other => panic!("{other:?}"),
     }
+    let tokens = Map::from_iter([("eos_token".to_owned(), json!("</s>"))]);
+    let refused = ChatTemplate::refusing(reason, Some("tools {{ eos_token }}"), tokens).unwrap();
+    let with_tools = RenderOptions {
+        tools: Some(json!([])),
+        ..prompt()
+    };
+    assert_eq!(refused.render(&[], &with_tools).unwrap(), "tools </s>");
+    assert!(refused.render(&[], &prompt()).is_err());
 }
 
 #[test]

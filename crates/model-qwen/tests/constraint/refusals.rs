@@ -189,6 +189,30 @@ fn schemas_that_can_not_be_kept_to_are_refused_by_name() {
         schema(inside(json!({"type": "object", "properties": {"p": null}}))),
         "properties.o.properties.p: expected a schema, found null",
     );
+    for (part, expected) in [
+        (
+            json!({"anyOf": [{"type": "string"}, null]}),
+            "properties.o.anyOf[1]: expected a schema, found null",
+        ),
+        (
+            json!({"type": "array", "prefixItems": ["string"]}),
+            "properties.o.prefixItems[0]: expected a schema, found a string",
+        ),
+        (
+            json!({"allOf": [5]}),
+            "properties.o.allOf[0]: expected a schema, found a number",
+        ),
+        (
+            json!({"type": "object", "properties": []}),
+            "properties.o.properties: expected an object of schemas, found a list",
+        ),
+        (
+            json!({"type": ["string", null]}),
+            "properties.o.type[1]: expected null, boolean, object, array, number, string, integer, found null",
+        ),
+    ] {
+        refused(schema(inside(part)), expected);
+    }
     refused(
         schema(json!({"$ref": "https://example.com/other"})),
         "another document",

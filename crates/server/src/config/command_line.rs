@@ -46,9 +46,12 @@ fn check_switches(command: &clap::Command, command_line: &[OsString]) -> Result<
         };
         let (name, value) = match flag.split_once('=') {
             Some((name, value)) => (name, Some(value)),
-            None => (flag, next.and_then(|next| next.to_str())),
+            None => {
+                let next = next.and_then(|next| next.to_str());
+                (flag, next.filter(|value| is_on_or_off(value)))
+            }
         };
-        if let Some(value) = value.filter(|value| is_switch(name) && is_on_or_off(value)) {
+        if let Some(value) = value.filter(|_| is_switch(name)) {
             let other = opposite(name);
             let other = Some(other).filter(|other| is_switch(other));
             return Err(takes_no_value(name, other.as_deref(), value));
@@ -73,13 +76,17 @@ pub(super) fn is_on_or_off(word: &str) -> bool {
 
 /// The error of a value behind the switch `name`, which `other` takes back.
 pub(super) fn takes_no_value(name: &str, other: Option<&str>, value: &str) -> clap::Error {
-    let is_on = ["true", "yes", "on", "1"].contains(&value.to_ascii_lowercase().as_str());
-    let instead = match (is_on, other) {
-        (true, _) => format!("write --{name} alone"),
-        (false, Some(other)) => format!("leave the flag out, or write --{other}"),
-        (false, None) => "leave the flag out".to_owned(),
+    let is_off = ["false", "no", "off", "0"].contains(&value.to_ascii_lowercase().as_str());
+    let instead = match (is_off, other) {
+        (false, _) => format!("write --{name} alone"),
+        (true, Some(other)) => format!("leave the flag out, or write --{other}"),
+        (true, None) => "leave the flag out".to_owned(),
     };
-    let message = format!("--{name} takes no value, found {value}; {instead}\n");
+    let found = match value {
+        "" => "\"\"",
+        value => value,
+    };
+    let message = format!("--{name} takes no value, found {found}; {instead}\n");
     clap::Error::raw(ErrorKind::TooManyValues, message)
 }
 

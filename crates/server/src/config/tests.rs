@@ -381,6 +381,14 @@ fn a_value_behind_a_switch_is_refused() {
             &["--trust-remote-code", "true"],
             "--trust-remote-code takes no value, found true; write --trust-remote-code alone",
         ),
+        (
+            &["--enable-lora="],
+            "--enable-lora takes no value, found \"\"; write --enable-lora alone",
+        ),
+        (
+            &["--enable-lora=maybe"],
+            "--enable-lora takes no value, found maybe; write --enable-lora alone",
+        ),
     ] {
         let error = config(flags).unwrap_err().to_string();
         assert!(error.contains(expected), "{flags:?}: {error}");

@@ -4,7 +4,6 @@
 use std::path::Path;
 
 use lora_4bit::peft::{CONFIG_FILE, LoraAdapter, PeftError, adapter_below};
-use model_qwen::QwenModel;
 
 use super::error::AdapterError;
 
@@ -33,15 +32,10 @@ pub(super) fn read_adapter(path: &Path) -> Result<LoraAdapter, AdapterError> {
             reason,
         });
     }
-    let adapter = LoraAdapter::load(path).map_err(|error| AdapterError::Invalid {
+    LoraAdapter::load(path).map_err(|error| AdapterError::Invalid {
         path: path.to_owned(),
         reason: explained(&error),
-    })?;
-    QwenModel::check_shared(&adapter).map_err(|error| AdapterError::Invalid {
-        path: path.to_owned(),
-        reason: error.to_string(),
-    })?;
-    Ok(adapter)
+    })
 }
 
 /// Says what an adapter may change where one changes something else.

@@ -127,13 +127,7 @@ impl Adapters {
             matrices,
         }: NewAdapter,
     ) -> Result<(), AdapterError> {
-        self.check_rank(&path, &matrices)?;
-        model
-            .check_adapter(&matrices)
-            .map_err(|error| AdapterError::Invalid {
-                path: path.clone(),
-                reason: error.to_string(),
-            })?;
+        self.check(model, &path, &matrices)?;
         let slot = self.free_slot();
         if let Some(slot) = slot {
             put(model, slot, &matrices).map_err(|reason| AdapterError::NoRoom {
@@ -158,6 +152,23 @@ impl Adapters {
         });
         self.keep(id, matrices);
         Ok(())
+    }
+
+    /// Whether the model can use an adapter. The shapes come first: weights of another vocabulary cannot be merged either.
+    fn check(
+        &self,
+        model: &QwenModel,
+        path: &Path,
+        matrices: &LoraAdapter,
+    ) -> Result<(), AdapterError> {
+        self.check_rank(path, matrices)?;
+        let checked = model.check_adapter(matrices);
+        checked
+            .and_then(|()| QwenModel::check_shared(matrices))
+            .map_err(|error| AdapterError::Invalid {
+                path: path.to_owned(),
+                reason: error.to_string(),
+            })
     }
 
     /// Whether the slots have room for a rank.
@@ -232,32 +243,30 @@ impl Adapters {
         id: AdapterId,
         slot: usize,
     ) -> Result<Option<AdapterKey>, SequenceError> {
-        let failed = |reason: String| SequenceError::Failed(format!("LoRA adapter: {reason}"));
+        let failed = |error: AdapterError| SequenceError::Adapter(error.to_string());
         let adapter = self.get_mut(id)?;
+        let path = adapter.info.path.clone();
         let matrices = match adapter.matrices.take() {
             Some(matrices) => matrices,
-            None => {
-                let path = adapter.info.path.clone();
-                let read = read_adapter(&path).and_then(|matrices| {
-                    self.check_rank(&path, &matrices)?;
-                    Ok(matrices)
-                });
-                read.map_err(|error| failed(error.to_string()))?
-            }
+            None => read_adapter(&path).map_err(failed)?,
         };
         let fingerprint = fingerprint(&matrices);
         let adapter = self.get_mut(id)?;
         let has_changed = adapter.fingerprint != fingerprint;
         if has_changed {
-            let path = adapter.info.path.display();
             if adapter.retired {
-                return Err(failed(format!(
-                    "{path}: its files have changed since it was unloaded or replaced, and requests still waited for it"
-                )));
+                let reason = "its files have changed since it was unloaded or replaced, and requests still waited for it";
+                return Err(failed(AdapterError::Invalid {
+                    path,
+                    reason: reason.to_owned(),
+                }));
             }
-            tracing::warn!(adapter = adapter.info.name, %path, "the files of an adapter have changed; requests use the new weights");
+            self.check(model, &path, &matrices).map_err(failed)?;
+            let adapter = self.get_mut(id)?;
+            tracing::warn!(adapter = adapter.info.name, path = %path.display(), "the files of an adapter have changed; requests use the new weights");
         }
-        put(model, slot, &matrices).map_err(failed)?;
+        put(model, slot, &matrices)
+            .map_err(|reason| failed(AdapterError::NoRoom { path, reason }))?;
         let adapter = self.get_mut(id)?;
         adapter.slot = Some(slot);
         adapter.fingerprint = fingerprint;

@@ -74,6 +74,9 @@ pub enum SequenceError {
     /// The device failed, as when its memory is full: the request may be sent again.
     #[error("the device failed to compute this request: {0}")]
     DeviceFailed(String),
+    /// Its adapter has left its slot and cannot be put into one again: its files are gone, or the device has no room.
+    #[error("{0}")]
+    Adapter(String),
     /// The engine failed on it.
     #[error("{0}")]
     Failed(String),

@@ -361,10 +361,21 @@ fn chat_template(config: &Config, dir: &Path) -> Result<Option<ChatTemplate>, St
     let Some(source) = &config.chat_template else {
         return match ChatTemplate::from_dir(dir) {
             // Other endpoints need none.
-            Err(error @ TemplateError::NoDefault { .. }) => {
+            Err(
+                ref error @ TemplateError::NoDefault {
+                    tool_use: ref source,
+                    ..
+                },
+            ) => {
                 let reason = format!("{error}; start the server with --chat-template");
-                tracing::warn!("chats are refused: {reason}");
-                Ok(Some(ChatTemplate::refusing(&reason)?))
+                let which = match source {
+                    Some(_) => "chats without tools",
+                    None => "chats",
+                };
+                tracing::warn!("{which} are refused: {reason}");
+                let special_tokens = special_tokens(dir).map_err(TemplateError::from)?;
+                let refusing = ChatTemplate::refusing(&reason, source.as_deref(), special_tokens);
+                Ok(Some(refusing?))
             }
             template => Ok(template?),
         };

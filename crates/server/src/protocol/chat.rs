@@ -199,7 +199,8 @@ pub fn render(
         );
         return Err(ApiError::bad_request(field, message));
     }
-    let messages = messages::prepare(messages, template.source())?;
+    let source = template.source_for(fields.tools.is_some());
+    let messages = messages::prepare(messages, source)?;
     let continue_final_message = continued.is_some() || fields.continue_final_message == Some(true);
     let add_generation_prompt = fields
         .add_generation_prompt
@@ -222,7 +223,6 @@ pub fn render(
         _ => "assistant".to_owned(),
     };
     let last = last.filter(|last| role_of(last) == role);
-    let source = template.source();
     Ok(Rendered {
         prompt,
         last: last.map(messages::text),
@@ -237,13 +237,15 @@ pub fn render(
 
 /// Whether a template names `<think>` or `</think>`.
 pub(crate) fn has_think_tags(template: &ChatTemplate) -> bool {
-    let source = template.source();
-    source.contains(OPEN_THINK) || source.contains(CLOSE_THINK)
+    let mut sources = [false, true]
+        .map(|has_tools| template.source_for(has_tools))
+        .into_iter();
+    sources.any(|source| source.contains(OPEN_THINK) || source.contains(CLOSE_THINK))
 }
 
 /// Whether the model sees the tools of a request.
 pub(crate) fn shows_tools(template: &ChatTemplate) -> bool {
-    template.source().contains("tools")
+    template.source_for(true).contains("tools")
 }
 
 /// Why there is no template: the model has none, or the cache lacks it.

@@ -54,7 +54,9 @@ pub async fn tokenizer(State(state): State<AppState>) -> Result<Json<Value>, Api
             let end = end.and_then(|&id| model.tokenizer.id_to_token(id));
             config.insert("eos_token".to_owned(), end.into());
         }
-        if let Some(template) = &model.chat_template {
+        if let Some(template) = &model.chat_template
+            && !template.source().is_empty()
+        {
             config.insert("chat_template".to_owned(), Value::from(template.source()));
         }
         Ok(Json(Value::Object(config)))

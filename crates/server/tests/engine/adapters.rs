@@ -191,9 +191,11 @@ fn more_adapters_than_slots_take_turns() {
             server.complete(&prompt, json!({ "model": "adapter-1", "max_tokens": 2 }));
             let body = json!({ "model": "adapter-0", "prompt": [500], "max_tokens": 2 });
             let (status, answer) = server.post("/v1/completions", &body);
-            assert_eq!(status, 500, "{answer}");
+            assert_eq!(status, 503, "{answer}");
             let message = answer["error"]["message"].as_str().unwrap();
-            assert!(message.contains(paths[0].to_str().unwrap()), "{message}");
+            let start = format!("LoRA adapter at {} cannot be used: ", paths[0].display());
+            assert!(message.starts_with(&start), "{message}");
+            assert!(message.contains("adapter_model.safetensors"), "{message}");
             server.complete(&prompt, json!({ "model": "adapter-2", "max_tokens": 2 }));
         }
     }
@@ -255,7 +257,27 @@ fn adapters_of_other_parts_are_refused_with_the_reason() {
     let message = answer["error"]["message"].as_str().unwrap();
     assert_eq!(status, 400, "{message}");
     assert!(
-        message.contains("lm_head (modules_to_save)") && message.contains("trainer-sft merge"),
+        message.contains("whole weight of lm_head, expected")
+            && message.contains("trainer-sft merge"),
+        "{message}"
+    );
+    // Of a vocabulary that has grown there is nothing to merge.
+    let grown = SavedModule {
+        weight: vec![0.0; (shape[0] + 4) * shape[1]],
+        shape: [shape[0] + 4, shape[1]],
+    };
+    adapter.saved.insert("lm_head".to_owned(), grown);
+    adapter.save(&path).unwrap();
+    let (status, answer) = load(&server, "head", &path);
+    let message = answer["error"]["message"].as_str().unwrap();
+    assert_eq!(status, 400, "{message}");
+    let rows = format!(
+        "the adapter's vocabulary has {} rows, the base model's {}: resize the base model first",
+        shape[0] + 4,
+        shape[0]
+    );
+    assert!(
+        message.contains(&rows) && !message.contains("merge"),
         "{message}"
     );
     let (status, answer) = load(&server, "hub", Path::new("acme/sql-lora"));

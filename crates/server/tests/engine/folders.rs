@@ -67,7 +67,10 @@ fn a_tied_model_generates_text_whatever_its_weights_are_called() {
 #[test]
 fn named_templates_without_a_default_refuse_chats() {
     let model = TestModel::new();
-    let templates = json!([{ "name": "a", "template": "A" }, { "name": "b", "template": "B" }]);
+    let templates = json!([
+        { "name": "rag", "template": "R" },
+        { "name": "tool_use", "template": "{{ tools }}{{ messages }}" },
+    ]);
     set(
         model.dir(),
         "tokenizer_config.json",
@@ -84,9 +87,18 @@ fn named_templates_without_a_default_refuse_chats() {
     for part in [
         "tokenizer_config.json",
         "\"default\"",
-        "[\"a\", \"b\"]",
+        "[\"rag\", \"tool_use\"]",
         "--chat-template",
     ] {
         assert!(message.contains(part), "{message}");
     }
+    // Those with tools have a template.
+    let tool = json!({ "type": "function", "function": { "name": "f", "parameters": {} } });
+    let chat = json!({
+        "messages": [{ "role": "user", "content": "x" }], "tools": [tool], "tool_choice": "none", "max_tokens": 2,
+    });
+    let (status, answer) = server.post("/v1/chat/completions", &chat);
+    assert_eq!(status, 200, "{answer}");
+    let (_, shown) = server.post("/api/show", &json!({ "model": "base" }));
+    assert_eq!(shown["template"], "", "{shown}");
 }

@@ -113,7 +113,7 @@ pub enum ToolError {
     #[error("stopped; nothing is written")]
     Stopped,
     /// An adapter.
-    #[error("{}: {error}", folder.display())]
+    #[error("{}", error.of(folder))]
     Adapter {
         /// The folder.
         folder: PathBuf,

@@ -328,6 +328,23 @@ fn nf4_comes_out_and_goes_in() {
 }
 
 #[test]
+fn a_folder_around_adapters_names_the_newest() {
+    let folder = TempDir::new().unwrap();
+    let run = folder.path().join("run");
+    for name in ["checkpoint-9", "checkpoint-10"] {
+        fs::create_dir_all(run.join(name)).unwrap();
+        fs::write(run.join(name).join("adapter_config.json"), "{}").unwrap();
+    }
+    let output = folder.path().join("merged");
+    let message = format!(
+        "error: `{}` has no adapter_config.json; did you mean {}?",
+        run.display(),
+        run.join("checkpoint-10").display()
+    );
+    fail(&merge_of(&run, folder.path(), &output), &[&message]);
+}
+
+#[test]
 fn a_base_without_a_tokenizer_is_merged_and_that_is_said() {
     let folder = TempDir::new().unwrap();
     let adapter = adapter(folder.path());
