@@ -48,8 +48,8 @@ def versions(trial):
     assert shown(browser) == before
     # A version in a version: another second question.
     browser.js("[...document.querySelectorAll('#messages .user')].at(-1).querySelectorAll('footer button')[1].click()")
-    browser.js("document.getElementById('edit-text').value = ''")
-    browser.click("#edit-text")
+    browser.js("document.querySelector('.edit textarea').value = ''")
+    browser.click(".edit textarea")
     browser.type("Why?")
     browser.key("Enter", 13)
     trial.answered()
