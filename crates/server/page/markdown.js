@@ -154,13 +154,14 @@ function readList(lines, i, depth) {
     const own = [lines[i].slice(item[0].length)];
     i += 1;
     while (i < lines.length) {
-      const spaces = lines[i].search(/\S/);
-      const isBlank = spaces < 0;
-      const follows = isBlank && i + 1 < lines.length && lines[i + 1].search(/\S/) >= Math.min(width, item[1].length + 2);
-      const isInside = !isBlank && (spaces >= Math.min(width, item[1].length + 2)
-        || (lines[i - 1].trim() && !beginsBlock(lines, i)));
-      if (!follows && !isInside) break;
-      own.push(lines[i].slice(Math.min(width, Math.max(spaces, 0))));
+      let next = i;
+      while (next < lines.length && !lines[next].trim()) next += 1;
+      if (next === lines.length) break;
+      const spaces = lines[next].search(/\S/);
+      const isIndented = spaces >= Math.min(width, item[1].length + 2);
+      if (!isIndented && (next > i || !lines[i - 1].trim() || beginsBlock(lines, i))) break;
+      for (; i < next; i += 1) own.push("");
+      own.push(lines[i].slice(Math.min(width, spaces)));
       i += 1;
     }
     list.append(el("li", {}, tight(own.join("\n"), depth)));

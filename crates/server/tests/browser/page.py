@@ -225,12 +225,12 @@ def markdown(trial):
     # The indent of a list by tabs is not the code's.
     for mark in ("1. Do:\n\t", "-\t", "1. Do:\n\n\t- And:\n\n\t\t"):
         indent = "\t" * max(1, mark.split("\n")[-1].count("\t"))
-        rows = ["```python", "def f():", "\treturn 1", "", "f()", "```"]
+        rows = ["```python", "def f():", "\treturn 1", "", "", "f()", "```"]
         text = mark + "\n".join(row and (indent if i else "") + row for i, row in enumerate(rows)) + "\n" + ("- next" if mark[0] == "-" else "2. next")
         found = browser.js(f"""import("/page/markdown.js").then(({{ markdown }}) => {{
             const parts = markdown({json.dumps(text)});
             return [[...parts.querySelectorAll("code")].map((e) => e.textContent), parts.children.length, parts.firstElementChild.children.length]; }})""")
-        assert found == [["def f():\n\treturn 1\n\nf()"], 1, 2], (text, found)
+        assert found == [["def f():\n\treturn 1\n\n\nf()"], 1, 2], (text, found)
     # Formulas stand as they are written; money, code and escaped signs are none.
     for text in FORMULAS:
         found = browser.js(f"""import("/page/markdown.js").then(({{ markdown }}) => {{

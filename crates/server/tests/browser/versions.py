@@ -51,6 +51,10 @@ def versions(trial):
     browser.js("document.querySelector('.edit textarea').value = ''")
     browser.click(".edit textarea")
     browser.type("Why?")
+    # It stays while the version without it is looked at.
+    turn(browser, "›", "2/2")
+    turn(browser, "‹", "1/2")
+    browser.click(".edit textarea")
     browser.key("Enter", 13)
     trial.answered()
     assert shown(browser)[:3] == [*before[:2], "Why?"], shown(browser)
