@@ -275,6 +275,10 @@ const editForm = (message, i, texts) => editView(message, i, texts, {
       answer([...before, { role: "user", content }]);
       return;
     }
+    if (content === message.content) {
+      drawMessages();
+      return;
+    }
     const edited = { ...message, content, edited: true, stopped: false, error: null, stats: null, before: 0 };
     // What came after it is part of both versions.
     const messages = [...before, edited, ...structuredClone(open.messages.slice(i + 1))];
