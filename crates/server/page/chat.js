@@ -3,7 +3,7 @@
 import { announce, byId, el, isFree, sendOnEnter } from "./dom.js";
 import { empty, keepDraft } from "./draft.js";
 import { save } from "./export.js";
-import { editView, resultsView } from "./forms.js";
+import { editKey, editView, moveUnsent, resultsView, unsentOf } from "./forms.js";
 import { number, onLanguage, t } from "./i18n.js";
 import { drawList, setList, startList } from "./list.js";
 import { action, answerOf, fill, forApi, messageView } from "./message.js";
@@ -16,15 +16,14 @@ import { isEmpty, keepReplaced, withVersion } from "./versions.js";
 /** Milliseconds between two versions of an answer that is being written, for other tabs and in case this one ends. */
 const KEEP_EVERY = 1000;
 
-/** The open conversation, and the views of its messages. */
+/** The open conversation, the views of its messages, and the forms in place of those that are edited. */
 let open = newConversation();
 let views = new Map();
+let forms = new Map();
 /** Answers that are being written in this tab, by conversation: `{ conversation, message, old, controller }`; `old` are the messages before. */
 const running = new Map();
 let chosenModel = () => "";
 let limitOf = () => undefined;
-/** The message that is being edited, and what stands in its form: `{ message, text }`. */
-let editing = null;
 
 const isOpen = (conversation) => conversation.id === open.id;
 const isRunning = ({ id }) => running.has(id) || isElsewhere(id);
@@ -64,6 +63,7 @@ export function startChat(model, limit) {
     drawMessages();
   });
   onLanguage(() => {
+    for (const drawn of [views, forms]) drawn.clear();
     drawMessages();
     drawList();
   });
@@ -92,13 +92,17 @@ function reload() {
   const stored = storedConversation(open.id);
   if (!stored || running.has(open.id) || stored.updated === open.updated) return;
   const follows = isAtEnd();
-  if (editing) {
-    const same = stored.messages[open.messages.indexOf(editing.message)];
-    editing = same?.content === editing.message.content ? { ...editing, message: same } : null;
-  }
-  open = stored;
+  // Messages stay the same ones, and so do what is drawn of them, a selection there, and the word that an input method writes.
+  open = { ...stored, messages: stored.messages.map((message, i) => renewed(open.messages[i], message)) };
   drawMessages();
   if (follows) scrollDown();
+}
+
+/** The message `old` as `message` has it, or `message` where there was none like it. */
+function renewed(old, message) {
+  if (old?.role !== message.role) return message;
+  for (const name of Object.keys(old)) if (!(name in message)) delete old[name];
+  return Object.assign(old, message);
 }
 
 const stop = (id) => running.get(id)?.controller.abort();
@@ -117,6 +121,7 @@ function remove() {
 /** Has nothing more to do with a conversation that is deleted. */
 function forget({ id }) {
   stop(id);
+  moveUnsent(id);
   if (running.delete(id)) tellEnded(id);
   if (id === open.id) show(newConversation());
 }
@@ -133,7 +138,6 @@ function rename() {
 function show(conversation) {
   const { id } = conversation;
   if (id !== open.id) open = running.get(id)?.conversation ?? storedConversation(id) ?? conversation;
-  editing = null;
   byId("full").hidden = true;
   byId("answer-error").textContent = "";
   drawMessages();
@@ -143,26 +147,46 @@ function show(conversation) {
 }
 
 function drawMessages() {
-  views = new Map();
-  if (!open.messages.includes(editing?.message)) editing = null;
+  const before = { views, forms };
+  [views, forms] = [new Map(), new Map()];
+  const texts = unsentOf(open.id);
   const written = document.activeElement?.matches("#messages textarea") ? document.activeElement : null;
+  const last = open.messages.at(-1);
+  const runs = isRunning(open);
   const elements = open.messages.map((message, i) => {
-    if (message === editing?.message) return editForm(message, i);
-    const view = messageView(message, actions(message, i));
+    if (texts.has(editKey(message, i))) {
+      const form = before.forms.get(message) ?? editForm(message, i, texts);
+      forms.set(message, form);
+      form.setBusy(runs);
+      return form.element;
+    }
+    const view = before.views.get(message) ?? messageView(message);
     views.set(message, view);
+    view.act(actions(message, i));
+    view.update(runs && message === last);
     return view.element;
   });
-  const last = open.messages.at(-1);
-  if (last?.tool_calls?.length && !isRunning(open) && !editing) {
-    elements.push(resultsView(last, (found) => answer([...open.messages, ...found])));
+  if (last?.tool_calls?.length && !runs && !forms.size) {
+    elements.push(resultsView(last, texts, (found) => answer([...open.messages, ...found])));
   }
-  byId("messages").replaceChildren(...elements);
+  replaceOthers(byId("messages"), elements);
   const area = written && byId(written.id);
-  area?.focus();
-  area?.setSelectionRange(written.selectionStart, written.selectionEnd);
+  if (area && area !== document.activeElement) {
+    area.focus();
+    area.setSelectionRange(written.selectionStart, written.selectionEnd);
+  }
   byId("welcome").hidden = open.messages.length > 0;
-  if (isRunning(open)) views.get(last)?.update(true);
   drawControls();
+}
+
+/** Replaces the children of `parent` that are not these, so that the others keep the focus and what is selected in them. */
+function replaceOthers(parent, elements) {
+  elements.forEach((element, i) => {
+    const child = parent.children[i];
+    if (!child) parent.append(element);
+    else if (child !== element) child.replaceWith(element);
+  });
+  while (parent.children.length > elements.length) parent.lastElementChild.remove();
 }
 
 function drawControls() {
@@ -195,17 +219,16 @@ export const settingsChanged = drawControls;
 
 function actions(message, i) {
   const buttons = [];
-  if (message.content) {
-    buttons.push(copyButton(message.content));
-  }
-  if (isRunning(open)) return buttons;
+  const runs = isRunning(open);
+  if (message.content && !(runs && message === open.messages.at(-1))) buttons.push(copyButton(message.content));
+  if (runs) return buttons;
   if (message.versions) buttons.unshift(versionsView(message.versions, i));
   const isAnswer = message.role === "assistant";
   if (message.role === "user" || (isAnswer && message.content)) {
     buttons.push(action("edit", () => {
-      editing = { message, text: message.content };
+      unsentOf(open.id).set(editKey(message, i), message.content);
       drawMessages();
-      byId("edit-text").focus();
+      byId(`edit-${i}`).focus();
     }));
   }
   if (isAnswer && message === open.messages.at(-1) && isCut(message)) buttons.push(action("go_on", () => goOn(message)));
@@ -226,7 +249,8 @@ function versionsView({ at, ends }, i) {
       keep(open);
       drawMessages();
       const buttons = [...byId("messages").children[i].querySelectorAll(".versions button")];
-      (next > at ? buttons.reverse() : buttons).find(({ disabled }) => !disabled).focus();
+      const button = (next > at ? buttons.reverse() : buttons).find(({ disabled }) => !disabled);
+      (button ?? byId(`edit-${i}`)).focus();
     },
   }, sign);
   const which = el("span", {}, `${at + 1}/${ends.length}`);
@@ -239,18 +263,27 @@ function isCut({ content, edited, stopped, error, stats, tool_calls: calls }) {
 }
 
 /** The form of the message that is edited. Sending a question asks it anew; an answer is only written otherwise. */
-const editForm = (message, i) => editView(editing, isRunning(open), {
+const editForm = (message, i, texts) => editView(message, i, texts, {
   close: () => {
-    editing = null;
+    texts.delete(editKey(message, i));
     drawMessages();
   },
   send: (content) => {
-    editing = null;
+    texts.delete(editKey(message, i));
+    const before = open.messages.slice(0, i);
     if (message.role !== "assistant") {
-      answer([...open.messages.slice(0, i), { role: "user", content }]);
+      answer([...before, { role: "user", content }]);
       return;
     }
-    Object.assign(message, { content, edited: true, stopped: false, error: null, stats: null, before: 0 });
+    if (content === message.content) {
+      drawMessages();
+      return;
+    }
+    const edited = { ...message, content, edited: true, stopped: false, error: null, stats: null, before: 0 };
+    // What came after it is part of both versions.
+    const messages = [...before, edited, ...structuredClone(open.messages.slice(i + 1))];
+    keepReplaced(open.messages, messages);
+    open.messages = messages;
     keep(open);
     drawMessages();
   },
@@ -347,6 +380,7 @@ function leave() {
 function keep(conversation) {
   const { id } = conversation;
   byId("full").hidden = saveConversation(conversation);
+  if (id !== conversation.id) moveUnsent(id, conversation.id);
   if (id === conversation.id || !running.has(id)) return;
   // It goes on under an id of its own.
   running.set(conversation.id, running.get(id));

@@ -60,7 +60,8 @@ export const isFree = (view) => !byId(view).hidden && !document.querySelector("d
 /** Lets a textarea grow with its text, up to the height that its style allows. */
 export function grow(area) {
   area.style.height = "auto";
-  area.style.height = `${area.scrollHeight + 2}px`;
+  // In a view that is hidden it has none.
+  if (area.scrollHeight) area.style.height = `${area.scrollHeight + 2}px`;
 }
 
 /** Enter sends and Shift+Enter breaks the line; an input method's Enter is its own. */

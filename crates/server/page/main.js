@@ -3,7 +3,7 @@
 import { models, onKeyNeeded } from "./api.js";
 import { settingsChanged, startChat } from "./chat.js";
 import { setCompareModels, startCompare } from "./compare.js";
-import { byId, el } from "./dom.js";
+import { byId, el, grow } from "./dom.js";
 import { chooseLanguage, currentLanguage, onLanguage, setLanguage, t } from "./i18n.js";
 import { startSettings } from "./settings.js";
 import { showStatus, startStatus } from "./status.js";
@@ -24,6 +24,7 @@ function showView() {
     if (view === name) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
+  byId(name).querySelectorAll(".ask textarea, .edit textarea").forEach(grow);
   document.title = `${t(`view_${name}`)} – qwen-burn`;
   showStatus(name === "status");
   if (name !== "status") lookAgain();

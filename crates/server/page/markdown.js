@@ -17,6 +17,8 @@ const FORMULA = /^ {0,3}(\\\[|\$\$)/;
 const FORMULA_ENDS = { "\\[": "\\]", "$$": "$$" };
 /** Quotes and lists inside one another; deeper ones stay text. */
 const MAX_DEPTH = 12;
+/** Columns from one tab stop to the next. */
+const TAB = 4;
 
 /** A fragment with the text's blocks. */
 export function markdown(text, depth = 0) {
@@ -35,14 +37,31 @@ export function markdown(text, depth = 0) {
   return fragment;
 }
 
-/** Lines with spaces for tabs, but for those of code: a Makefile needs its tabs. */
+/** Lines with spaces for tabs. Those of code keep what stands to the right of their fence's column: a Makefile needs its tabs. */
 function withoutTabs(lines) {
   let fence = null;
+  let column = 0;
   return lines.map((line) => {
-    const isCode = fence !== null;
-    if (!isCode) fence = DEEP_FENCE.exec(line)?.[1] ?? null;
-    else if (isEndOf(fence, line.replace(/^[\s>]*/, ""))) fence = null;
-    return isCode ? line : line.replaceAll("\t", "    ");
+    if (fence === null) {
+      const shown = withSpaces(line);
+      fence = DEEP_FENCE.exec(shown)?.[1] ?? null;
+      column = shown.search(/[`~]/);
+      return shown;
+    }
+    if (isEndOf(fence, line.replace(/^[\s>]*/, ""))) fence = null;
+    return line.replace(/^[\s>]*/, (indent) => withSpaces(indent, column));
+  });
+}
+
+/** A line with spaces for the tabs that begin before column `end`. */
+function withSpaces(line, end = Infinity) {
+  let added = 0;
+  return line.replace(/\t/g, (tab, i) => {
+    const column = i + added;
+    if (column >= end) return tab;
+    const width = TAB - (column % TAB);
+    added += width - 1;
+    return " ".repeat(width);
   });
 }
 
@@ -130,17 +149,19 @@ function readList(lines, i, depth) {
   while (i < lines.length) {
     const item = ITEM.exec(lines[i]);
     if (!item || item[1].length > indent.length + 1 || /\d/.test(item[2]) !== isOrdered || RULE.test(lines[i])) break;
-    const width = item[1].length + item[2].length + 1;
+    const isWide = item[3].length <= TAB && item[0].length < lines[i].length;
+    const width = item[1].length + item[2].length + (isWide ? item[3].length : 1);
     const own = [lines[i].slice(item[0].length)];
     i += 1;
     while (i < lines.length) {
-      const spaces = lines[i].search(/\S/);
-      const isBlank = spaces < 0;
-      const follows = isBlank && i + 1 < lines.length && lines[i + 1].search(/\S/) >= Math.min(width, item[1].length + 2);
-      const isInside = !isBlank && (spaces >= Math.min(width, item[1].length + 2)
-        || (lines[i - 1].trim() && !beginsBlock(lines, i)));
-      if (!follows && !isInside) break;
-      own.push(lines[i].slice(Math.min(width, Math.max(spaces, 0))));
+      let next = i;
+      while (next < lines.length && !lines[next].trim()) next += 1;
+      if (next === lines.length) break;
+      const spaces = lines[next].search(/\S/);
+      const isIndented = spaces >= Math.min(width, item[1].length + 2);
+      if (!isIndented && (next > i || !lines[i - 1].trim() || beginsBlock(lines, i))) break;
+      for (; i < next; i += 1) own.push("");
+      own.push(lines[i].slice(Math.min(width, spaces)));
       i += 1;
     }
     list.append(el("li", {}, tight(own.join("\n"), depth)));
@@ -182,7 +203,7 @@ function readTable(lines, i) {
 /** What may stand in a line, the first that matches wins. */
 const INLINE = new RegExp(
   [
-    /(\\\(.{1,1000}?\\\)|\\\[.{1,1000}?\\\]|\$\$(?!\s*\$).{1,1000}?\$\$|\$(?=[^\s$])(?:\\.|[^$`\\\n]){1,500}(?<=[^\s])\$(?!\d))/, // 1: a formula, but no prices
+    /(\\\(.{1,1000}?\\\)|\\\[.{1,1000}?\\\]|\$\$(?!\s*\$).{1,1000}?\$\$|(?<![\w$])\$(?=[^\s$])(?!\d[\d.,]*\s)(?:\\.|[^$`\\\n]){1,500}(?<=[^\s])\$(?![\w{($]))/, // 1: a formula, but no prices, no variables and no jQuery
     /\\([!-/:-@[-`{-~])/, // 2: an escaped sign
     /(?<!`)(`+)(?!`)(.{1,1000}?)(?<!`)\3(?!`)/, // 3, 4: code
     /!?\[([^[\]]{0,500})\]\(\s*<?([^\s()<>]*(?:\([^\s()]*\)[^\s()<>]*)*)>?(?:\s+"[^"]{0,500}")?\s*\)/, // 5, 6: a link

@@ -61,9 +61,9 @@ export function statsText({ stats: known, before = 0, stopped, edited, model }) 
   return parts.join(" · ");
 }
 
-/** Replaces the children of `parent` from the first one that differs, so that a selection in the others survives. */
-function patch(parent, fragment) {
-  const [fresh, old] = [[...fragment.childNodes], [...parent.childNodes]];
+/** Gives `parent` the children of `source`, from the first one that differs, so that a selection in the others survives. */
+function patch(parent, source) {
+  const [fresh, old] = [[...source.childNodes], [...parent.childNodes]];
   let same = 0;
   while (same < Math.min(fresh.length, old.length) && old[same].isEqualNode(fresh[same])) same += 1;
   old.slice(same).forEach((node) => node.remove());
@@ -74,9 +74,9 @@ function patch(parent, fragment) {
 export const action = (key, onclick) => el("button", { type: "button", class: "small", onclick }, t(key));
 
 /**
- * The element of a message. `actions` are buttons for it. `update(isRunning)` draws it at once, `later()` with the next frame.
+ * The element of a message. `update(isRunning)` draws it at once, `later()` with the next frame; `act(actions)` gives it these buttons.
  */
-export function messageView(message, actions = []) {
+export function messageView(message) {
   const reasoning = el("div", { class: "text" });
   const summary = el("summary", {}, t("reasoning"));
   const thoughts = el("details", { class: "reasoning", hidden: true }, summary, reasoning);
@@ -84,7 +84,7 @@ export function messageView(message, actions = []) {
   const calls = el("div", { class: "calls" });
   const error = el("p", { class: "error", role: "alert", hidden: true });
   const info = el("span", { class: "stats" });
-  const foot = el("footer", {}, info, ...actions);
+  const foot = el("footer", {}, info);
   const who = t(`role_${message.role}`);
   const head = el("h3", {}, who);
   const element = el("article", { class: `message ${message.role}`, "aria-label": who }, head, thoughts, body, calls, error, foot);
@@ -94,10 +94,9 @@ export function messageView(message, actions = []) {
     thoughts.hidden = !message.reasoning?.trim();
     if (!thoughts.hidden) patch(reasoning, markdown(message.reasoning.trim()));
     summary.textContent = isRunning && !message.content ? t("reasoning_now") : t("reasoning");
-    if (message.role === "assistant") patch(body, markdown(message.content));
-    else body.textContent = message.content;
+    patch(body, message.role === "assistant" ? markdown(message.content) : el("div", {}, message.content));
     body.classList.toggle("waiting", isRunning && !message.content && !message.reasoning);
-    calls.replaceChildren(...(message.tool_calls ?? []).map(callView));
+    patch(calls, el("div", {}, ...(message.tool_calls ?? []).map(callView)));
     error.textContent = message.error ?? "";
     error.hidden = !message.error;
     info.textContent = message.role === "assistant" ? statsText(message) : "";
@@ -110,7 +109,7 @@ export function messageView(message, actions = []) {
     frames.now();
   };
   update(false);
-  return { element, update, later: frames.later };
+  return { element, update, later: frames.later, act: (actions) => foot.replaceChildren(info, ...actions) };
 }
 
 /** A call with its arguments; broken JSON is shown as it is. */

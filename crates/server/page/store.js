@@ -82,12 +82,12 @@ export const isDeleted = ({ id, updated }) => updated > 0 && !storedConversation
  * another one since, both stay: this one goes on under an id of its own.
  */
 export function saveConversation(conversation) {
-  const before = conversation.updated;
+  const { id, title, updated: before } = conversation;
   const stored = storedConversation(conversation.id);
-  if (stored && stored.updated !== before) Object.assign(conversation, { id: newId(), title: `${conversation.title} (2)` });
+  if (stored && stored.updated !== before) Object.assign(conversation, { id: newId(), title: `${title} (2)` });
   conversation.updated = Math.max(Date.now(), before + 1);
   if (write(CONVERSATION + conversation.id, conversation)) return true;
-  conversation.updated = before;
+  Object.assign(conversation, { id, title, updated: before });
   return false;
 }
 

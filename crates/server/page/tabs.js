@@ -1,9 +1,18 @@
 // Other tabs of this browser: which conversations they have answered right now. Their texts come through the store.
 
-const channel = new BroadcastChannel("qwen-burn");
+const channel = openChannel();
 /** Milliseconds in which a tab that is there has said so. */
 const SOON = 300;
 const others = new Set();
+
+/** A browser that has no such channel, or refuses it, has a page that knows of no other tab. */
+function openChannel() {
+  try {
+    return new BroadcastChannel("qwen-burn");
+  } catch {
+    return Object.assign(new EventTarget(), { postMessage() {} });
+  }
+}
 
 /** Whether another tab has this conversation answered. */
 export const isElsewhere = (id) => others.has(id);

@@ -41,3 +41,17 @@ def drafts(trial):
     browser.js("window.confirm = () => true")
     browser.click("#conversations button")
     browser.click("#delete-chat")
+
+
+def heights(trial):
+    """A question's field has its height also where another view was the one that was loaded."""
+    browser = trial.browser
+    for loaded, other in (("chat", "#compare-question"), ("compare", "#question")):
+        browser.send("Page.navigate", url="about:blank")
+        browser.open(f"{trial.address}#{loaded}")
+        browser.click("#to-compare" if loaded == "chat" else "#to-chat")
+        height = f"(({{ offsetHeight, scrollHeight }}) => [offsetHeight, scrollHeight])(document.querySelector('{other}'))"
+        browser.wait(f"document.querySelector('{other}').offsetHeight > 0")
+        shown, needed = browser.js(height)
+        assert shown >= needed > 0, (other, shown, needed)
+    browser.open(trial.address)

@@ -75,10 +75,10 @@ def escape(trial):
     is_quiet(trial)
     browser.js("window.fetch = window.realFetch")
     browser.js("[...document.querySelectorAll('#messages .user')].at(-1).querySelectorAll('footer button')[1].click()")
-    browser.click("#edit-text")
+    browser.click(".edit textarea")
     browser.type("Not this.")
     browser.key("Escape", 27)
-    browser.wait("document.getElementById('edit-text') === null")
+    browser.wait("document.querySelector('.edit textarea') === null")
     assert trial.last(".user .text") == STORY and num_messages(browser) == before + 2
     # Back to the conversation before.
     browser.click("#conversations li:last-child button")
@@ -93,30 +93,43 @@ def keep_editing(trial):
     trial.answered()
     browser.js("document.querySelector('#messages .user footer button:last-child').click()")
     text = browser.js("document.activeElement.value")
-    browser.click("#edit-text")
+    browser.click(".edit textarea")
     browser.key("End", 35)
     browser.type(" Of a whale.")
     text += " Of a whale."
-    written = "document.getElementById('edit-text')?.value"
+    written = "document.querySelector('.edit textarea')?.value"
     for language in ("zh", "en"):
         browser.choose("#language", language)
         assert browser.js(written) == text, browser.js(written)
     browser.js(ENDLESS)
     trial.ask(STORY)
     browser.wait(WRITES, 30)
-    browser.click("#edit-text")
+    browser.click(".edit textarea")
     browser.key("End", 35)
     browser.type("!")
     # Not a second question at once.
     browser.key("Enter", 13)
     assert browser.js(written) == f"{text}!" and num_messages(browser) == 4, browser.js(written)
+    # Esc here ends the editing, and not the answer.
+    browser.click(".edit textarea")
+    browser.key("Escape", 27)
+    browser.wait("document.querySelector('.edit') === null")
+    assert browser.js("document.querySelector('.running') !== null")
     browser.click("#stop")
     trial.answered()
     browser.js("window.fetch = window.realFetch")
+    browser.js("document.querySelector('#messages .user footer button:last-child').click()")
+    browser.key("End", 35)
+    browser.type(" Of a whale.!")
+    # Another conversation is looked at in between.
+    browser.click("#new-chat")
+    assert num_messages(browser) == 0
+    browser.click("#conversations button")
+    browser.wait("document.querySelectorAll('#messages .message').length === 4")
     assert browser.js(written) == f"{text}!"
-    browser.click("#edit-text")
+    browser.click(".edit textarea")
     browser.key("Enter", 13)
-    browser.wait("document.getElementById('edit-text') === null")
+    browser.wait("document.querySelector('.edit textarea') === null")
     trial.answered()
     assert trial.last(".user > .text") == f"{text}!" and num_messages(browser) == 2
     browser.js("window.confirm = () => true; localStorage.removeItem('qwen-burn.setting.language')")

@@ -50,14 +50,18 @@ def go_on(trial):
 
 
 def write_an_answer(trial):
-    """What a model has said may be written otherwise, and nothing is asked for."""
+    """What a model has said may be written otherwise, nothing is asked for, and what it said stays within reach."""
     browser = trial.browser
+    said = trial.last(".assistant .text")
     press(browser, "Edit", "#messages .assistant")
-    browser.js("document.getElementById('edit-text').value = ''")
-    browser.click("#edit-text")
+    browser.js("document.querySelector('.edit textarea').value = ''")
+    browser.click(".edit textarea")
     browser.type("There was a bear.")
     press(browser, "Save")
     assert trial.last(".assistant .text") == "There was a bear."
+    for sign, text in (("‹", said), ("›", "There was a bear.")):
+        press(browser, sign)
+        assert trial.last(".assistant .text") == text, (sign, trial.last(".assistant .text"))
     # What stands there may be the beginning of an answer.
     assert trial.last(".stats") == f"{trial.models[0]} · edited", trial.last(".stats")
     assert "Go on" in trial.last(".assistant footer"), trial.last(".assistant footer")

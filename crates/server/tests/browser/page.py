@@ -51,13 +51,19 @@ HOSTILE = """<img src=x onerror="document.title='owned'"> <script>document.title
 ```
 """
 FORMULAS = (
-    r"So \( x = \frac{a}{b} \) and \[ E, \{1, 2\} \\ \] hold.", r"\[ \{1, 2\} \\ \]", "$$a^*b + c^*$$", "Both $a_1 * b$ and $c * d_1$.", r"$\{1\}$",
+    r"So \( x = \frac{a}{b} \) and \[ E, \{1, 2\} \\ \] hold.", r"\[ \{1, 2\} \\ \]", "$$a^*b + c^*$$", "Both $a_1 * b$ and $c * d_1$.", r"$\{1\}$", "设$a*b$和$c*d$。",
     "\\[\n\\begin{aligned}\n- a_1 &= b \\\\\n* c\n# d | e\n\\end{aligned}\n\\].", "$$\n+ a_*\n- b_*\n$$",
 )
 NO_FORMULAS = {
     "From $5 *up* to $10, or *$3*.": "From $5 <em>up</em> to $10, or <em>$3</em>.",
     "`$HOME` and *`$PATH`*": "<code>$HOME</code> and <em><code>$PATH</code></em>",
     r"\*no\* \(emphasis": "*no* (emphasis",
+    "Set $HOME or **$PATH** now": "Set $HOME or <strong>$PATH</strong> now",
+    "$HOME, **$PATH** and *$USER*": "$HOME, <strong>$PATH</strong> and <em>$USER</em>",
+    "${HOME}/a **${PATH}**": "${HOME}/a <strong>${PATH}</strong>",
+    "$('#a') or **$('#b')**": "$('#a') or <strong>$('#b')</strong>",
+    "It is $5 and **bold** then 6$.": "It is $5 and <strong>bold</strong> then 6$.",
+    "(20$) or *x* (30$)": "(20$) or <em>x</em> (30$)",
 }
 # A stream with thoughts, then two calls.
 STREAM = [
@@ -103,8 +109,8 @@ def stop(trial):
 def edit_and_retry(trial):
     browser = trial.browser
     browser.js("[...document.querySelectorAll('#messages .user')].at(-1).querySelectorAll('footer button')[1].click()")
-    browser.js("document.getElementById('edit-text').value = ''")
-    browser.click("#edit-text")
+    browser.js("document.querySelector('.edit textarea').value = ''")
+    browser.click(".edit textarea")
     browser.type("Tell me about a cat.")
     browser.key("Enter", 13)
     trial.answered()
@@ -187,9 +193,13 @@ step(kept.rename_and_search)
 step(kept.take_a_file)
 step(kept.delete)
 step(drafts.drafts)
+step(drafts.heights)
 step(versions.versions)
 step(tabs.two_tabs)
 step(tabs.settings_of_two_tabs)
+step(tabs.an_answer_from_another_tab)
+step(tabs.alone)
+step(tabs.a_copy_without_room)
 
 
 @step
@@ -212,6 +222,15 @@ def markdown(trial):
     code = browser.js(f"""import("/page/markdown.js").then(({{ markdown }}) => {json.dumps(blocks)}.map((text) =>
         markdown(text).querySelector("code").textContent))""")
     assert code == ["all:\n\tcc a.c\t-o a"] * 3, code
+    # The indent of a list by tabs is not the code's.
+    for mark in ("1. Do:\n\t", "-\t", "1. Do:\n\n\t- And:\n\n\t\t"):
+        indent = "\t" * max(1, mark.split("\n")[-1].count("\t"))
+        rows = ["```python", "def f():", "\treturn 1", "", "", "f()", "```"]
+        text = mark + "\n".join(row and (indent if i else "") + row for i, row in enumerate(rows)) + "\n" + ("- next" if mark[0] == "-" else "2. next")
+        found = browser.js(f"""import("/page/markdown.js").then(({{ markdown }}) => {{
+            const parts = markdown({json.dumps(text)});
+            return [[...parts.querySelectorAll("code")].map((e) => e.textContent), parts.children.length, parts.firstElementChild.children.length]; }})""")
+        assert found == [["def f():\n\treturn 1\n\n\nf()"], 1, 2], (text, found)
     # Formulas stand as they are written; money, code and escaped signs are none.
     for text in FORMULAS:
         found = browser.js(f"""import("/page/markdown.js").then(({{ markdown }}) => {{
@@ -251,7 +270,10 @@ def reasoning_and_calls(trial):
     assert '"city": "Paris"' in trial.last(".call pre")
     trial.shot("calls")
     browser.click("form.tool textarea")
-    browser.type("sunny")
+    browser.type("sun")
+    tabs.write_elsewhere(browser, "kept.title = 'Weather'")
+    browser.wait("document.querySelector('#conversations span').textContent === 'Weather'")
+    browser.type("ny")
     browser.click("form.tool button")
     trial.answered()
     assert browser.js("sent.messages.at(-1)") == {"role": "tool", "content": "sunny", "tool_call_id": "call_1"}

@@ -92,3 +92,60 @@ def settings_of_two_tabs(trial):
         tab.click("#settings-open")
         keep_settings(tab, top_p="", top_k="")
         browser.wait(f"!{summary}.includes('top_')", 20)
+
+
+def write_elsewhere(browser, change):
+    """What another tab does that writes the open conversation: `change` is a statement about its messages."""
+    browser.js(f"""(() => {{ const key = `qwen-burn.conversation.${{document.querySelector("#conversations [aria-current]").dataset.id}}`;
+        const kept = JSON.parse(localStorage[key]), {{ messages }} = kept; {change}; kept.updated += 1;
+        localStorage[key] = JSON.stringify(kept); dispatchEvent(new StorageEvent("storage", {{ key }})); }})()""")
+
+
+def an_answer_from_another_tab(trial):
+    """What is drawn stays where it is while another tab's answer grows: thoughts that are unfolded, a selection, a word in an edit."""
+    browser = trial.browser
+    browser.click("#new-chat")
+    browser.choose("#model", trial.models[0])
+    for _ in range(2):
+        trial.ask(STORY)
+        trial.answered()
+    write_elsewhere(browser, "messages[3].reasoning = 'So.'")
+    browser.wait("document.querySelectorAll('#messages details:not([hidden])').length === 1")
+    browser.js("[...document.querySelectorAll('#messages details')].at(-1).open = true")
+    browser.js("document.querySelector('#messages .user footer button:last-child').click()")
+    browser.send("Input.imeSetComposition", text="你", selectionStart=1, selectionEnd=1)
+    browser.js("window.drawn = [...document.getElementById('messages').children]; window.edited = document.activeElement")
+    write_elsewhere(browser, "messages[3].content += ' And **more**.'; messages[3].reasoning += ' Then.'")
+    browser.wait("[...document.querySelectorAll('#messages strong')].at(-1)?.textContent === 'more'")
+    assert browser.js("drawn.every((e, i) => e === document.getElementById('messages').children[i])")
+    assert browser.js("drawn[3].querySelector('details').open && drawn[3].querySelector('details').innerText.includes('Then.')")
+    assert browser.js("document.activeElement === edited")
+    browser.type("你好")
+    assert browser.js("edited.value") == f"{STORY}你好", browser.js("edited.value")
+    browser.js("window.confirm = () => true")
+    browser.click("#delete-chat")
+    browser.choose("#model", "random")
+
+
+def alone(trial):
+    """A browser without a channel between tabs has the page, too."""
+    with trial.browser.tab() as tab:
+        tab.send("Page.addScriptToEvaluateOnNewDocument", source="delete window.BroadcastChannel")
+        tab.open(trial.address)
+        assert tab.js("typeof BroadcastChannel") == "undefined"
+
+
+def a_copy_without_room(trial):
+    """A conversation that another tab has written, and that finds no room under an id of its own, keeps its id and title."""
+    found = trial.browser.js("""import("/page/store.js").then((store) => {
+        const own = Object.assign(store.newConversation(), { title: "Own", messages: [{ role: "user", content: "a" }] });
+        store.saveConversation(own);
+        const before = structuredClone(own);
+        store.saveConversation(structuredClone(own));
+        const { setItem } = Storage.prototype;
+        Storage.prototype.setItem = () => { throw new Error("full"); };
+        const isKept = store.saveConversation(own);
+        Storage.prototype.setItem = setItem;
+        store.deleteConversation(own.id);
+        return [isKept, JSON.stringify(own) === JSON.stringify(before)]; })""")
+    assert found == [False, True], found

@@ -150,7 +150,7 @@ def a_server_that_comes_back(trial):
             browser.wait(f"document.getElementById('teach-job-error').textContent === '' && {steps} !== {json.dumps(before)}", 60)
             press(browser, "Cancel the job", "#teach-actions")
             browser.wait("document.getElementById('teach-status').textContent === 'Cancelled'", 60)
-            browser.wait("document.querySelector('#teach-jobs small').textContent.startsWith('Cancelled')", 60)
+            browser.wait("document.querySelector('#teach-jobs small')?.textContent.startsWith('Cancelled')", 60)
         finally:
             server.close()
 

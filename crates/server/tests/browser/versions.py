@@ -48,9 +48,13 @@ def versions(trial):
     assert shown(browser) == before
     # A version in a version: another second question.
     browser.js("[...document.querySelectorAll('#messages .user')].at(-1).querySelectorAll('footer button')[1].click()")
-    browser.js("document.getElementById('edit-text').value = ''")
-    browser.click("#edit-text")
+    browser.js("document.querySelector('.edit textarea').value = ''")
+    browser.click(".edit textarea")
     browser.type("Why?")
+    # It stays while the version without it is looked at.
+    turn(browser, "›", "2/2")
+    turn(browser, "‹", "1/2")
+    browser.click(".edit textarea")
     browser.key("Enter", 13)
     trial.answered()
     assert shown(browser)[:3] == [*before[:2], "Why?"], shown(browser)
