@@ -275,8 +275,10 @@ pub async fn run_loading<L: Listener>(
         }
     };
     tokio::select! {
-        () = served => {}
+        // A state that is there is open before the first connection.
+        biased;
         () = open => {}
+        () = served => {}
         () = expired => {}
     }
 }
