@@ -246,11 +246,14 @@ impl Adapters {
         let failed = |error: AdapterError| SequenceError::Adapter(error.to_string());
         let adapter = self.get_mut(id)?;
         let path = adapter.info.path.clone();
-        let matrices = match adapter.matrices.take() {
-            Some(matrices) => matrices,
-            None => read_adapter(&path).map_err(failed)?,
+        let (matrices, fingerprint) = match adapter.matrices.take() {
+            Some(matrices) => (matrices, adapter.fingerprint),
+            None => {
+                let matrices = read_adapter(&path).map_err(failed)?;
+                let fingerprint = fingerprint(&matrices);
+                (matrices, fingerprint)
+            }
         };
-        let fingerprint = fingerprint(&matrices);
         let adapter = self.get_mut(id)?;
         let has_changed = adapter.fingerprint != fingerprint;
         if has_changed {
