@@ -61,7 +61,8 @@ fn gradients_by_rounded_weights_equal_those_of_the_cpu() {
                 let rounded = dy.clone().cast(dtype).cast(DType::F32);
                 let expected = dense_linear_t(rounded, w.clone(), ComputeDtype::F32);
                 let found = dense_linear_t(to(&dy, &gpu), to(&w, &gpu), ComputeDtype::Bf16);
-                assert_close(found, expected, 8e-3 * (n as f32).sqrt());
+                // A card that rounds both factors of f32 to bf16 errs by 1.6e-3 times the root: eight times that for the largest error.
+                assert_close(found, expected, 1.3e-2 * (n as f32).sqrt());
             }
         }
     }
