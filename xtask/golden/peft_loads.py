@@ -4,7 +4,7 @@
     python xtask/golden/peft_loads.py /tmp/adapters
 
 Each folder must load without a warning about keys, and the logits of the bundled model with it must equal those that this project
-computes. The result is in docs/src/compatibility.md.
+computes. The result is in docs/src/tested.md.
 """
 
 import pathlib

@@ -9,38 +9,7 @@
 //!   never sees a device, and is property-tested as such.
 //! * **Tensors.** The paged cache on a device, the packed description of one step, and attention over both.
 //!
-//! A step of an engine, with the semantics of vLLM's v1 scheduler:
-//!
-//! ```
-//! use kv_paging::{CacheKey, NewSequence, Sampled, Scheduler, SchedulerConfig};
-//!
-//! let mut scheduler = Scheduler::new(SchedulerConfig {
-//!     max_num_seqs: 4,
-//!     max_num_batched_tokens: 64,
-//!     block_size: 16,
-//!     num_blocks: 32,
-//!     max_model_len: 128,
-//!     enable_prefix_caching: true,
-//! })?;
-//! scheduler.add(NewSequence {
-//!     id: 7,
-//!     prompt: vec![1, 2, 3],
-//!     cache_key: CacheKey::default(),
-//!     max_tokens: 2,
-//!     skip_reading_prefix_cache: false,
-//! })?;
-//! while scheduler.has_work() {
-//!     let step = scheduler.schedule();
-//!     // The model computes `step.chunks` here; every chunk with `samples` gives one next token.
-//!     let sampled: Vec<Sampled> = (step.chunks.iter().filter(|chunk| chunk.samples))
-//!         .map(|chunk| Sampled { id: chunk.id, token: 42, finished: chunk.reaches_max_len })
-//!         .collect();
-//!     scheduler.commit(&sampled);
-//! }
-//! assert_eq!(scheduler.stats().num_free_blocks, 32);
-//! # Ok::<(), Box<dyn std::error::Error>>(())
-//! ```
-
+#![doc = include_str!("../README.md")]
 #![deny(missing_docs)]
 
 // Bookkeeping, without tensors.

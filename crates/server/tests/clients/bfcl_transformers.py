@@ -10,7 +10,7 @@ FOLDER holds the model. The number and the categories are those of `bfcl.py`. `-
 the file. The settings are the server's with `temperature` 0: what the folder's `generation_config.json` says of penalties holds for
 both. `--dtype` is float32, the server's on a CPU.
 
-Calls are taken out of the text by the rules of docs/src/serving.md, "What calls look like": JSON behind `<tool_call>` or `<tools>`,
+Calls are taken out of the text by the rules of docs/src/tools.md, "What calls look like": JSON behind `<tool_call>` or `<tools>`,
 at the start of a line, or in a block of code, that is complete and names a tool of the question.
 """
 
