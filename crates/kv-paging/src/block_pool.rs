@@ -7,6 +7,7 @@
 //! list and is evicted first; no cached block outlives its parent.
 
 mod events;
+mod ids;
 mod prefix;
 
 use std::sync::Arc;
@@ -14,10 +15,7 @@ use std::sync::Arc;
 use prefix::PrefixCache;
 
 pub use events::CacheEvent;
-pub use prefix::{AdapterKey, CacheKey, PrefixId};
-
-/// Number of a block: its first slot in the cache tensors is `block * block_size`.
-pub type BlockId = u32;
+pub use ids::{AdapterKey, BlockId, CacheKey, PrefixId};
 
 /// The longest cached prefix of some tokens.
 #[derive(Debug, Clone, Default)]

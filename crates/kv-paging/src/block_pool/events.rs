@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{CacheKey, PrefixId};
+use super::ids::{CacheKey, PrefixId};
 
 /// A change of the prefix cache. Applied in order, the events give exactly the prefixes that can be found.
 #[derive(Debug, Clone, PartialEq, Eq)]

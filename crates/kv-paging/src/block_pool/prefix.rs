@@ -10,33 +10,8 @@ use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-use super::BlockId;
 use super::events::{CacheEvent, EventLog};
-
-/// What, besides the tokens, the keys and values of a prefix depend on or are kept apart by.
-///
-/// Sequences share cached blocks only if their keys are equal.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub struct CacheKey {
-    /// The LoRA adapter the tokens are computed with; `None` for the base model.
-    pub adapter: Option<AdapterKey>,
-    /// Separates users who must not learn from timing what others have asked (`cache_salt` in vLLM's API).
-    pub salt: Option<String>,
-}
-
-/// Names an adapter: one that is loaded again under its name has another number.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct AdapterKey {
-    /// Number of the load.
-    pub id: u64,
-    /// Name that requests give.
-    pub name: String,
-}
-
-/// Names one cached prefix (all tokens up to the end of one full block). Never used twice in a pool's life, so that a
-/// child can't be found through a block that has been evicted and filled with something else.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct PrefixId(u64);
+use super::ids::{BlockId, CacheKey, PrefixId};
 
 #[derive(Debug, PartialEq, Eq, Hash)]
 struct Prefix {
@@ -192,6 +167,7 @@ impl<S: BuildHasher> PrefixCache<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::block_pool::AdapterKey;
     use std::hash::Hasher;
 
     /// Every key collides.
