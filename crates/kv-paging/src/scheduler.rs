@@ -21,8 +21,8 @@ use crate::stats::SchedulerStats;
 use sequence::Sequence;
 
 pub use config::{AddError, ConfigError, SchedulerConfig};
-pub use sequence::{NewSequence, SequenceId};
-pub use step::{Chunk, Sampled, Step};
+pub use sequence::NewSequence;
+pub use step::{Chunk, Sampled, SequenceId, Step};
 
 /// Owner of all sequences and of the block pool. One step is [`schedule`](Self::schedule), the forward pass,
 /// [`commit`](Self::commit); sequences may be added and aborted at any time, also in between.

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use super::sequence::SequenceId;
+use super::step::SequenceId;
 
 /// Limits of a scheduler. Field names and meanings are those of vLLM's flags.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -2,12 +2,9 @@
 
 use std::sync::Arc;
 
-use super::step::{Chunk, Sampled};
+use super::step::{Chunk, Sampled, SequenceId};
 use crate::block_pool::{BlockId, BlockPool, CacheKey, PrefixId};
 use crate::block_table::BlockTable;
-
-/// Names a sequence; chosen by the engine, unique among the sequences a scheduler holds.
-pub type SequenceId = u64;
 
 /// A sequence to be scheduled.
 #[derive(Debug, Clone)]

@@ -1,7 +1,9 @@
 //! What goes to the engine for one step, and what comes back from it.
 
-use super::sequence::SequenceId;
 use crate::block_pool::BlockId;
+
+/// Names a sequence; chosen by the engine, unique among the sequences a scheduler holds.
+pub type SequenceId = u64;
 
 /// One step: everything the model computes in one forward pass.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
