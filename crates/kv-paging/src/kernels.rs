@@ -12,7 +12,8 @@
 //!
 //! The rooms: `cpu` has the fast paths of the plain CPU backend, `autodiff` their backward, `device` and `cube` are for
 //! GPUs, and [`naive`] holds the twins made of tensor operations, which run on every other backend and are the reference
-//! in tests. Kernels read a step as its plain description ([`BatchLayout`]) and the index tensors made of it
+//! in tests. `ops` and `device_ops` say what a backend computes: the kernels implement their traits, and the functions here
+//! call them. Kernels read a step as its plain description ([`BatchLayout`]) and the index tensors made of it
 //! ([`BatchPlan`], [`DocumentPlan`]).
 
 pub(crate) mod autodiff;
@@ -24,83 +25,29 @@ mod device;
 #[cfg(not(feature = "gpu"))]
 #[path = "kernels/no_device.rs"]
 mod device;
+#[cfg(feature = "gpu")]
+mod device_ops;
 mod gather;
 pub mod naive;
+mod on_cpu;
+mod ops;
 mod plan;
 mod recorded;
 pub mod training;
 
-use std::sync::Arc;
-
-use burn::backend::tensor::FloatTensor;
-use burn::backend::{Backend, Dispatch, DispatchDevice, backend_extension};
+use burn::backend::Dispatch;
 use burn::tensor::{DType, Tensor};
 use tracing::trace_span;
 
 use self::device::Gpu;
+use self::on_cpu::{is_f32_on_cpu, is_untracked_cpu};
+use self::ops::{CausalOps, PagedOps, RopeOps};
+pub(crate) use self::plan::RecordedStep;
 pub use self::plan::{BatchPlan, DocumentPlan};
 pub use self::recorded::overwrite;
-pub(crate) use self::recorded::{RecordedStep, records_steps, step_attention};
+pub(crate) use self::recorded::{records_steps, step_attention};
 use crate::batch_layout::BatchLayout;
 use crate::rotary::Rotary;
-
-/// Rotary position embedding.
-#[backend_extension(Flex, Autodiff)]
-pub(crate) trait RopeOps: Backend {
-    /// Turns dimension `i` of each head of `x` `[tokens, heads, head_dim]` together with dimension `i + head_dim / 2`, by
-    /// the angle whose cosine and sine are `cos` and `sin` `[tokens, 1, head_dim / 2]`; all f32.
-    fn rope(
-        x: FloatTensor<Self>,
-        cos: FloatTensor<Self>,
-        sin: FloatTensor<Self>,
-    ) -> FloatTensor<Self>;
-}
-
-/// Operations on a paged cache. They have no backward: a cache holds values, not a graph.
-#[backend_extension(Flex)]
-pub(crate) trait PagedOps: Backend {
-    /// Writes `new` `[tokens, kv_heads, head_dim]` to the rows `layout.slot_mapping` of `cache`
-    /// `[slots, kv_heads, head_dim]`, converted to its element type, and returns the handle of
-    /// `cache`. In place when that handle is the only one.
-    fn kv_write(
-        cache: FloatTensor<Self>,
-        new: FloatTensor<Self>,
-        layout: Arc<BatchLayout>,
-    ) -> FloatTensor<Self>;
-
-    /// Attention of `q` `[tokens, heads, head_dim]` over the sequences of `layout` in `k` and `v`
-    /// `[slots, kv_heads, head_dim]`: the query at context position `p` sees keys `0..=p`.
-    fn paged_attention(
-        q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
-        layout: Arc<BatchLayout>,
-    ) -> FloatTensor<Self>;
-}
-
-/// Attention within packed documents.
-#[backend_extension(Flex, Autodiff)]
-pub(crate) trait CausalOps: Backend {
-    /// Causal attention of `q` `[tokens, heads, head_dim]` over `k` and `v`
-    /// `[tokens, kv_heads, head_dim]` within documents of `lengths` tokens.
-    fn causal_attention(
-        q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        v: FloatTensor<Self>,
-        lengths: Arc<[usize]>,
-    ) -> FloatTensor<Self>;
-}
-
-/// Whether a tensor is on the CPU and in no autodiff graph.
-fn is_untracked_cpu<const D: usize>(x: &Tensor<D>) -> bool {
-    matches!(x.device().as_dispatch(), DispatchDevice::Flex(_))
-}
-
-/// Whether a tensor is on the CPU, f32. It may be part of an autodiff graph.
-fn is_f32_on_cpu(x: &Tensor<3>) -> bool {
-    let device = x.device().without_autodiff();
-    x.dtype() == DType::F32 && matches!(device.as_dispatch(), DispatchDevice::Flex(_))
-}
 
 /// `x` in the type `dtype`.
 fn in_dtype(x: Tensor<3>, dtype: DType) -> Tensor<3> {

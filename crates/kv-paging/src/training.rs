@@ -3,7 +3,7 @@
 
 use burn::tensor::{Device, Tensor};
 
-use crate::kernels::training::{self, HeadNormInput, HeadNorms, HeadShape, TrainingPlan};
+use crate::kernels::training::{self, HeadNormInput, HeadNorms, HeadShape, TrainingPlan, parts};
 use crate::rotary::Rotary;
 
 /// Documents of a packed batch, and heads. One serves all layers of a step.
@@ -46,8 +46,8 @@ impl TrainingAttention {
     #[must_use]
     pub fn gradient_parts(tokens: usize, heads: usize, kv_heads: usize) -> usize {
         let cubes = |rows| tokens.div_ceil(rows) * kv_heads;
-        let wide = training::wide_parts(cubes(training::WIDE_ROWS));
-        training::parts(cubes(training::ROWS), heads / kv_heads).max(wide)
+        let wide = parts::wide_parts(cubes(parts::WIDE_ROWS));
+        parts::parts(cubes(parts::ROWS), heads / kv_heads).max(wide)
     }
 
     /// The documents as the kernels take them.

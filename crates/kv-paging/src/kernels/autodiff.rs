@@ -14,7 +14,7 @@ use burn::backend::{Autodiff, Flex};
 use tracing::trace_span;
 
 use super::cpu::{CausalState, causal_backward, causal_forward, rope};
-use super::{CausalOps, RopeOps};
+use super::ops::{CausalOps, RopeOps};
 
 #[derive(Debug)]
 struct RopeBackward;

@@ -18,6 +18,7 @@ mod gemm;
 mod lanes;
 mod paged;
 mod rope;
+mod shared_mut;
 mod tile;
 mod training;
 
@@ -30,7 +31,7 @@ use burn::tensor::{DType, TensorData};
 use half::bf16;
 
 use self::tile::Heads;
-use super::{CausalOps, PagedOps, RopeOps};
+use super::ops::{CausalOps, PagedOps, RopeOps};
 use crate::batch_layout::BatchLayout;
 
 pub(super) use self::rope::rope;
@@ -38,22 +39,6 @@ pub(super) use self::rope::rope;
 /// Whether the kernels can run rows of this length; otherwise the twin does.
 pub(crate) fn supports(head_dim: usize) -> bool {
     head_dim > 0 && head_dim.is_multiple_of(8)
-}
-
-/// A pointer shared by tiles that each write their own rows.
-#[derive(Clone, Copy)]
-struct SharedMut(*mut f32);
-
-// SAFETY: only `get` hands the pointer out, and each thread writes through it to rows that no
-// other thread touches.
-unsafe impl Send for SharedMut {}
-// SAFETY: as above.
-unsafe impl Sync for SharedMut {}
-
-impl SharedMut {
-    fn get(&self) -> *mut f32 {
-        self.0
-    }
 }
 
 fn dims(tensor: &FlexTensor) -> [usize; 3] {

@@ -1,6 +1,6 @@
 //! CubeCL backends (CUDA, ROCm, Metal, Vulkan, WebGPU).
 //!
-//! What a step reads and writes is described by one tensor of integers ([`indices`]), uploaded once and used by all layers.
+//! What a step reads and writes is described by one tensor of integers: [`indices::indices`].
 
 // For the launches of kernels, which index without checks.
 #![allow(unsafe_code)]
@@ -9,24 +9,25 @@ mod attend;
 mod attend_group;
 mod attend_tiles;
 mod blocks;
-mod hopper;
+pub(super) mod hopper;
+pub(super) mod indices;
+mod launch;
 mod operands;
 mod rope;
+mod scores;
+pub(super) mod splits;
 pub(super) mod training;
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Cube, DispatchDevice};
-use burn::tensor::{DType, Device, Int, Shape, Tensor, TensorData};
+use burn::tensor::{DType, Device};
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::features::Plane;
 use cubecl::prelude::*;
 
-pub(super) use self::attend::forget_counters;
+use self::launch::elem_type;
 use self::operands::{KeysValues, KeysValuesLaunch, StepList, StepListLaunch};
-use super::device::{Context, DeviceOps, NewTokens};
-use super::training::HeadShape;
-use crate::batch_layout::BatchLayout;
+use super::device_ops::{Context, DeviceOps, NewTokens};
 
 /// Whether the kernels over a cache can run on a device and with heads of this length; otherwise the twins do.
 pub(super) fn supports(device: &Device, head_dim: usize) -> bool {
@@ -39,85 +40,9 @@ pub(super) fn supports(device: &Device, head_dim: usize) -> bool {
     let has_planes = client.features().plane.contains(Plane::Ops)
         || std::env::var_os("ASSUME_PLANE_OPERATIONS").is_some();
     has_planes
-        && client.properties().hardware.plane_size_min >= attend::LANES
-        && head_dim.is_multiple_of(attend::LANES as usize)
-        && head_dim <= attend::MAX_HEAD_DIM
-}
-
-/// Tiles of queries in the indices of a step: for each the first token and the number of tokens.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Tiles {
-    /// Where the tiles start.
-    at: usize,
-    /// Number of tiles; 0 in a step of single tokens.
-    num: usize,
-}
-
-impl Tiles {
-    /// The tiles that [`indices`] appends.
-    pub(super) fn of(layout: &BatchLayout) -> Self {
-        Self {
-            at: 3 * layout.slot_mapping.len() + layout.block_tables.len(),
-            num: tiles(layout).count(),
-        }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.num == 0
-    }
-}
-
-/// Whether a device has a kernel for tiles of more queries, with these heads and a cache in bf16.
-pub(super) fn attends_wide(device: &Device, shape: HeadShape) -> bool {
-    let DispatchDevice::Cube(device) = device.as_dispatch() else {
-        return false;
-    };
-    hopper::supports(&device.client(), shape)
-}
-
-/// The tiles of [`attends_wide`].
-pub(super) fn wide_tiles(
-    layout: &BatchLayout,
-    shape: HeadShape,
-    device: &Device,
-) -> Tensor<1, Int> {
-    hopper::tiles_of_step(layout, shape, device)
-}
-
-/// First token and number of tokens of each tile.
-fn tiles(layout: &BatchLayout) -> impl Iterator<Item = [usize; 2]> {
-    let single = layout
-        .sequences
-        .iter()
-        .all(|sequence| sequence.query_len == 1);
-    let sequences = if single { &[][..] } else { &layout.sequences };
-    sequences.iter().flat_map(|sequence| {
-        let tiles = (0..sequence.query_len).step_by(attend_tiles::QUERIES);
-        tiles.map(|first| {
-            let num = (sequence.query_len - first).min(attend_tiles::QUERIES);
-            [sequence.query_start + first, num]
-        })
-    })
-}
-
-/// What the kernels read of a step, as 32-bit integers: for each token its cache row, the number of keys it sees and where
-/// its block table starts, then all block tables, then the [`Tiles`].
-pub(super) fn indices(layout: &BatchLayout, device: &Device) -> Tensor<1, Int> {
-    let num_tokens = layout.slot_mapping.len();
-    let mut values = Vec::with_capacity(3 * num_tokens + layout.block_tables.len());
-    values.extend(layout.slot_mapping.iter().map(|&slot| slot as i32));
-    for sequence in &layout.sequences {
-        let first = sequence.context_len - sequence.query_len + 1;
-        values.extend((first..=sequence.context_len).map(|keys| keys as i32));
-    }
-    for sequence in &layout.sequences {
-        let table = (3 * num_tokens + sequence.blocks.start) as i32;
-        values.extend(std::iter::repeat_n(table, sequence.query_len));
-    }
-    values.extend(layout.block_tables.iter().map(|&block| block as i32));
-    values.extend(tiles(layout).flatten().map(|value| value as i32));
-    let len = values.len();
-    Tensor::from_data(TensorData::new(values, [len]), (device, DType::I32))
+        && client.properties().hardware.plane_size_min >= attend::shape::LANES
+        && head_dim.is_multiple_of(attend::shape::LANES as usize)
+        && head_dim <= attend::shape::MAX_HEAD_DIM
 }
 
 impl DeviceOps for Cube {
@@ -238,20 +163,6 @@ fn write_rows<E: Float>(
             cache.values[to] = Vector::cast_from(new.values[ABSOLUTE_POS]);
         }
     }
-}
-
-fn elem_type(tensor: &CubeTensor) -> cubecl::ir::ElemType {
-    burn::backend::cubecl::dtype_to_elem_type(tensor.dtype)
-}
-
-/// A tensor whose values are not set yet.
-fn empty(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
-    burn_cubecl::ops::numeric::empty_device_contiguous_dtype(
-        like.client.clone(),
-        like.device.clone(),
-        shape.into(),
-        dtype,
-    )
 }
 
 /// The first GPU that is compiled in.

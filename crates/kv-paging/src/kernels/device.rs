@@ -1,85 +1,13 @@
-//! The operations on a GPU, outside of autodiff graphs, where a step is described by a tensor: [`cube::indices`].
+//! The operations on a GPU, outside of autodiff graphs, where a step is described by a tensor: [`indices::indices`].
 
-use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{Backend, Dispatch, DispatchDevice, ExtensionType, backend_extension};
+use burn::backend::{Dispatch, DispatchDevice};
 use burn::tensor::{DType, Device, Int, Tensor};
 
-use super::training::HeadShape;
-use super::{BatchPlan, RecordedStep, cube};
+use super::cube::{self, hopper, indices};
+use super::device_ops::{Context, DeviceOps, NewTokens, Tiles};
+use super::plan::{BatchPlan, RecordedStep};
+use super::training::heads::HeadShape;
 use crate::rotary::Rotary;
-
-/// Operations of a backend made of CubeCL kernels.
-#[backend_extension(Cube)]
-pub(super) trait DeviceOps: Backend {
-    /// See [`RopeOps::rope`](super::RopeOps::rope), for queries and keys.
-    fn device_apply_rope(
-        q: FloatTensor<Self>,
-        k: FloatTensor<Self>,
-        cos: FloatTensor<Self>,
-        sin: FloatTensor<Self>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
-
-    /// See [`PagedOps::kv_write`](super::PagedOps::kv_write), for keys and values; always in place.
-    fn device_kv_write(
-        keys: FloatTensor<Self>,
-        values: FloatTensor<Self>,
-        new_keys: FloatTensor<Self>,
-        new_values: FloatTensor<Self>,
-        indices: IntTensor<Self>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
-
-    /// See [`PagedOps::paged_attention`](super::PagedOps::paged_attention).
-    fn device_paged_attention(
-        q: FloatTensor<Self>,
-        #[extension_type] context: Context<Self>,
-        dtype: DType,
-    ) -> FloatTensor<Self>;
-
-    /// See [`step_attention`](super::step_attention).
-    fn device_step_attention(
-        q: FloatTensor<Self>,
-        #[extension_type] new: NewTokens<Self>,
-        #[extension_type] context: Context<Self>,
-        dtype: DType,
-    ) -> FloatTensor<Self>;
-
-    /// Writes `new` over the beginning of `old`, in place: all handles of `old` see it.
-    fn device_overwrite(old: IntTensor<Self>, new: IntTensor<Self>) -> IntTensor<Self>;
-}
-
-/// The keys and values that the tokens of a step see.
-#[derive(ExtensionType)]
-pub(super) struct Context<B: Backend> {
-    /// `[slots, kv_heads, head_dim]`.
-    pub(super) keys: FloatTensor<B>,
-    /// `[slots, kv_heads, head_dim]`.
-    pub(super) values: FloatTensor<B>,
-    /// The description of the step: [`cube::indices`] or a [`crate::DecodeStep`].
-    pub(super) indices: IntTensor<B>,
-    /// Tokens per block.
-    pub(super) block_size: usize,
-    /// Keys that a token sees, at most.
-    pub(super) max_len: usize,
-    /// Tiles of queries in the indices.
-    pub(super) tiles: cube::Tiles,
-    /// Tiles of more queries, for [`cube::attends_wide`]; where that is not so, the indices.
-    pub(super) wide_tiles: IntTensor<B>,
-    /// Whether `wide_tiles` are such tiles.
-    pub(super) is_wide: bool,
-}
-
-/// What a step of one token per sequence brings along besides its queries.
-#[derive(ExtensionType)]
-pub(super) struct NewTokens<B: Backend> {
-    /// Not rotated yet: `[tokens, kv_heads, head_dim]`.
-    pub(super) keys: FloatTensor<B>,
-    /// `[tokens, kv_heads, head_dim]`.
-    pub(super) values: FloatTensor<B>,
-    /// `[tokens, 1, head_dim / 2]`.
-    pub(super) cos: FloatTensor<B>,
-    /// `[tokens, 1, head_dim / 2]`.
-    pub(super) sin: FloatTensor<B>,
-}
 
 /// A device of a CubeCL backend, outside of autodiff graphs.
 pub(super) struct Gpu {
@@ -133,7 +61,7 @@ impl Gpu {
     ) -> Tensor<3> {
         let layout = plan.layout();
         let lens = layout.sequences.iter().map(|s| s.context_len);
-        let tiles = cube::Tiles::of(layout);
+        let tiles = indices::tiles_of(layout);
         let ([_, heads, head_dim], [_, kv_heads, _]) = (q.dims(), keys.dims());
         let shape = HeadShape {
             heads,
@@ -142,10 +70,10 @@ impl Gpu {
         };
         let is_wide = !tiles.is_empty()
             && keys.dtype() == DType::BF16
-            && cube::attends_wide(&self.device, shape);
+            && hopper::attends(&self.device, shape);
         let indices = self.indices(plan);
         let wide_tiles = match is_wide {
-            true => plan.tiles(|layout| cube::wide_tiles(layout, shape, &self.device)),
+            true => plan.tiles(|layout| hopper::tiles_of_step(layout, shape, &self.device)),
             false => indices.clone(),
         };
         let context = Context {
@@ -182,7 +110,7 @@ impl Gpu {
                 block_size: step.block_size,
                 // A recording serves contexts of any length.
                 max_len: slots,
-                tiles: cube::Tiles::default(),
+                tiles: Tiles::default(),
                 wide_tiles: no_tiles,
                 is_wide: false,
             }
@@ -212,11 +140,11 @@ impl Gpu {
 
     /// The step as the kernels read it.
     fn indices(&self, plan: &BatchPlan) -> Tensor<1, Int> {
-        plan.indices(|layout| cube::indices(layout, &self.device))
+        plan.indices(|layout| indices::indices(layout, &self.device))
     }
 }
 
 /// Forgets what this thread's kernels keep on devices between launches.
 pub(super) fn forget_state() {
-    cube::forget_counters();
+    cube::splits::forget_counters();
 }

@@ -2,7 +2,7 @@
 
 use burn::tensor::{DType, Device, Int, Tensor};
 
-use super::{BatchPlan, RecordedStep};
+use super::plan::{BatchPlan, RecordedStep};
 use crate::rotary::Rotary;
 
 /// A GPU. None exists, so that no method can be called.

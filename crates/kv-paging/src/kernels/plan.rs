@@ -2,9 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use burn::tensor::Device;
-#[cfg(feature = "gpu")]
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Device, Int, Tensor};
 
 use super::gather::{Gather, Padding};
 use crate::batch_layout::BatchLayout;
@@ -96,4 +94,16 @@ impl DocumentPlan {
         let upload = || Padding::new(&self.lengths, &device.clone().without_autodiff());
         self.padding.get_or_init(upload)
     }
+}
+
+/// What a recorded step reads and writes besides its own tokens.
+pub(crate) struct RecordedStep<'a> {
+    /// Keys and values, each `[slots, kv_heads, head_dim]`. The kernels write to their memory, which other handles share.
+    pub(crate) caches: [&'a Tensor<3>; 2],
+    /// The description of the step, see [`crate::DecodeStep`].
+    pub(crate) indices: &'a Tensor<1, Int>,
+    /// Tokens per block.
+    pub(crate) block_size: usize,
+    /// Whether all keys and values are written before any is read, since rows may see those of other rows.
+    pub(crate) writes_first: bool,
 }

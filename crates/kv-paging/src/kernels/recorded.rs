@@ -6,20 +6,9 @@ use burn::tensor::{DType, Device, Int, Tensor};
 use tracing::trace_span;
 
 use super::device::Gpu;
+use super::plan::RecordedStep;
 use crate::rotary::Rotary;
 use crate::step_layout::FIELDS;
-
-/// What a recorded step reads and writes besides its own tokens.
-pub(crate) struct RecordedStep<'a> {
-    /// Keys and values, each `[slots, kv_heads, head_dim]`. The kernels write to their memory, which other handles share.
-    pub(crate) caches: [&'a Tensor<3>; 2],
-    /// The description of the step, see [`crate::DecodeStep`].
-    pub(crate) indices: &'a Tensor<1, Int>,
-    /// Tokens per block.
-    pub(crate) block_size: usize,
-    /// Whether all keys and values are written before any is read, since rows may see those of other rows.
-    pub(crate) writes_first: bool,
-}
 
 /// Whether a device has kernels for recorded steps, for heads of this length.
 pub(crate) fn records_steps(device: &Device, head_dim: usize) -> bool {

@@ -2,10 +2,10 @@
 
 use rayon::prelude::*;
 
-use super::SharedMut;
 use super::backward::{self, Delta, KeyGradient, QueryGradient, Saved};
 use super::forward::{self, ForwardTile, Sink};
-use super::lanes::Level;
+use super::lanes::level::Level;
+use super::shared_mut::SharedMut;
 use super::tile::{Heads, KEY_BLOCK, KeyMap, KeyTile, QueryTile};
 
 /// The tiles of all documents, each with the packed row its document starts at.

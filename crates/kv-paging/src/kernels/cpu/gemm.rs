@@ -208,7 +208,8 @@ pub(super) unsafe fn transpose<R: Rows>(rows: R, to: *mut f32, stride: usize, [n
 
 #[cfg(test)]
 mod tests {
-    use super::super::lanes::{Kernel, Level};
+    use super::super::lanes::Kernel;
+    use super::super::lanes::level::Level;
     use super::*;
     use half::bf16;
 

@@ -1,8 +1,9 @@
 //! Vectors of f32 lanes at the widest width the processor has, chosen at run time.
 //!
 //! Kernels are generic over [`Lanes`] and inlined whole into one function per instruction set
-//! ([`Level::run`]), so that every lane operation becomes one instruction.
+//! ([`Level::run`](level::Level::run)), so that every lane operation becomes one instruction.
 
+pub(super) mod level;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -12,8 +13,8 @@ use half::bf16;
 ///
 /// # Safety
 ///
-/// Every method may only run where the type's instruction set exists, which [`Level::run`]
-/// guarantees; pointers must be valid for `N` elements and need no alignment.
+/// Every method may only run where the type's instruction set exists, which
+/// [`Level::run`](level::Level::run) guarantees; pointers must be valid for `N` elements and need no alignment.
 pub(super) trait Lanes: Copy {
     /// Number of lanes.
     const N: usize;
@@ -104,55 +105,6 @@ pub(super) trait Kernel {
     unsafe fn run<L: Lanes>(self);
 }
 
-/// The instruction set a kernel runs with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Level {
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    Portable,
-}
-
-impl Level {
-    /// Every level this processor can run for rows of `head_dim`, a multiple of 8; the best first.
-    pub(super) fn available(head_dim: usize) -> impl Iterator<Item = Self> {
-        #[cfg(target_arch = "x86_64")]
-        let fast = [
-            (head_dim.is_multiple_of(16) && is_x86_feature_detected!("avx512f"))
-                .then_some(Self::Avx512),
-            (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"))
-                .then_some(Self::Avx2),
-        ];
-        #[cfg(not(target_arch = "x86_64"))]
-        let fast = {
-            let _ = head_dim;
-            [None; 0]
-        };
-        fast.into_iter().flatten().chain([Self::Portable])
-    }
-
-    /// The best level of this processor.
-    pub(super) fn detect(head_dim: usize) -> Self {
-        Self::available(head_dim).next().unwrap_or(Self::Portable)
-    }
-
-    /// Runs `kernel` with this instruction set.
-    ///
-    /// # Safety
-    ///
-    /// `self` comes from [`available`](Self::available), and the kernel's own contract holds.
-    pub(super) unsafe fn run<K: Kernel>(self, kernel: K) {
-        match self {
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => x86::run_avx512(kernel),
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => x86::run_avx2(kernel),
-            Self::Portable => kernel.run::<Portable>(),
-        }
-    }
-}
-
 /// Eight lanes in plain Rust; the compiler vectorizes them with what the target always has.
 #[derive(Clone, Copy)]
 #[repr(align(32))]
@@ -238,6 +190,7 @@ impl Lanes for Portable {
 
 #[cfg(test)]
 mod tests {
+    use super::level::Level;
     use super::*;
 
     struct Exp<'a>(&'a mut [f32]);

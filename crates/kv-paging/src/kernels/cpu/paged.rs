@@ -8,9 +8,10 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::SharedMut;
 use super::forward::{ForwardTile, PACKED_ROWS, Scratch, Sink};
-use super::lanes::{Element, Level};
+use super::lanes::Element;
+use super::lanes::level::Level;
+use super::shared_mut::SharedMut;
 use super::tile::{Heads, KEY_BLOCK, KeyMap, QueryTile};
 use crate::batch_layout::{BatchLayout, SequenceSpan};
 

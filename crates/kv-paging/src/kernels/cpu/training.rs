@@ -8,7 +8,7 @@ use burn::backend::tensor::FloatTensor;
 use burn::tensor::TensorData;
 
 use super::{CausalState, causal_backward, causal_forward, dims};
-use crate::kernels::training::HostOps;
+use crate::kernels::ops::HostOps;
 
 impl HostOps for Flex {
     fn host_forward(

@@ -8,92 +8,19 @@
 //! cache, which saves two launches.
 
 pub(super) mod kernel;
-
-use std::cell::RefCell;
+pub(super) mod shape;
 
 use burn::backend::Cube;
-use burn::tensor::{DType, Shape};
+use burn::tensor::DType;
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::zeros_client;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::super::device::{Context, NewTokens};
+use self::shape::{Heads, LANES, MIN_PART, Merge, UNITS};
+use super::super::device_ops::{Context, NewTokens};
+use super::launch::{elem_type, empty};
 use super::operands::{AnglesLaunch, KeysValuesLaunch, NewRowsLaunch, PartsLaunch, StepListLaunch};
-use super::{elem_type, empty};
-
-/// Units that share the dot product of a query with a key.
-pub(super) const LANES: u32 = 8;
-/// Units of a cube.
-const UNITS: usize = 128;
-/// A unit for each element, at most.
-pub(super) const MAX_HEAD_DIM: usize = UNITS;
-/// Keys between two updates of the running maximum.
-const CHUNK: usize = 64;
-/// Loads of keys of a unit that are in flight together.
-const UNROLL: usize = CHUNK * LANES as usize / UNITS;
-/// Cubes that keep a large GPU busy.
-pub(super) const WANTED_CUBES: usize = 264;
-/// More parts cost more to merge than they save.
-pub(super) const MAX_SPLITS: usize = 64;
-/// Keys that a part has at least.
-const MIN_PART: usize = 32;
-/// Shared memory for adding up the output of all units; what else a cube needs stays below 16 KiB.
-const MAX_PARTS_BYTES: usize = 24 << 10;
-/// Lower than any score.
-pub(super) const LOWEST: f32 = -3.0e38;
-
-/// What a kernel is compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Heads {
-    kv_heads: usize,
-    /// Query heads per key/value head.
-    group: usize,
-    /// Vectors of a head.
-    vectors: usize,
-    /// Bytes of a vector of f32.
-    vector_bytes: usize,
-    block_size: usize,
-    merge: Merge,
-    /// Whether queries and keys are to be rotated, and keys and values to be written.
-    is_step: bool,
-}
-
-/// How the parts of a context become one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Merge {
-    /// The context has one part.
-    None,
-    /// The cube that ends last merges the parts.
-    InPlace,
-    /// Another kernel merges the parts.
-    Later,
-}
-
-/// Heads whose parts are merged.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Merged {
-    pub(super) kv_heads: usize,
-    /// Query heads per key/value head.
-    pub(super) group: usize,
-    /// Vectors of a head.
-    pub(super) vectors: usize,
-}
-
-impl Heads {
-    fn merged(&self) -> Merged {
-        Merged {
-            kv_heads: self.kv_heads,
-            group: self.group,
-            vectors: self.vectors,
-        }
-    }
-
-    /// Heads whose sums of all units fit into shared memory.
-    fn heads_at_once(&self) -> usize {
-        (MAX_PARTS_BYTES / (UNITS * self.vector_bytes)).clamp(1, self.group)
-    }
-}
+use super::splits::{MAX_SPLITS, WANTED_CUBES, arrival_counters};
 
 /// Attention of `q` `[tokens, heads, head_dim]`, which with `new` is rotated first: `[tokens, heads, head_dim]` of type
 /// `dtype`.
@@ -196,32 +123,4 @@ pub(super) fn attend(
 fn parts_arg<N: Size>(parts: &[CubeTensor; 3]) -> PartsLaunch<N> {
     let [sums, stats, arrived] = parts.each_ref().map(|part| part.clone().into_buffer_arg());
     PartsLaunch::new(sums, stats, arrived)
-}
-
-thread_local! {
-    /// See [`arrival_counters`].
-    static COUNTERS: RefCell<Vec<CubeTensor>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Forgets this thread's counters: after a failed launch they may not be zero.
-pub(in super::super) fn forget_counters() {
-    COUNTERS.with_borrow_mut(Vec::clear);
-}
-
-/// Counts of the cubes of a token and head that have ended, all zero between launches.
-///
-/// For each thread, since each may have a queue of its own on the device.
-pub(super) fn arrival_counters(like: &CubeTensor) -> CubeTensor {
-    COUNTERS.with_borrow_mut(|all| {
-        if let Some(counters) = all.iter().find(|counters| counters.device == like.device) {
-            return counters.clone();
-        }
-        let (client, device) = (like.client.clone(), like.device.clone());
-        let counters = zeros_client(client, device, Shape::new([WANTED_CUBES]), DType::U32);
-        // In a dry run nothing makes them zero.
-        if !cubecl::dry_run::dry_run() {
-            all.push(counters.clone());
-        }
-        counters
-    })
 }

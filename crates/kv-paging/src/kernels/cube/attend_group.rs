@@ -6,6 +6,7 @@
 
 mod kernel;
 mod load;
+mod shape;
 
 use burn::backend::Cube;
 use burn::tensor::DType;
@@ -13,27 +14,12 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::super::device::{Context, NewTokens};
-use super::attend::{MAX_SPLITS, WANTED_CUBES, arrival_counters};
+use self::shape::{Heads, STAGES, UNITS};
+use super::super::device_ops::{Context, NewTokens};
 use super::blocks::{Blocks, KEYS};
+use super::launch::{elem_type, empty};
 use super::operands::{AnglesLaunch, KeysValuesLaunch, NewRowsLaunch, PartsLaunch, StepListLaunch};
-use super::{elem_type, empty};
-
-/// Each takes 16 keys of a block.
-const PLANES: usize = KEYS / 16;
-const PLANE: usize = 32;
-const UNITS: usize = PLANES * PLANE;
-/// Blocks in shared memory.
-const STAGES: usize = 2;
-
-/// What a kernel is compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Heads {
-    /// Query heads per key/value head.
-    group: usize,
-    blocks: Blocks,
-    is_split: bool,
-}
+use super::splits::{MAX_SPLITS, WANTED_CUBES, arrival_counters};
 
 /// Whether the device has what the kernel uses, and the kernel takes this cache and these heads.
 pub(super) fn supports(q: &CubeTensor, k: &CubeTensor) -> bool {

@@ -13,16 +13,14 @@ use cubecl::ir::features::MmaConfig;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
-use super::super::device::Context;
-use super::attend::LOWEST;
+use super::super::device_ops::Context;
 use super::blocks::{
     BlockLoad, Blocks, KEYS, VECTOR, end_group, load_block, place, wait_for_groups,
 };
+use super::launch::{elem_type, empty};
 use super::operands::{KeysValues, KeysValuesLaunch, StepList, StepListLaunch};
-use super::{elem_type, empty};
+use super::scores::LOWEST;
 
-/// Queries of a tile, and rows of a tensor core's instruction.
-pub(super) const QUERIES: usize = 16;
 const PLANE: usize = 32;
 /// Planes of a cube.
 const MAX_GROUP: usize = 8;

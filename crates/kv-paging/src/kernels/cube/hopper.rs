@@ -8,7 +8,7 @@ mod wgmma;
 
 use std::sync::OnceLock;
 
-use burn::backend::Cube;
+use burn::backend::{Cube, DispatchDevice};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
@@ -17,15 +17,15 @@ use cubecl::ir::features::Tma;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
-use self::forward::{CUBE_ROWS, Heads, LayoutLaunch};
+use self::forward::tile::{CUBE_ROWS, Heads, LayoutLaunch, TILE_LEN};
 use self::keys::TargetLaunch;
 use self::rows::{SavedLaunch, UNITS, VECTOR};
-use super::super::device::Context;
-use super::training::add_parts;
-use super::{elem_type, empty};
+use super::launch::{elem_type, empty};
+use super::training::add_parts::add_parts;
 use crate::batch_layout::BatchLayout;
-use crate::kernels::training::device::Batch;
-use crate::kernels::training::{HeadShape, wide_parts};
+use crate::kernels::device_ops::{Batch, Context};
+use crate::kernels::training::heads::HeadShape;
+use crate::kernels::training::parts::wide_parts;
 
 /// Whether the kernels run on a device and take these heads.
 pub(super) fn supports(client: &Client, shape: HeadShape) -> bool {
@@ -44,12 +44,20 @@ pub(super) fn supports(client: &Client, shape: HeadShape) -> bool {
         && matches!(shape.head_dim, 64 | 128)
         && shape.group() <= CUBE_ROWS
         && [
-            forward::memory_bytes(shape.head_dim),
+            forward::tile::memory_bytes(shape.head_dim),
             queries::memory_bytes(shape.head_dim),
             keys::memory_bytes(shape.head_dim),
         ]
         .into_iter()
         .all(|bytes| bytes <= hardware.max_shared_memory_size)
+}
+
+/// Whether a device has the kernels, and they take these heads.
+pub(in crate::kernels) fn attends(device: &Device, shape: HeadShape) -> bool {
+    let DispatchDevice::Cube(device) = device.as_dispatch() else {
+        return false;
+    };
+    supports(&device.client(), shape)
 }
 
 /// Tiles of queries: each has its first row, its number of queries, the keys that the first one sees, and where its keys are.
@@ -88,8 +96,8 @@ pub(super) fn training_tiles(lengths: &[usize], shape: HeadShape) -> [(usize, Ve
     [forward, queries, keys].map(|tiles| (tiles.len(), tiles.concat()))
 }
 
-/// The tiles of a step over a cache.
-pub(super) fn tiles_of_step(
+/// The tiles of a step over a cache in bf16.
+pub(in crate::kernels) fn tiles_of_step(
     layout: &BatchLayout,
     shape: HeadShape,
     device: &Device,
@@ -121,7 +129,7 @@ pub(super) fn attend(q: CubeTensor, context: Context<Cube>, dtype: DType) -> Cub
     };
     let chunks = head_dim / VECTOR;
     let layout = LayoutLaunch::new(heads * chunks, kv_heads * chunks, 0, 0);
-    let num_tiles = tiles.meta.num_elements() / forward::TILE_LEN;
+    let num_tiles = tiles.meta.num_elements() / TILE_LEN;
     let lse = out.clone();
     let tensors = Tensors {
         q,
@@ -136,7 +144,7 @@ pub(super) fn attend(q: CubeTensor, context: Context<Cube>, dtype: DType) -> Cub
     out
 }
 
-/// The forward of a training step: see [`TrainingOps`](crate::kernels::training::device::TrainingOps).
+/// The forward of a training step: see [`TrainingOps`](crate::kernels::device_ops::TrainingOps).
 pub(super) fn attend_documents(
     qkv: CubeTensor,
     tiles: CubeTensor,
@@ -163,7 +171,7 @@ pub(super) fn attend_documents(
     launch(tensors, num_tiles, layout, shape, 0, true);
 }
 
-/// The backward of a training step: see [`TrainingOps`](crate::kernels::training::device::TrainingOps).
+/// The backward of a training step: see [`TrainingOps`](crate::kernels::device_ops::TrainingOps).
 pub(super) fn differentiate(
     [qkv, out, lse, d_out]: [&CubeTensor; 4],
     tiles: CubeTensor,

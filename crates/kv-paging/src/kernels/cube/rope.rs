@@ -4,7 +4,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::empty;
+use super::launch::{cubes, empty};
 use super::operands::{Angles, AnglesLaunch};
 
 /// Units of a cube.
@@ -31,7 +31,7 @@ pub(super) fn apply_rope(
         unsafe {
             turn_pairs::launch_unchecked(
                 &q.client.clone(),
-                cubes(vectors),
+                cubes(vectors, UNITS),
                 CubeDim::new_1d(UNITS as u32),
                 vector,
                 HeadsLaunch::new(q.into_buffer_arg(), k.into_buffer_arg()),
@@ -45,13 +45,6 @@ pub(super) fn apply_rope(
         }
     }
     (q_out, k_out)
-}
-
-/// Enough cubes for a unit each; two dimensions, since one holds 65,535 on some devices.
-fn cubes(units: usize) -> CubeCount {
-    let cubes = units.div_ceil(UNITS);
-    let rows = cubes.div_ceil(65_535);
-    CubeCount::Static(cubes.div_ceil(rows) as u32, rows as u32, 1)
 }
 
 /// Queries and keys of a step's tokens.

@@ -4,6 +4,7 @@
 //! The backward has two kernels, so that no sum depends on the order in which cubes end: one goes through the keys of a tile
 //! of queries, one through the queries of a tile of keys. Both compute the weights again, from the log-sum-exp.
 
+pub(super) mod add_parts;
 mod forward;
 mod keys;
 mod queries;
@@ -20,14 +21,17 @@ use cubecl::ir::features::MmaConfig;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
+use self::add_parts::add_parts;
 use self::keys::RowsLaunch;
 use self::queries::SavedLaunch;
-use self::rows::{NormsLaunch, PartSumsLaunch, RangeLaunch, WIDTH};
+use self::rows::{NormsLaunch, RangeLaunch, WIDTH};
 use self::tile::{ROWS, TilesLaunch, UNITS};
+use super::hopper;
+use super::launch::{cubes, elem_type, empty};
 use super::operands::AnglesLaunch;
-use super::{elem_type, empty, hopper};
-use crate::kernels::training::HeadShape;
-use crate::kernels::training::device::{Batch, HeadWeights, SavedOutput, TrainingOps};
+use crate::kernels::device_ops::{Batch, HeadWeights, SavedOutput, TrainingOps};
+use crate::kernels::training::heads::HeadShape;
+use crate::kernels::training::parts::parts;
 
 /// Units of a cube that goes through elements.
 const ELEMENT_UNITS: usize = 256;
@@ -78,7 +82,7 @@ pub(in crate::kernels) fn tiles(
         }
         tiles
     };
-    let [forward, queries, keys] = if super::attends_wide(device, shape) {
+    let [forward, queries, keys] = if hopper::attends(device, shape) {
         hopper::training_tiles(lengths, shape)
     } else {
         let mut tiles = [cut(forward::QUERIES), cut(ROWS), cut(ROWS)];
@@ -100,13 +104,6 @@ pub(in crate::kernels) fn tiles(
     let len = values.len();
     let list = Tensor::from_data(TensorData::new(values, [len]), (device, DType::I32));
     (list, batch)
-}
-
-/// Enough cubes of `units` for `num` units; two dimensions, since one holds 65,535 on some devices.
-fn cubes(num: usize, units: usize) -> CubeCount {
-    let cubes = num.div_ceil(units).max(1);
-    let rows = cubes.div_ceil(65_535);
-    CubeCount::Static(cubes.div_ceil(rows) as u32, rows as u32, 1)
 }
 
 /// Sets the rows from `first` on to zero.
@@ -201,7 +198,7 @@ impl TrainingOps for Cube {
                 dtype,
             );
         }
-        let parts = crate::kernels::training::parts(batch.keys * shape.kv_heads, shape.group());
+        let parts = parts(batch.keys * shape.kv_heads, shape.group());
         let keys_len = 2 * shape.kv_heads * shape.head_dim;
         let queries_len = shape.heads * shape.head_dim;
         // In pairs of elements.
@@ -336,36 +333,6 @@ impl TrainingOps for Cube {
             }
         }
         dx
-    }
-}
-
-/// Adds up the gradients of keys and values, `[parts, tokens, 2 * kv_heads * head_dim]` f32, to their columns of `d_qkv`.
-pub(super) fn add_parts(
-    from: CubeTensor,
-    d_qkv: &CubeTensor,
-    [parts, tokens]: [usize; 2],
-    shape: HeadShape,
-) {
-    let keys_len = 2 * shape.kv_heads * shape.head_dim;
-    let queries_len = shape.heads * shape.head_dim;
-    let len = tokens * keys_len / WIDTH;
-    // SAFETY: units stay below the number of vectors of a part.
-    unsafe {
-        rows::add_parts::launch_unchecked(
-            &from.client.clone(),
-            cubes(len, ELEMENT_UNITS),
-            CubeDim::new_1d(ELEMENT_UNITS as u32),
-            from.into_buffer_arg(),
-            d_qkv.clone().into_buffer_arg(),
-            PartSumsLaunch::new(
-                len,
-                parts,
-                keys_len / WIDTH,
-                (queries_len + keys_len) / WIDTH,
-                queries_len / WIDTH,
-            ),
-            elem_type(d_qkv),
-        );
     }
 }
 

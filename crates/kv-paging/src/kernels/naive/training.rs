@@ -4,7 +4,8 @@
 use burn::tensor::{DType, Tensor};
 
 use super::HIDDEN;
-use crate::kernels::training::{HeadNormInput, HeadNorms, TrainingPlan};
+use crate::kernels::training::heads::{HeadNormInput, HeadNorms};
+use crate::kernels::training::plan::TrainingPlan;
 use crate::rotary::Rotary;
 
 /// Turns queries and keys by their positions, after their head norms; values stay as they are.

@@ -5,7 +5,9 @@ use cubecl::prelude::*;
 
 use super::super::operands::{KeysValues, NewRows, Parts, Splits, StepList};
 use super::super::rope::turn;
-use super::{CHUNK, Heads, LANES, LOWEST, MIN_PART, Merge, Merged, UNITS, UNROLL};
+use super::super::scores::LOWEST;
+use super::super::splits::Merged;
+use super::shape::{CHUNK, Heads, LANES, MIN_PART, Merge, UNITS, UNROLL};
 
 #[cube(launch_unchecked)]
 pub(super) fn attend_token<E: Float, O: Float, N: Size>(

@@ -5,12 +5,13 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 use super::super::attend::kernel::merge_heads;
-use super::super::attend::{LOWEST, Merged};
 use super::super::blocks::{BlockLoad, KEYS, end_group, place, wait_for_groups};
 use super::super::operands::{KeysValues, NewRows, Parts, Splits, StepList};
 use super::super::rope::turn;
+use super::super::scores::LOWEST;
+use super::super::splits::Merged;
 use super::load::{OwnToken, load_known};
-use super::{Heads, PLANE, PLANES, STAGES, UNITS};
+use super::shape::{Heads, PLANE, PLANES, STAGES, UNITS};
 
 #[cube(launch_unchecked)]
 pub(super) fn attend_group<E: Float, O: Float>(

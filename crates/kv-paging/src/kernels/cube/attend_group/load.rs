@@ -4,7 +4,7 @@ use cubecl::prelude::*;
 
 use super::super::blocks::{BlockLoad, Blocks, KEYS, cache_vector, copy_vectors, places};
 use super::super::operands::{KeysValues, StepList};
-use super::UNITS;
+use super::shape::UNITS;
 
 /// The vectors of the token's own key and value that a unit has.
 #[derive(CubeType)]

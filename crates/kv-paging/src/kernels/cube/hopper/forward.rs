@@ -6,143 +6,22 @@
 //! multiplied with its values, the scores of the next tile become weights.
 
 mod load;
+pub(super) mod tile;
 
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 use self::load::{copy, load_queries, query_of};
-use super::super::attend::LOWEST;
-use super::rows::{LOG2_E, VECTOR};
-use super::wgmma::{self, Panels, Product, ROWS, WARPGROUP};
-use crate::kernels::training::HeadShape;
+use self::tile::{
+    CUBE_ROWS, Heads, KEYS, KEYS_FREE, KEYS_FULL, Layout, Memory, STAGE_BARRIERS, STAGES, Tile,
+    VALUES_FREE, VALUES_FULL,
+};
+use super::super::scores::{LOG2_E, LOWEST};
+use super::wgmma::{self, Panels, ROWS, WARPGROUP};
 
-/// Rows of a cube: for each query and each head that shares its keys.
-pub(super) const CUBE_ROWS: usize = 2 * ROWS;
-/// Keys of a tile.
-const KEYS: usize = 128;
-/// Tiles of keys in shared memory; as many of values.
-const STAGES: usize = 2;
 /// Registers of a unit that copies, and of one that multiplies, out of 65,536 for all.
 const COPYING_REGISTERS: u32 = 72;
 const MULTIPLYING_REGISTERS: u32 = 216;
-
-/// Bytes of shared memory of a cube.
-pub(super) const fn memory_bytes(head_dim: usize) -> usize {
-    (CUBE_ROWS + 2 * STAGES * KEYS) * head_dim * 2 + 8 * 4 * STAGES
-}
-
-/// Numbers of a tile in the list of tiles.
-pub(super) const TILE_LEN: usize = 4;
-
-/// What a kernel is compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Heads {
-    pub(super) shape: HeadShape,
-    /// Tokens of a block of the cache; 0 where the keys of a document follow each other.
-    pub(super) block_size: usize,
-    /// Whether the log-sum-exp of the scores is written.
-    pub(super) has_lse: bool,
-}
-
-impl Heads {
-    /// Vectors of a head.
-    const fn chunks(&self) -> usize {
-        self.shape.head_dim / VECTOR
-    }
-
-    /// Bytes of a tile of keys or values, and of the queries of a warpgroup.
-    const fn tile_bytes(&self) -> u32 {
-        (KEYS * self.shape.head_dim * 2) as u32
-    }
-
-    const fn query_bytes(&self) -> u32 {
-        (ROWS * self.shape.head_dim * 2) as u32
-    }
-
-    const fn scores(&self) -> Product {
-        Product {
-            sums: "score",
-            columns: KEYS,
-            inner: self.shape.head_dim,
-            is_first: true,
-            right: Panels {
-                rows: KEYS,
-                is_outer: false,
-            },
-        }
-    }
-
-    const fn output(&self) -> Product {
-        Product {
-            sums: "output",
-            columns: self.shape.head_dim,
-            inner: KEYS,
-            is_first: false,
-            right: Panels {
-                rows: KEYS,
-                is_outer: true,
-            },
-        }
-    }
-}
-
-/// Where rows of heads lie, in vectors.
-#[derive(CubeType, CubeLaunch)]
-pub(super) struct Layout {
-    /// From one row of queries to the next.
-    pub(super) query_row: usize,
-    /// From one row of keys, or of values, to the next.
-    pub(super) key_row: usize,
-    /// Where keys and values start in their rows.
-    pub(super) keys_at: usize,
-    pub(super) values_at: usize,
-}
-
-/// A tile of queries, see [`TILE_LEN`].
-#[derive(CubeType)]
-struct Tile {
-    /// Row of its first query.
-    row: usize,
-    num_queries: usize,
-    /// Keys that the first query sees.
-    context: usize,
-    /// Where its block table starts, or the row of its document's first key.
-    table: usize,
-}
-
-#[cube]
-impl Tile {
-    fn of(tiles: &[u32], index: usize) -> Tile {
-        let at = index * comptime!(TILE_LEN);
-        Tile {
-            row: tiles[at] as usize,
-            num_queries: tiles[at + 1] as usize,
-            context: tiles[at + 2] as usize,
-            table: tiles[at + 3] as usize,
-        }
-    }
-
-    /// Keys that the last query sees.
-    fn num_keys(&self) -> usize {
-        self.context + self.num_queries - 1
-    }
-}
-
-/// Shared memory and its barriers: of stage `i` the keys, then the values. Each is full, and may be overwritten.
-#[derive(CubeType)]
-struct Memory {
-    queries: u32,
-    keys: u32,
-    values: u32,
-    /// Four barriers of a stage: keys are there, keys are free, values are there, values are free.
-    barriers: u32,
-}
-
-const KEYS_FULL: u32 = 0;
-const KEYS_FREE: u32 = 8;
-const VALUES_FULL: u32 = 16;
-const VALUES_FREE: u32 = 24;
-const STAGE_BARRIERS: u32 = 32;
 
 #[cube(launch_unchecked)]
 pub(super) fn attend<E: Float, Q: Float, O: Float>(

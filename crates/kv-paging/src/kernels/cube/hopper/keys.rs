@@ -5,15 +5,15 @@ use cubecl::frontend::barrier::copy_async;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::super::attend::LOWEST;
 use super::super::blocks::{end_group, wait_for_groups};
-use super::forward::TILE_LEN;
+use super::super::scores::{LOG2_E, LOWEST};
+use super::forward::tile::TILE_LEN;
 use super::rows::{
-    Barriers, COPYING_REGISTERS, CUBE_ROWS, Document, LOG2_E, MULTIPLYING_REGISTERS, Rows,
-    STEP_ROWS, Saved, StepLoad, announce, load,
+    Barriers, COPYING_REGISTERS, CUBE_ROWS, Document, MULTIPLYING_REGISTERS, Rows, STEP_ROWS,
+    Saved, StepLoad, announce, load,
 };
 use super::wgmma::{self, Panels, Product, WARPGROUP};
-use crate::kernels::training::HeadShape;
+use crate::kernels::training::heads::HeadShape;
 
 /// Steps in shared memory.
 const STAGES: usize = 3;

@@ -5,7 +5,8 @@ use cubecl::prelude::*;
 
 use super::super::blocks::wait_for_groups;
 use super::wgmma::{self, ROW_BYTES, WARPGROUP};
-use crate::kernels::training::{HeadShape, WIDE_ROWS};
+use crate::kernels::training::heads::HeadShape;
+use crate::kernels::training::parts::WIDE_ROWS;
 
 /// Values in a load.
 pub(super) const VECTOR: usize = 8;
@@ -18,7 +19,6 @@ pub(super) const UNITS: u32 = 3 * WARPGROUP as u32;
 /// Registers of a unit that copies, and of one that multiplies, out of 65,536 for all.
 pub(super) const COPYING_REGISTERS: u32 = 24;
 pub(super) const MULTIPLYING_REGISTERS: u32 = 240;
-pub(super) const LOG2_E: f32 = std::f32::consts::LOG2_E;
 
 impl HeadShape {
     /// Bytes of the rows of a step.

@@ -3,13 +3,13 @@
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::super::attend::LOWEST;
 use super::super::blocks::{end_group, wait_for_groups};
+use super::super::scores::{LOG2_E, LOWEST};
 use super::tile::{
-    ALIGNMENT, LOG2_E, ROWS, RowLoad, Tiles, add_column_products, add_row_products, fragment,
-    lanes_of, load_rows, power_of_two, rounded, zeros,
+    ALIGNMENT, ROWS, RowLoad, Tiles, add_column_products, add_row_products, fragment, lanes_of,
+    load_rows, power_of_two, rounded, zeros,
 };
-use crate::kernels::training::HeadShape;
+use crate::kernels::training::heads::HeadShape;
 
 /// What the backward reads.
 #[derive(CubeType, CubeLaunch)]

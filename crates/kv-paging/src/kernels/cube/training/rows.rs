@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 
 use super::super::operands::Angles;
 use super::super::rope::turn;
-use crate::kernels::training::HeadShape;
+use crate::kernels::training::heads::HeadShape;
 
 /// Elements of a vector: half a head holds a multiple of them.
 pub(super) const WIDTH: usize = 4;
@@ -212,36 +212,5 @@ pub(super) struct Range {
 pub(super) fn clear<E: Float>(x: &mut [E], range: &Range, #[define(E)] _dtype: ElemType) {
     if ABSOLUTE_POS < range.num {
         x[range.first + ABSOLUTE_POS] = E::new(0.0);
-    }
-}
-
-/// Sums of the parts of gradients, and where they go.
-#[derive(CubeType, CubeLaunch)]
-pub(super) struct PartSums {
-    /// Vectors of a part.
-    pub(super) len: usize,
-    pub(super) parts: usize,
-    /// Vectors of a token in a part.
-    pub(super) width: usize,
-    /// Vectors of a row, and where the keys start in it.
-    pub(super) row: usize,
-    pub(super) first: usize,
-}
-
-/// Adds up the parts `[parts, tokens, 2 * kv_heads * head_dim]` of the gradients of keys and values, in order.
-#[cube(launch_unchecked)]
-pub(super) fn add_parts<E: Float>(
-    from: &[Vector<f32, Const<4>>],
-    to: &mut [Vector<E, Const<4>>],
-    sums: &PartSums,
-    #[define(E)] _dtype: ElemType,
-) {
-    if ABSOLUTE_POS < sums.len {
-        let mut total = Vector::<f32, Const<4>>::new(0.0);
-        for part in 0..sums.parts {
-            total += from[part * sums.len + ABSOLUTE_POS];
-        }
-        let (token, i) = (ABSOLUTE_POS / sums.width, ABSOLUTE_POS % sums.width);
-        to[token * sums.row + sums.first + i] = Vector::cast_from(total);
     }
 }

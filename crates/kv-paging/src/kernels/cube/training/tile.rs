@@ -7,17 +7,15 @@ use cubecl::cmma::MmaDefinition;
 use cubecl::frontend::barrier::copy_async;
 use cubecl::prelude::*;
 
-use crate::kernels::training::HeadShape;
+use crate::kernels::training::heads::HeadShape;
 
 /// Rows of a tile of keys, and of a tile of queries in the backward.
-pub(super) const ROWS: usize = crate::kernels::training::ROWS;
+pub(super) const ROWS: usize = crate::kernels::training::parts::ROWS;
 /// Elements of a vector.
 pub(super) const VECTOR: usize = 8;
 /// Planes of a cube, and its units.
 pub(super) const PLANES: usize = 4;
 pub(super) const UNITS: usize = 32 * PLANES;
-/// log2(e): exponentials are powers of two.
-pub(super) const LOG2_E: f32 = std::f32::consts::LOG2_E;
 
 impl HeadShape {
     /// Vectors of a head.

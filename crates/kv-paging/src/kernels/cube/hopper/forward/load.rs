@@ -6,7 +6,7 @@ use cubecl::prelude::*;
 use super::super::super::blocks::end_group;
 use super::super::rows::{VECTOR, announce, place};
 use super::super::wgmma::{self, ROWS, WARPGROUP};
-use super::{
+use super::tile::{
     CUBE_ROWS, Heads, KEYS, KEYS_FREE, KEYS_FULL, Layout, Memory, STAGE_BARRIERS, STAGES, Tile,
     VALUES_FREE, VALUES_FULL,
 };
