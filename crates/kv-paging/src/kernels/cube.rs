@@ -1,6 +1,7 @@
 //! CubeCL backends (CUDA, ROCm, Metal, Vulkan, WebGPU).
 //!
-//! What a step reads and writes is described by one tensor of integers: [`indices::indices`].
+//! What a step reads and writes is described by one tensor of integers: [`indices::indices`]. A kernel with
+//! parts has a file `shape` or `tile` below them: what it is compiled for.
 
 // For the launches of kernels, which index without checks.
 #![allow(unsafe_code)]
