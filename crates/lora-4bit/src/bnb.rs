@@ -8,6 +8,8 @@
 
 mod error;
 mod file;
+mod finite;
+mod names;
 mod write;
 
 use burn::tensor::DType;
@@ -15,12 +17,12 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde::Deserialize;
 
 use crate::nf4::{Absmax, BLOCK_SIZE, NESTED_BLOCK_SIZE, Nf4Data};
+use finite::check_finite;
+use names::QUANT_STATE;
 
 pub use error::BnbError;
 pub use file::{QuantizeFileError, QuantizedFile, TensorFile};
 pub use write::{OwnedTensor, decode_floats, nf4_tensors, quantize_tensor};
-
-const QUANT_STATE: &str = "quant_state.bitsandbytes__";
 
 /// The JSON in `quant_state.bitsandbytes__nf4`.
 #[derive(Deserialize)]
@@ -262,18 +264,6 @@ impl<'data> Parts<'_, 'data> {
         )?;
         check_length(&name, "values", expected, tensor.data().len(), reason)?;
         Ok(tensor.data().to_vec())
-    }
-}
-
-/// One value that is none would spoil its block, or all blocks.
-fn check_finite(name: &str, values: &[f32]) -> Result<(), BnbError> {
-    match values.iter().position(|value| !value.is_finite()) {
-        None => Ok(()),
-        Some(index) => Err(BnbError::NotFinite {
-            name: name.to_owned(),
-            found: values[index],
-            index,
-        }),
     }
 }
 

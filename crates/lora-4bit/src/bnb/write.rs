@@ -7,7 +7,9 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::tensor::{Dtype, TensorView, View};
 
-use super::{BnbError, QUANT_STATE};
+use super::error::BnbError;
+use super::finite::check_finite;
+use super::names::QUANT_STATE;
 use crate::nf4::{Absmax, BLOCK_SIZE, NESTED_BLOCK_SIZE, Nf4Data};
 
 /// Values per rayon job, enough to hide the cost of scheduling.
@@ -168,7 +170,7 @@ pub fn quantize_tensor(
         })?;
     let all_finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
     if !weight.par_chunks(VALUES_PER_JOB).all(all_finite) {
-        super::check_finite(name, &weight)?;
+        check_finite(name, &weight)?;
     }
     Ok(Nf4Data::quantize(&weight, shape, dtype, double_quant))
 }
