@@ -15,9 +15,13 @@
 
 mod config;
 mod error;
+mod floats;
 mod folder;
 mod matcher;
+mod names;
 mod pattern;
+mod read_config;
+mod savable;
 mod saved;
 mod unsupported;
 
@@ -28,28 +32,21 @@ use std::path::Path;
 
 use safetensors::tensor::{SafeTensors, TensorView, serialize};
 
-use crate::bnb::{OwnedTensor, decode_floats};
+use crate::bnb::OwnedTensor;
 
 pub use config::{LoraConfig, OneOrMany, TargetModules};
 pub use error::PeftError;
 pub use folder::{adapter_below, by_number};
 pub use matcher::LoraMatcher;
+pub use names::{CONFIG_FILE, WEIGHTS_FILE};
 pub use pattern::PatternMap;
-pub use saved::{SAVABLE, SavedModule};
+pub use savable::SAVABLE;
+pub use saved::SavedModule;
 
+use floats::read_floats;
 use folder::{publish, read_file, write_file};
+use names::{A_SUFFIX, B_SUFFIX, MAGNITUDE_SUFFIX, PREFIX, tensor_name};
 use saved::{read_saved, saved_name};
-
-/// Name of the file with the hyperparameters.
-pub const CONFIG_FILE: &str = "adapter_config.json";
-
-/// Name of the file with the matrices.
-pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
-
-const PREFIX: &str = "base_model.model.";
-const A_SUFFIX: &str = ".lora_A.weight";
-const B_SUFFIX: &str = ".lora_B.weight";
-const MAGNITUDE_SUFFIX: &str = ".lora_magnitude_vector";
 
 /// The two matrices of one module, row-major.
 #[derive(Clone, Debug, PartialEq)]
@@ -326,10 +323,6 @@ impl LoraAdapter {
     }
 }
 
-fn tensor_name(module: &str, suffix: &str) -> String {
-    format!("{PREFIX}{module}{suffix}")
-}
-
 /// Whether a tensor belongs to the head, to the embedding or to a norm.
 fn is_outside_of_linears(name: &str) -> bool {
     let is_one = |part: &str| {
@@ -397,21 +390,4 @@ fn read_magnitude(
         });
     }
     read_floats(name, tensor)
-}
-
-fn read_floats(name: &str, tensor: &TensorView<'_>) -> Result<Vec<f32>, PeftError> {
-    let values = decode_floats(tensor.dtype(), tensor.data()).map(|(_, values)| values);
-    let values = values.ok_or_else(|| PeftError::Dtype {
-        name: name.to_owned(),
-        found: tensor.dtype(),
-    })?;
-    // Rows of a batch share products on a GPU: one adapter's would reach others.
-    match values.iter().position(|value| !value.is_finite()) {
-        Some(index) => Err(PeftError::NotFinite {
-            name: name.to_owned(),
-            index,
-            found: values[index],
-        }),
-        None => Ok(values),
-    }
 }

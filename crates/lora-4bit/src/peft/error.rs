@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use safetensors::tensor::{Dtype, SafeTensorError};
 
-use super::{CONFIG_FILE, PREFIX, WEIGHTS_FILE};
+use super::names::{CONFIG_FILE, PREFIX, WEIGHTS_FILE};
 
 /// Why an adapter cannot be read or written.
 #[derive(Debug, thiserror::Error)]

@@ -4,7 +4,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use super::{CONFIG_FILE, PeftError, WEIGHTS_FILE};
+use super::error::PeftError;
+use super::names::{CONFIG_FILE, WEIGHTS_FILE};
 
 /// What Git leaves in the place of a large file begins with this.
 const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";

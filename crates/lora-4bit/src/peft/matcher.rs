@@ -2,8 +2,8 @@
 
 use fancy_regex::Regex;
 
-use super::PeftError;
 use super::config::{ALL_LINEAR, LoraConfig, OneOrMany, TargetModules};
+use super::error::PeftError;
 use super::pattern::{Pattern, PatternMap};
 
 /// The output head, which `all-linear` leaves out.

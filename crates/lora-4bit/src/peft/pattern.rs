@@ -6,7 +6,7 @@ use std::marker::PhantomData;
 use fancy_regex::Regex;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 
-use super::PeftError;
+use super::error::PeftError;
 
 /// A JSON object whose order counts: the first key that matches a module decides.
 #[derive(Clone, Debug, PartialEq)]

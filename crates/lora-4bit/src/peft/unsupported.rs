@@ -2,8 +2,9 @@
 
 use serde_json::{Map, Value};
 
-use super::saved::is_savable;
-use super::{CONFIG_FILE, PeftError};
+use super::error::PeftError;
+use super::names::CONFIG_FILE;
+use super::savable::is_savable;
 
 /// Fields that change what an adapter computes, or name tensors that are not LoRA matrices. Any value but null, false,
 /// zero or empty is refused.
