@@ -10,8 +10,10 @@ use burn::tensor::{DType, Tensor};
 
 use crate::adapter_selection::StackedRows;
 use crate::kernels::{self, Adapters, STACK_PADDING, STACK_RANKS, StackOperand};
+use crate::weight::Weight;
 pub use dora::Dora;
 pub(crate) use dora::DoraStack;
+use dora::Update;
 
 /// One LoRA adapter of one layer.
 #[derive(Clone, Debug)]
@@ -35,6 +37,30 @@ impl LoraWeights {
             b_t,
             scaling,
             dora: None,
+        }
+    }
+
+    /// The adapter with DoRA on the layer of `weight`. Without a magnitude it starts from the one that changes nothing.
+    #[must_use]
+    pub fn with_magnitude(mut self, weight: &Weight, magnitude: Option<Tensor<1>>) -> Self {
+        self.dora = Some(Dora::new(weight, self.update(), magnitude));
+        self
+    }
+
+    /// Computes the norms of DoRA again, after A or B have changed.
+    pub fn update_norm(&mut self, weight: &Weight) {
+        if let Some(mut dora) = self.dora.take() {
+            dora.update_norm(weight, self.update());
+            self.dora = Some(dora);
+        }
+    }
+
+    /// What the adapter adds to the weight.
+    fn update(&self) -> Update<'_> {
+        Update {
+            a: &self.a,
+            b_t: &self.b_t,
+            scaling: self.scaling,
         }
     }
 
@@ -104,12 +130,16 @@ impl LoraStack {
         let b = Tensor::cat(b_t.collect(), 0).transpose(); // [out, slots * rank]
         let b = b.reshape([outer * num_slots * rank]);
         let padding = Tensor::zeros([STACK_PADDING], (&device, dtype));
+        let dora = adapters
+            .iter()
+            .map(|adapter| adapter.as_ref()?.dora.as_ref());
+        let dora: Vec<Option<&Dora>> = dora.collect();
         Some(Self {
             a: Tensor::cat(a.collect(), 0),
             b: Tensor::cat(vec![b, padding], 0),
             rank,
             num_slots,
-            dora: DoraStack::new(adapters, bias),
+            dora: DoraStack::new(&dora, bias),
         })
     }
 

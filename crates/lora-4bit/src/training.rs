@@ -19,7 +19,6 @@
 
 use burn::tensor::{DType, Device, Tensor};
 
-use crate::dropout::Dropout;
 pub use crate::kernels::optimizer::{
     AdamWFactors, VIEW_ALIGNMENT, adamw, adamw_in_place, add_in_place, clear, eight_bit,
     sums_of_squares, writes_in_place,
@@ -29,15 +28,12 @@ use crate::kernels::training::{self as ops, Epilogue, Part, ProductOperand};
 pub use crate::kernels::training::{
     rms_norm, rms_norm_backward, rms_norm_weight_gradient, sum_rows, swiglu, swiglu_backward,
 };
-use crate::linear::Linear;
-use crate::lora::LoraWeights;
 
 mod dora;
+mod dora_factors;
+mod group;
 
-use self::dora::GroupDora;
-
-/// The ranks of a group's adapters take a multiple of this, the inner values of a step of the kernels.
-pub const RANKS: usize = 64;
+pub use self::group::{Group, RANKS};
 
 /// In how many parts a GPU with so many multiprocessors takes the inner dimension of a product `[m, n]` over `k` inner values, where
 /// few tiles leave multiprocessors idle. Each part is a result of its own, in f32, and then they are added.
@@ -61,28 +57,6 @@ pub fn dtype_of(device: &Device) -> DType {
     ops::dtype_of(device)
 }
 
-/// Layers that share an input, ready for products.
-#[derive(Clone, Debug)]
-pub struct Group {
-    /// The weights one below the other: `[out, in]`.
-    weight: Tensor<2>,
-    /// f32: `[out]`.
-    bias: Option<Tensor<1>>,
-    adapters: Option<Stacked>,
-    dora: Option<GroupDora>,
-    layers: Vec<Part>,
-}
-
-/// The adapters of a group.
-#[derive(Clone, Debug)]
-struct Stacked {
-    /// `[ranks, in]`, rows past the adapters' zero.
-    a: Tensor<2>,
-    /// Times the scaling: `[out, ranks]`.
-    b: Tensor<2>,
-    dropout: Option<Dropout>,
-}
-
 /// The gradients of a layer's adapter, f32.
 #[derive(Clone, Debug)]
 pub struct AdapterGradients {
@@ -102,56 +76,6 @@ pub struct LayerGradients {
 }
 
 impl Group {
-    /// The layers with the adapters in `slot`, if any, in `dtype`.
-    ///
-    /// # Panics
-    ///
-    /// If there is no layer, or inputs differ in width.
-    #[must_use]
-    pub fn new(layers: &[&Linear], slot: Option<(usize, Option<Dropout>)>, dtype: DType) -> Self {
-        let device = layers[0].weight.device();
-        let weights = layers.iter().map(|layer| layer.weight.operand()).collect();
-        let adapter = |layer: &'_ Linear| slot.and_then(|(slot, _)| layer.adapter(slot).cloned());
-        let adapters: Vec<Option<LoraWeights>> =
-            layers.iter().map(|layer| adapter(layer)).collect();
-        let (mut row, mut rank) = (0, 0);
-        let mut parts = Vec::with_capacity(layers.len());
-        for (layer, adapter) in layers.iter().zip(&adapters) {
-            let rows = layer.out_features();
-            let ranks = adapter.as_ref().map_or(0, |adapter| adapter.a.dims()[0]);
-            parts.push(Part {
-                id: layer.id,
-                row,
-                rows,
-                rank,
-                ranks,
-                scaling: adapter.as_ref().map_or(0.0, |adapter| adapter.scaling),
-            });
-            row += rows;
-            rank += ranks;
-        }
-        let dora = GroupDora::stack(layers, &adapters, &device);
-        let dropout = slot.and_then(|(_, dropout)| dropout.filter(|dropout| dropout.p > 0.0));
-        let adapters = (rank > 0).then(|| {
-            let all: Vec<_> = (adapters.iter().zip(&parts))
-                .filter_map(|(adapter, part)| {
-                    let adapter = adapter.as_ref()?;
-                    Some(([&adapter.a, &adapter.b_t], *part))
-                })
-                .collect();
-            let shape = [layers[0].in_features(), row, rank.next_multiple_of(RANKS)];
-            let [a, b] = ops::stack_adapters(&all, shape, dtype);
-            Stacked { a, b, dropout }
-        });
-        Self {
-            weight: ops::stack_weights(weights, dtype),
-            bias: stack_biases(layers, &device),
-            adapters,
-            dora,
-            layers: parts,
-        }
-    }
-
     /// The result of all layers side by side, and what [`Group::backward`] needs of the adapters.
     ///
     /// # Shapes
@@ -208,7 +132,7 @@ impl Group {
         let [tokens, _] = x.dims();
         let mut all = self.with_adapters().map(|part| {
             let a = a.clone().narrow(0, part.rank, part.ranks);
-            plain(masked(x, dropout, part.id), a) // [tokens, ranks of the layer]
+            plain(dropout.apply(part.id, x.clone()), a) // [tokens, ranks of the layer]
         });
         let first = all.next();
         let ranks = self.with_adapters().map(|part| part.ranks).sum::<usize>();
@@ -315,7 +239,7 @@ impl Group {
             Some(dropout) => {
                 let parts = self.with_adapters().map(|part| {
                     let dh = dh.clone().narrow(1, part.rank, part.ranks);
-                    tall(masked(&x, dropout, part.id), dh)
+                    tall(dropout.apply(part.id, x.clone()), dh)
                 });
                 Tensor::cat(parts.collect(), 1)
             }
@@ -409,22 +333,7 @@ impl Group {
                 ), // [tokens, in]
                 None => through,
             };
-            dx + masked(&through, dropout, part.id)
+            dx + dropout.apply(part.id, through)
         })
     }
-}
-
-/// `x [tokens, in]` with the values that dropout drops set to zero.
-fn masked(x: &Tensor<2>, dropout: Dropout, id: u32) -> Tensor<2> {
-    dropout.apply(id, x.clone())
-}
-
-/// The biases one after the other, zero where a layer has none: `[out]`.
-fn stack_biases(layers: &[&Linear], device: &Device) -> Option<Tensor<1>> {
-    layers.iter().find_map(|layer| layer.bias.as_ref())?;
-    let biases = layers.iter().map(|layer| match &layer.bias {
-        Some(bias) => bias.clone(),
-        None => Tensor::zeros([layer.out_features()], (device, DType::F32)),
-    });
-    Some(Tensor::cat(biases.collect(), 0))
 }

@@ -7,12 +7,21 @@
 
 use burn::tensor::{DType, Int, Tensor};
 
-use super::LoraWeights;
 use crate::kernels::ComputeDtype;
 use crate::weight::Weight;
 
 /// Least square of a norm, so that a row of zeros has a factor.
 const MIN_SQUARE: f64 = 1e-24;
+
+/// What an adapter adds to a weight: `s·B·A`.
+#[derive(Clone, Copy)]
+pub(super) struct Update<'a> {
+    /// `[r, in]`.
+    pub(super) a: &'a Tensor<2>,
+    /// The transpose of B: `[r, out]`.
+    pub(super) b_t: &'a Tensor<2>,
+    pub(super) scaling: f32,
+}
 
 /// What DoRA adds to an adapter.
 #[derive(Clone, Debug)]
@@ -26,16 +35,21 @@ pub struct Dora {
 }
 
 impl Dora {
-    /// For `adapter` on `weight`; without a magnitude, the one that changes nothing.
-    fn new(weight: &Weight, adapter: &LoraWeights, magnitude: Option<Tensor<1>>) -> Self {
+    /// For an adapter on `weight`; without a magnitude, the one that changes nothing.
+    pub(super) fn new(weight: &Weight, update: Update<'_>, magnitude: Option<Tensor<1>>) -> Self {
         let base = weight.dequantize(); // [out, in]
         let base_squares = (base.clone() * base).sum_dim(1).squeeze_dim::<1>(1); // [out]
-        let norm = norm(weight, adapter, &base_squares);
+        let norm = norm(weight, update, &base_squares);
         Self {
             magnitude: magnitude.unwrap_or_else(|| norm.clone()),
             base_squares,
             norm,
         }
+    }
+
+    /// Computes the norm again, after A or B have changed.
+    pub(super) fn update_norm(&mut self, weight: &Weight, update: Update<'_>) {
+        self.norm = norm(weight, update, &self.base_squares);
     }
 
     /// `‖W + s·B·A‖`: `[out]`.
@@ -79,28 +93,9 @@ impl Dora {
     }
 }
 
-impl LoraWeights {
-    /// The adapter with DoRA on the layer of `weight`. Without a magnitude it starts from the one that changes nothing.
-    #[must_use]
-    pub fn with_magnitude(mut self, weight: &Weight, magnitude: Option<Tensor<1>>) -> Self {
-        self.dora = Some(Dora::new(weight, &self, magnitude));
-        self
-    }
-
-    /// Computes the norms of DoRA again, after A or B have changed.
-    pub fn update_norm(&mut self, weight: &Weight) {
-        let norm = (self.dora.as_ref()).map(|dora| norm(weight, self, &dora.base_squares));
-        if let (Some(dora), Some(norm)) = (&mut self.dora, norm) {
-            dora.norm = norm;
-        }
-    }
-}
-
 /// `‖W + s·B·A‖` of each row, from the squared lengths of the rows of `W`: `[out]`.
-fn norm(weight: &Weight, adapter: &LoraWeights, base_squares: &Tensor<1>) -> Tensor<1> {
-    let LoraWeights {
-        a, b_t, scaling, ..
-    } = adapter;
+fn norm(weight: &Weight, update: Update<'_>, base_squares: &Tensor<1>) -> Tensor<1> {
+    let Update { a, b_t, scaling } = update;
     let rows = |sums: Tensor<2>| sums.sum_dim(0).squeeze_dim::<1>(0); // [out]
     let crossed = weight.forward(a.clone(), ComputeDtype::F32) * b_t.clone(); // [r, out]
     let squared = a.clone().matmul(a.clone().transpose()).matmul(b_t.clone()) * b_t.clone(); // [r, out]
@@ -120,14 +115,13 @@ pub(crate) struct DoraStack {
 }
 
 impl DoraStack {
-    /// `None` if no adapter has any.
-    pub(crate) fn new(adapters: &[Option<LoraWeights>], bias: Option<&Tensor<1>>) -> Option<Self> {
-        let dora = |adapter: &Option<LoraWeights>| adapter.as_ref()?.dora.clone();
-        let first = adapters.iter().find_map(dora)?;
+    /// Those of the adapters, `None` where one has none; `None` if no adapter has any.
+    pub(super) fn new(all: &[Option<&Dora>], bias: Option<&Tensor<1>>) -> Option<Self> {
+        let first = all.iter().flatten().next()?;
         let ones = first.magnitude.ones_like(); // [out]
-        let slots = adapters
+        let slots = all
             .iter()
-            .map(|adapter| dora(adapter).map_or_else(|| ones.clone(), |dora| dora.factor()));
+            .map(|dora| dora.map_or_else(|| ones.clone(), Dora::factor));
         let factors: Vec<_> = [ones.clone()].into_iter().chain(slots).collect();
         let factors = Tensor::stack::<2>(factors, 0); // [1 + slots, out]
         let offsets = bias

@@ -1,56 +1,10 @@
 //! DoRA in a [`Group`]: what it does to the result, and the gradients of its magnitudes.
 
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::Tensor;
 
-use super::{Group, masked};
+use super::dora_factors::DoraFactors;
+use super::group::Group;
 use crate::kernels::training::{self as ops, Epilogue, Part, ProductOperand, sum_rows};
-use crate::linear::Linear;
-use crate::lora::{Dora, LoraWeights};
-
-/// What DoRA does to the outputs of a group. Those of layers without it have ones.
-#[derive(Clone, Debug)]
-pub(super) struct GroupDora {
-    /// `m / ‖W + s·B·A‖`, f32: `[out]`.
-    factor: Tensor<1>,
-    /// `‖W + s·B·A‖`, f32: `[out]`.
-    norm: Tensor<1>,
-    /// Which layers have it.
-    has_dora: Vec<bool>,
-}
-
-impl GroupDora {
-    /// Those of the layers one after the other, if one has any.
-    pub(super) fn stack(
-        layers: &[&Linear],
-        adapters: &[Option<LoraWeights>],
-        device: &Device,
-    ) -> Option<Self> {
-        let all = || {
-            let adapters = adapters.iter().map(Option::as_ref);
-            adapters.map(|adapter| adapter.and_then(|adapter| adapter.dora.as_ref()))
-        };
-        let has_dora: Vec<bool> = all().map(|dora| dora.is_some()).collect();
-        has_dora.contains(&true).then(|| {
-            let stacked = |of: &dyn Fn(&Dora) -> Tensor<1>| {
-                let parts = layers.iter().zip(all()).map(|(layer, dora)| match dora {
-                    Some(dora) => of(dora),
-                    None => Tensor::ones([layer.out_features()], (device, DType::F32)),
-                });
-                Tensor::cat(parts.collect(), 0) // [out]
-            };
-            Self {
-                factor: stacked(&Dora::factor),
-                norm: stacked(&|dora| dora.norm().clone()),
-                has_dora,
-            }
-        })
-    }
-
-    /// How far the factors are from one: `[out]`.
-    fn change(&self) -> Tensor<1> {
-        self.factor.clone() - 1.0
-    }
-}
 
 impl Group {
     /// The result with DoRA. `h` is of [`Group::shrink`].
@@ -60,7 +14,7 @@ impl Group {
     /// `x [tokens, in]`, `residual [tokens, out]` → `[tokens, out]`
     pub(super) fn with_dora(
         &self,
-        dora: &GroupDora,
+        dora: &DoraFactors,
         (x, h): (&Tensor<2>, Option<&Tensor<2>>),
         residual: Option<Tensor<2>>,
     ) -> Tensor<2> {
@@ -91,13 +45,13 @@ impl Group {
     /// # Shapes
     ///
     /// `x [tokens, in]` → `[tokens, out]`
-    fn through_masked(&self, dora: &GroupDora, x: &Tensor<2>) -> Option<Tensor<2>> {
+    fn through_masked(&self, dora: &DoraFactors, x: &Tensor<2>) -> Option<Tensor<2>> {
         let dropout = self.adapters.as_ref()?.dropout?;
         let [tokens, _] = x.dims();
         let parts =
             (self.layers.iter().zip(&dora.has_dora)).map(|(part, &has_dora)| match has_dora {
                 true => ops::product(
-                    ProductOperand::rows(masked(x, dropout, part.id), None),
+                    ProductOperand::rows(dropout.apply(part.id, x.clone()), None),
                     ProductOperand::rows(self.weight_of(part), None),
                     Epilogue::plain(x.dtype()),
                 ),
