@@ -16,7 +16,8 @@ use super::cpu::elementwise::{inner_product_backward, rms_norm_backward, swiglu_
 use super::cpu::{LoraState, base, base_t};
 use super::elementwise::ElementwiseOps;
 use super::operand::{AbsmaxOperand, Adapters, LayerOperand, Maybe, Nf4Operand, WeightOperand};
-use super::{ComputeDtype, LinearOps, LoraOps};
+use super::ops::{LinearOps, LoraOps};
+use crate::compute_dtype::ComputeDtype;
 use tracing::trace_span;
 
 /// Implements [`Backward`] for an operation whose gradient is its transposed twin.

@@ -11,6 +11,7 @@
 //! - `tiles`: `x · wᵀ` with AMX and a bf16 weight,
 //! - `nf4`: ranges of an NF4 weight,
 //! - `elementwise`: RMSNorm and SwiGLU,
+//! - `product`: the operands of a product, and its result,
 //! - `simd`: the inner loops for AVX-512, AVX2, NEON and any other CPU.
 
 mod aligned;
@@ -19,6 +20,7 @@ mod forward;
 mod lora;
 mod nf4;
 mod pairs;
+mod product;
 pub(crate) mod simd;
 #[cfg(test)]
 mod tests;
@@ -30,18 +32,20 @@ pub(super) use self::lora::{LoraState, base, base_t};
 
 use std::sync::OnceLock;
 
-use burn::backend::flex::{FlexTensor, Layout};
 use burn::backend::tensor::FloatTensor;
 use burn::backend::{Backend, Dispatch, Flex, backend_extension};
-use burn::tensor::{Bytes, DType, Shape, Tensor};
+use burn::tensor::{DType, Tensor};
 use half::{bf16, f16};
 
+use self::product::{ProductShape, activations, operands, product, there};
 use self::simd::ints::IntKernels;
 use self::simd::pairs::PairKernels;
 use self::simd::{Element, Kernels, Nf4Rows};
+use super::naive;
 use super::operand::{Adapters, LayerOperand, Maybe, Nf4Operand, WeightOperand};
+use super::ops::LinearOps;
 use super::plan::{CpuFeatures, Features, Operation, Plan, Product, WeightFormat};
-use super::{ComputeDtype, LinearOps, naive};
+use crate::compute_dtype::ComputeDtype;
 use crate::device::is_untracked_cpu;
 
 /// What this CPU can do.
@@ -152,14 +156,6 @@ impl LinearOps for Flex {
                 _ => transposed::nf4(kernels, dy, rows, shape, dx),
             }
         })
-    }
-}
-
-/// What the plan asks for exists: its features say so.
-fn there<T>(kernels: Option<T>) -> T {
-    match kernels {
-        Some(kernels) => kernels,
-        None => unreachable!("a plan names loops that this CPU has"),
     }
 }
 
@@ -279,55 +275,4 @@ fn transposed_dense<E: Element>(
         Plan::CpuBf16Pairs => pairs::transposed(dy, &pairs::Dense::new(values, k), shape, dx),
         _ => transposed::dense(kernels, dy, values, shape, dx),
     }
-}
-
-/// The sizes of a product: `left [m, inner]`, `right [inner, columns]` → `[m, columns]`.
-#[derive(Clone, Copy)]
-struct ProductShape {
-    m: usize,
-    inner: usize,
-    columns: usize,
-}
-
-/// Runs `kernel` on the values of `left` and room for the result, which it fills, unless one of the sizes is zero.
-fn product(
-    left: &FlexTensor,
-    columns: usize,
-    kernel: impl FnOnce(&[f32], ProductShape, *mut f32),
-) -> FlexTensor {
-    let [m, inner] = left.layout().shape().dims();
-    let len = m * columns;
-    let mut y = Vec::with_capacity(len);
-    if m * inner * columns > 0 {
-        let shape = ProductShape { m, inner, columns };
-        kernel(left.storage::<f32>(), shape, y.as_mut_ptr());
-        // SAFETY: the kernel has written every value.
-        unsafe { y.set_len(len) };
-    } else {
-        y.resize(len, 0f32);
-    }
-    let layout = Layout::contiguous(Shape::new([m, columns]));
-    FlexTensor::new(Bytes::from_elems(y), layout, DType::F32)
-}
-
-/// Both operands contiguous, if the kernels know their types.
-fn operands(x: &FlexTensor, w: &FlexTensor) -> Option<(FlexTensor, FlexTensor)> {
-    let known = matches!(w.dtype(), DType::F32 | DType::BF16 | DType::F16);
-    let x = activations(x)?;
-    known.then(|| (x, w.to_contiguous()))
-}
-
-/// The tensor contiguous, if it is f32.
-fn activations(x: &FlexTensor) -> Option<FlexTensor> {
-    (x.dtype() == DType::F32).then(|| x.to_contiguous())
-}
-
-/// A tensor whose storage is exactly its elements, in order, so that it can be written to.
-fn exact(tensor: FlexTensor) -> FlexTensor {
-    let layout = tensor.layout();
-    let len = layout.num_elements() * size_of::<f32>();
-    if tensor.is_contiguous() && layout.start_offset() == 0 && tensor.bytes().len() == len {
-        return tensor;
-    }
-    FlexTensor::from_data(tensor.to_contiguous().into_data())
 }

@@ -11,31 +11,30 @@
 //! - `nf4`: products of few rows with weights in NF4, on tensor cores where there are some, and dequantization, which comes
 //!   before all other products with these.
 //!
+//! `launch`, `planes`, `copy` and `output` have what several of these use.
+//!
 //! Everything else runs with Burn's matmul or as its naive twin.
 
 // In kernels, an `if` of what is known when they are compiled stays apart from one that they decide.
 #![allow(clippy::collapsible_if, clippy::if_same_then_else)]
 
+mod copy;
 mod elementwise;
-mod features;
+pub(super) mod features;
 mod fused;
-mod gemm;
+pub(super) mod gemm;
+mod launch;
 mod lora;
 mod mat_mul;
 mod mat_vec;
 mod nf4;
 mod optimizer;
 mod output;
+mod planes;
 mod training;
 
 pub use elementwise::sum_of_cube;
-#[cfg(test)]
-pub(super) use features::first_gpu;
-#[cfg(feature = "cuda")]
-pub(super) use features::is_cuda;
-pub(super) use features::{features_of, has_plane_operations, has_views_at};
 pub(super) use mat_mul::forget_counters;
-pub(super) use training::{supports_gates, supports_gemm};
 
 use burn::backend::Cube;
 use burn::backend::ops::FloatTensorOps;
@@ -43,14 +42,14 @@ use burn::backend::tensor::FloatTensor;
 use burn::tensor::{DType, Shape};
 use burn_cubecl::kernel::cast;
 use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::prelude::*;
 
-use self::features::features;
+use self::features::{features, supports_bf16};
+use super::naive;
 use super::operand::{Nf4Operand, WeightOperand};
-use super::plan::{self, Features, Operation, Plan, Product, WeightFormat};
-use super::{ComputeDtype, LinearOps, naive};
+use super::ops::LinearOps;
+use super::plan::{Features, Operation, Plan, Product, WeightFormat};
+use crate::compute_dtype::ComputeDtype;
 
 impl LinearOps for Cube {
     fn dense_linear(
@@ -88,7 +87,7 @@ impl LinearOps for Cube {
         compute: ComputeDtype,
     ) -> FloatTensor<Self> {
         let dtype = match compute {
-            ComputeDtype::Bf16 if features::supports_bf16(&dy) => DType::BF16,
+            ComputeDtype::Bf16 if supports_bf16(&dy) => DType::BF16,
             _ => DType::F32,
         };
         Self::dense_linear_t(dy, nf4::dequantize(w, dtype), compute)
@@ -155,7 +154,7 @@ fn linear(
         }
         (_, WeightOperand::Nf4 { weight }) => {
             let dtype = match compute {
-                ComputeDtype::Bf16 if features::supports_bf16(&x) => DType::BF16,
+                ComputeDtype::Bf16 if supports_bf16(&x) => DType::BF16,
                 _ => DType::F32,
             };
             let w = WeightOperand::Dense(nf4::dequantize(weight, dtype));
@@ -188,52 +187,5 @@ fn burn_product(x: CubeTensor, w: CubeTensor, compute: ComputeDtype) -> CubeTens
     match matmul(x, w, None, MatmulStrategy::default(), DType::F32) {
         Ok(y) => y,
         Err(error) => unreachable!("Burn's product takes every shape: {error:?}"),
-    }
-}
-
-/// A tensor on the same device whose values are not set yet.
-fn empty(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
-    let (client, device) = (like.client.clone(), like.device.clone());
-    empty_device_contiguous_dtype(client, device, shape.into(), dtype)
-}
-
-/// Units of a cube (threads of a block) in the products with few rows.
-const UNITS: u32 = plan::UNITS as u32;
-
-/// Shared memory that [`sum_of_planes`] takes for `num` values. A plane has at least four units.
-const fn num_shared_sums(num: usize) -> usize {
-    UNITS as usize / 4 * num
-}
-
-/// Adds up `num` values over `planes` neighbouring planes of a cube of [`UNITS`], for all of their units. Between planes
-/// they travel through `parts`, see [`num_shared_sums`].
-#[cube]
-fn sum_of_planes(
-    values: &mut Array<f32>,
-    parts: &mut Shared<[f32]>,
-    #[comptime] num: usize,
-    #[comptime] planes: usize,
-) {
-    if comptime!(planes > 1) {
-        let plane = (UNIT_POS / PLANE_DIM) as usize;
-        let first = plane - plane % planes;
-        if UNIT_POS_PLANE == 0 {
-            #[unroll]
-            for i in 0..num {
-                parts[plane * num + i] = values[i];
-            }
-        }
-        sync_cube();
-        #[unroll]
-        for i in 0..num {
-            let mut sum = 0.0f32;
-            #[unroll]
-            for other in 0..planes {
-                sum += parts[(first + other) * num + i];
-            }
-            values[i] = sum;
-        }
-        // Nobody writes its next values before all have read these.
-        sync_cube();
     }
 }

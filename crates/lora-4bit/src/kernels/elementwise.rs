@@ -11,18 +11,10 @@ use burn::tensor::Tensor;
 use tracing::trace_span;
 
 use super::naive;
+use super::norm::Norm;
 #[cfg(feature = "gpu")]
 use super::operand::NormOperand;
 use crate::device::is_f32_on_cpu;
-
-/// A root-mean-square norm (arXiv 1910.07467) before a layer.
-#[derive(Clone, Copy, Debug)]
-pub struct Norm<'a> {
-    /// f32: `[dim]`.
-    pub weight: &'a Tensor<1>,
-    /// Added to the mean square.
-    pub eps: f64,
-}
 
 #[cfg(feature = "gpu")]
 impl Norm<'_> {
@@ -81,7 +73,7 @@ pub(crate) trait GpuElementwiseOps: Backend {
 /// Whether the GPU's kernels take a tensor.
 #[cfg(feature = "gpu")]
 fn is_on_gpu<const D: usize>(x: &Tensor<D>) -> bool {
-    x.dtype() == DType::F32 && super::cube::has_plane_operations(&x.device())
+    x.dtype() == DType::F32 && super::cube::features::has_plane_operations(&x.device())
 }
 
 /// Root-mean-square normalisation over the last dimension.
@@ -353,7 +345,7 @@ mod tests {
     #[cfg(feature = "gpu")]
     #[test]
     fn kernels_of_a_gpu_equal_the_twins() {
-        let gpu = crate::kernels::cube::first_gpu();
+        let gpu = crate::kernels::cube::features::first_gpu();
         fn to<const D: usize>(x: &Tensor<D>, device: &Device) -> Tensor<D> {
             Tensor::from_data(x.clone().into_data(), (device, x.dtype()))
         }

@@ -9,11 +9,15 @@ use burn::backend::{Backend, DispatchAutodiffContext, ExtensionType, backend_ext
 use burn::tensor::{DType, Tensor};
 use tracing::trace_span;
 
-use super::elementwise::{Norm, add, add_bias, rms_norm, swiglu};
+use super::elementwise::{add, add_bias, rms_norm, swiglu};
+use super::norm::Norm;
 use super::operand::{Adapters, LayerOperand, WeightOperand};
 #[cfg(feature = "gpu")]
 use super::operand::{Maybe, NormOperand};
-use super::{ComputeDtype, LoraOps, cpu, dense_linear, lora_add, naive, nf4_linear};
+use super::ops::LoraOps;
+use super::products::{dense_linear, lora_add, nf4_linear};
+use super::{cpu, naive};
+use crate::compute_dtype::ComputeDtype;
 use crate::device::{is_f32_on_cpu, is_untracked_cpu};
 
 /// The operations of this module on a GPU, outside of autodiff graphs, for layers without [`Adapters::One`].
@@ -51,7 +55,7 @@ pub(crate) trait FusedOps: Backend {
 /// Whether [`FusedOps`] take an input and its layers.
 #[cfg(feature = "gpu")]
 fn is_fused(x: &Tensor<2>, layers: &[&LayerOperand<Dispatch>]) -> bool {
-    super::cube::has_plane_operations(&x.device())
+    super::cube::features::has_plane_operations(&x.device())
         && (layers.iter())
             .all(|layer| is_untracked(*layer) && !matches!(layer.adapters, Adapters::One { .. }))
 }

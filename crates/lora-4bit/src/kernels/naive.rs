@@ -8,7 +8,7 @@ use burn::backend::TensorMetadata;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, FloatDType, IntDType, Scalar, Shape, Slice, Tensor, activation};
 
-use super::elementwise::Norm;
+use super::norm::Norm;
 use super::operand::{AbsmaxOperand, Nf4Operand, StackOperand};
 use crate::nf4::{BLOCK_SIZE, NESTED_BLOCK_SIZE};
 

@@ -4,7 +4,7 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, Dispatch, DispatchTensor, ExtensionType, TensorMetadata};
 use burn::tensor::{DType, Tensor};
 
-use super::ComputeDtype;
+use crate::compute_dtype::ComputeDtype;
 
 /// A stack's rank is a multiple of this.
 pub(crate) const STACK_RANKS: usize = 8;
@@ -169,7 +169,7 @@ impl WeightOperand<Dispatch> {
 }
 
 impl LayerOperand<Dispatch> {
-    /// Whether [`LoraOps::linear_with_adapter`](super::LoraOps::linear_with_adapter) computes the layer: with one adapter in f32,
+    /// Whether [`LoraOps::linear_with_adapter`](super::ops::LoraOps::linear_with_adapter) computes the layer: with one adapter in f32,
     /// and a weight and a bias that get no gradient.
     pub(super) fn is_frozen_with_adapter(&self) -> bool {
         let is_f32 = |tensor: &DispatchTensor| tensor.dtype() == DType::F32;
@@ -230,4 +230,49 @@ pub(crate) enum Major {
     Inner,
     /// The inner dimension down the columns: `[inner, outer]`.
     Outer,
+}
+
+/// The operands of [`TrainingOps::gemm`](super::training::device_ops::TrainingOps::gemm).
+#[cfg(feature = "gpu")]
+#[derive(ExtensionType, Clone, Debug)]
+pub(crate) struct GemmOperand<B: Backend> {
+    pub(crate) a: FloatTensor<B>,
+    #[extension_type]
+    pub(crate) second_a: Maybe<B>,
+    pub(crate) b: FloatTensor<B>,
+    #[extension_type]
+    pub(crate) second_b: Maybe<B>,
+    #[extension_type]
+    pub(crate) bias: Maybe<B>,
+    #[extension_type]
+    pub(crate) residual: Maybe<B>,
+    pub(crate) majors: [Major; 2],
+    /// See [`gated_product`](super::training::gated_product).
+    pub(crate) is_gated: bool,
+    pub(crate) dtype: DType,
+}
+
+/// An adapter of a layer of a group, and where it stands among them.
+#[cfg(feature = "gpu")]
+#[derive(ExtensionType, Clone, Debug)]
+pub(crate) struct PartOperand<B: Backend> {
+    /// f32: `[r, k]`.
+    pub(crate) a: FloatTensor<B>,
+    /// f32: `[r, n]`.
+    pub(crate) b_t: FloatTensor<B>,
+    pub(crate) part: Part,
+}
+
+/// Where a layer stands in a group.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Part {
+    /// See [`Linear::id`](crate::Linear::id).
+    pub(crate) id: u32,
+    /// The layer's rows of the weight.
+    pub(crate) row: usize,
+    pub(crate) rows: usize,
+    /// The layer's ranks, none without an adapter.
+    pub(crate) rank: usize,
+    pub(crate) ranks: usize,
+    pub(crate) scaling: f32,
 }

@@ -93,7 +93,7 @@ pub(crate) fn square_parts(len: usize) -> usize {
 /// The squares of all values of `tensors`, f32, added up in parts: `[parts]`, at least one.
 pub fn sums_of_squares(tensors: &[&Tensor<1>], device: &Device) -> Tensor<1> {
     #[cfg(feature = "gpu")]
-    if super::cube::has_plane_operations(device)
+    if super::cube::features::has_plane_operations(device)
         && tensors.iter().all(|x| x.dtype() == DType::F32)
         && !tensors.is_empty()
     {
@@ -132,7 +132,7 @@ pub fn adamw(
     let lengths = [mean.dims(), variance.dims(), gradient.dims()];
     assert_eq!(lengths, [n; 3], "adamw: lengths");
     #[cfg(feature = "gpu")]
-    if value.dtype() == DType::F32 && super::cube::has_plane_operations(&value.device()) {
+    if value.dtype() == DType::F32 && super::cube::features::has_plane_operations(&value.device()) {
         let [value, mean, variance] = [value, mean, variance].map(Tensor::into_dispatch);
         let gradient = gradient.clone().into_dispatch();
         let clip = clip.clone().into_dispatch();
@@ -151,8 +151,8 @@ pub const VIEW_ALIGNMENT: usize = 512;
 /// and sums of gradients in a [`Group`](crate::training::Group). It then sees what is written to parts, see [`VIEW_ALIGNMENT`].
 pub fn writes_in_place(device: &Device) -> bool {
     #[cfg(feature = "gpu")]
-    return super::cube::has_plane_operations(device)
-        && super::cube::has_views_at(device, VIEW_ALIGNMENT as u64);
+    return super::cube::features::has_plane_operations(device)
+        && super::cube::features::has_views_at(device, VIEW_ALIGNMENT as u64);
     #[cfg(not(feature = "gpu"))]
     {
         let _ = device;

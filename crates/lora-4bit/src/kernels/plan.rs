@@ -3,11 +3,11 @@
 //! [`Plan::choose`] is a plain function of the product and of what the device can do, so it is tested without the device.
 //! `cargo run -p lora-4bit --example plans` prints the table of the machine it runs on.
 
-use burn::tensor::{DType, Device};
+use burn::tensor::DType;
 
-use super::ComputeDtype;
 use super::operand::Major;
 use super::tile::{self, Tile};
+use crate::compute_dtype::ComputeDtype;
 use crate::nf4::BLOCK_SIZE;
 
 /// What is computed with a weight `[n, k]`.
@@ -334,26 +334,6 @@ pub(super) fn fits_gemm(
         && (major_a == Major::Inner || m.is_multiple_of(tile::VECTOR))
         && inner.iter().all(|inner| inner.is_multiple_of(tile::INNER))
         && gpu.shared_memory >= GEMM_SHARED
-}
-
-impl Features {
-    /// What a device can do, outside of autodiff graphs.
-    pub fn of(device: &Device) -> Self {
-        let device = device.clone().without_autodiff();
-        #[cfg(feature = "gpu")]
-        if let Some(gpu) = super::cube::features_of(&device) {
-            return Self::Gpu(gpu);
-        }
-        let _ = device;
-        Self::Cpu(CpuFeatures::get())
-    }
-}
-
-impl CpuFeatures {
-    /// What this CPU can do, within the limit that `LORA_4BIT_SIMD` sets.
-    pub fn get() -> Self {
-        super::cpu::features()
-    }
 }
 
 #[cfg(test)]

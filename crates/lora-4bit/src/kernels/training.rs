@@ -6,149 +6,41 @@
 //! kernel.
 
 use burn::backend::Dispatch;
-#[cfg(feature = "gpu")]
-use burn::backend::tensor::FloatTensor;
-#[cfg(feature = "gpu")]
-use burn::backend::{Backend, ExtensionType, backend_extension};
 use burn::tensor::{DType, Device, Tensor};
 use tracing::trace_span;
 
-pub(crate) use self::product::{Epilogue, ProductOperand, gated_product, product};
+#[cfg(feature = "gpu")]
+use self::device_ops::TrainingOps;
+pub(crate) use self::product::{gated_product, product};
+pub(crate) use self::product_operand::{Epilogue, ProductOperand};
+pub use self::swiglu::{swiglu, swiglu_backward};
+#[cfg(feature = "gpu")]
+use super::cube::features::has_kernels;
 use super::draw::Draw;
-use super::elementwise::Norm;
+use super::norm::Norm;
+pub(crate) use super::operand::Part;
 use super::operand::WeightOperand;
 #[cfg(feature = "gpu")]
-use super::operand::{Major, Maybe};
+use super::operand::{Major, Maybe, PartOperand};
 
+#[cfg(feature = "gpu")]
+pub(super) mod device_ops;
 mod naive;
 mod product;
+mod product_operand;
+mod swiglu;
 #[cfg(all(test, feature = "gpu"))]
 mod tests;
-
-/// The operands of [`TrainingOps::gemm`].
-#[cfg(feature = "gpu")]
-#[derive(ExtensionType, Clone, Debug)]
-pub(crate) struct GemmOperand<B: Backend> {
-    pub(crate) a: FloatTensor<B>,
-    #[extension_type]
-    pub(crate) second_a: Maybe<B>,
-    pub(crate) b: FloatTensor<B>,
-    #[extension_type]
-    pub(crate) second_b: Maybe<B>,
-    #[extension_type]
-    pub(crate) bias: Maybe<B>,
-    #[extension_type]
-    pub(crate) residual: Maybe<B>,
-    pub(crate) majors: [Major; 2],
-    /// See [`gated_product`].
-    pub(crate) is_gated: bool,
-    pub(crate) dtype: DType,
-}
-
-/// An adapter of a layer of a group, and where it stands among them.
-#[cfg(feature = "gpu")]
-#[derive(ExtensionType, Clone, Debug)]
-pub(crate) struct PartOperand<B: Backend> {
-    /// f32: `[r, k]`.
-    pub(crate) a: FloatTensor<B>,
-    /// f32: `[r, n]`.
-    pub(crate) b_t: FloatTensor<B>,
-    pub(crate) part: Part,
-}
-
-/// Where a layer stands in a group.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Part {
-    /// See [`Linear::id`](crate::Linear::id).
-    pub(crate) id: u32,
-    /// The layer's rows of the weight.
-    pub(crate) row: usize,
-    pub(crate) rows: usize,
-    /// The layer's ranks, none without an adapter.
-    pub(crate) rank: usize,
-    pub(crate) ranks: usize,
-    pub(crate) scaling: f32,
-}
 
 /// Adapters of a group in a launch, at most.
 #[cfg(feature = "gpu")]
 const MAX_PARTS: usize = 3;
 
-/// The operations on a GPU.
-#[cfg(feature = "gpu")]
-#[backend_extension(Cube)]
-pub(crate) trait TrainingOps: Backend {
-    /// See [`product`] and [`gated_product`].
-    fn gemm(#[extension_type] operand: GemmOperand<Self>) -> FloatTensor<Self>;
-    /// Writes `weight` to the rows of `to [n, k]` from row `at` on; the result is `to`.
-    fn write_weight(
-        to: FloatTensor<Self>,
-        #[extension_type] weight: WeightOperand<Self>,
-        at: usize,
-    ) -> FloatTensor<Self>;
-    /// See [`stack_adapters`]: of `[k, n, ranks]` in `dtype`.
-    fn stack_adapters(
-        #[extension_type] first: PartOperand<Self>,
-        #[extension_type] second: PartOperand<Self>,
-        #[extension_type] third: PartOperand<Self>,
-        shape: [usize; 3],
-        dtype: DType,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
-    /// See [`adapter_gradients`].
-    fn adapter_gradients(
-        da: FloatTensor<Self>,
-        db: FloatTensor<Self>,
-        part: Part,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
-    /// See [`add_adapter_gradients`]; the results are `a` and `b_t`.
-    fn add_adapter_gradients(
-        da: FloatTensor<Self>,
-        db: FloatTensor<Self>,
-        a: FloatTensor<Self>,
-        b_t: FloatTensor<Self>,
-        part: Part,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
-    /// See [`rms_norm`].
-    fn training_norm(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        eps: f64,
-    ) -> FloatTensor<Self>;
-    /// See [`rms_norm_backward`].
-    fn training_norm_backward(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        dy: FloatTensor<Self>,
-        #[extension_type] residual: Maybe<Self>,
-        eps: f64,
-    ) -> FloatTensor<Self>;
-    /// See [`drop_values`].
-    fn training_dropout(
-        x: FloatTensor<Self>,
-        keys: [u32; 2],
-        threshold: u32,
-        keep: f32,
-    ) -> FloatTensor<Self>;
-    /// See [`rescale`].
-    fn training_rescale(
-        x: FloatTensor<Self>,
-        factor: FloatTensor<Self>,
-        #[extension_type] offset: Maybe<Self>,
-        #[extension_type] residual: Maybe<Self>,
-    ) -> FloatTensor<Self>;
-    /// See [`swiglu`].
-    fn training_swiglu(gate_up: FloatTensor<Self>) -> FloatTensor<Self>;
-    /// See [`swiglu_backward`]; the results are `gate_up` and `dy`, overwritten.
-    fn training_swiglu_backward(
-        gate_up: FloatTensor<Self>,
-        dy: FloatTensor<Self>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>);
-}
-
 /// The type in which a training step on `device` is fast: bf16 where tensor cores multiply it, f32 elsewhere.
 pub(crate) fn dtype_of(device: &Device) -> DType {
     #[cfg(feature = "gpu")]
-    if super::cube::features_of(device).is_some_and(|features| features.bf16_tensor_cores) {
+    if super::cube::features::features_of(device).is_some_and(|features| features.bf16_tensor_cores)
+    {
         return DType::BF16;
     }
     let _ = device;
@@ -158,7 +50,7 @@ pub(crate) fn dtype_of(device: &Device) -> DType {
 /// See [`crate::compile_only::compile_kernels_only`]: nobody else may need a launch.
 pub(crate) fn compile_kernels_only(device: &Device, work: impl FnOnce()) {
     #[cfg(feature = "cuda")]
-    if super::cube::is_cuda(device) {
+    if super::cube::features::is_cuda(device) {
         // A launch that still waits in the queue would be refused its kernel, too. What has failed is told by who reads it.
         let _ = device.sync();
         let dry_run = cubecl::dry_run::DryRun::new();
@@ -171,11 +63,6 @@ pub(crate) fn compile_kernels_only(device: &Device, work: impl FnOnce()) {
     let _ = (device, work);
 }
 
-#[cfg(feature = "gpu")]
-fn has_kernels(x: &Tensor<2>) -> bool {
-    super::cube::has_plane_operations(&x.device())
-}
-
 /// Weights with `k` columns, one below the other, in `dtype`: `[n, k]`.
 pub(crate) fn stack_weights(weights: Vec<WeightOperand<Dispatch>>, dtype: DType) -> Tensor<2> {
     let _span = trace_span!("stack_weights").entered();
@@ -186,7 +73,7 @@ pub(crate) fn stack_weights(weights: Vec<WeightOperand<Dispatch>>, dtype: DType)
         }
     }
     #[cfg(feature = "gpu")]
-    if super::cube::has_plane_operations(&weights[0].device()) {
+    if super::cube::features::has_plane_operations(&weights[0].device()) {
         let device = weights[0].device();
         let [_, k] = weights[0].shape();
         let n = weights.iter().map(|weight| weight.shape()[0]).sum();
@@ -347,7 +234,7 @@ pub fn rms_norm_weight_gradient(x: Tensor<2>, norm: Norm<'_>, dy: Tensor<2>) -> 
 pub fn sum_rows(x: Tensor<2>) -> Tensor<1> {
     let columns = x.dims()[1];
     #[cfg(feature = "gpu")]
-    if super::cube::supports_gemm(&x, [columns, ONES], [x.dims()[0], 0], Major::Outer) {
+    if super::cube::gemm::supports_gemm(&x, [columns, ONES], [x.dims()[0], 0], Major::Outer) {
         // A product with columns of ones: no other kernel sums over so many rows on all multiprocessors.
         let ones = Tensor::ones([x.dims()[0], ONES], (&x.device(), x.dtype()));
         let sums = product(
@@ -360,7 +247,7 @@ pub fn sum_rows(x: Tensor<2>) -> Tensor<1> {
     x.cast(DType::F32).sum_dim(0).reshape([columns])
 }
 
-/// Columns of a tile of [`product`], the fewest.
+/// Columns of a tile of [`product()`], the fewest.
 #[cfg(feature = "gpu")]
 const ONES: usize = 64;
 
@@ -407,39 +294,4 @@ pub(crate) fn rescale(
         return Tensor::from_dispatch(y);
     }
     naive::rescale(x, factor, offset, residual)
-}
-
-/// `silu(gate) * up` of rows that hold a gate and then what it multiplies.
-///
-/// # Shapes
-///
-/// `gate_up [tokens, 2 * width]` → `[tokens, width]`, of the same type
-pub fn swiglu(gate_up: Tensor<2>) -> Tensor<2> {
-    let _span = trace_span!("swiglu").entered();
-    #[cfg(feature = "gpu")]
-    if has_kernels(&gate_up) {
-        let y = <Dispatch as TrainingOps>::training_swiglu(gate_up.into_dispatch());
-        return Tensor::from_dispatch(y);
-    }
-    naive::swiglu(gate_up)
-}
-
-/// The gradient of [`swiglu`], and its result once more. They take the memory of `gate_up` and of `dy`, which nobody else may
-/// hold.
-///
-/// # Shapes
-///
-/// `gate_up [tokens, 2 * width]`, `dy [tokens, width]` → `[tokens, 2 * width]` and `[tokens, width]`, all of one type
-pub fn swiglu_backward(gate_up: Tensor<2>, dy: Tensor<2>) -> (Tensor<2>, Tensor<2>) {
-    let _span = trace_span!("swiglu_backward").entered();
-    #[cfg(feature = "gpu")]
-    if has_kernels(&gate_up) {
-        let (gate_up, dy) = (gate_up.into_dispatch(), dy.into_dispatch());
-        let (d, y) = <Dispatch as TrainingOps>::training_swiglu_backward(gate_up, dy);
-        return (Tensor::from_dispatch(d), Tensor::from_dispatch(y));
-    }
-    (
-        naive::swiglu_backward(gate_up.clone(), dy),
-        naive::swiglu(gate_up),
-    )
 }

@@ -5,7 +5,7 @@ use burn::backend::flex::FlexTensor;
 use burn::tensor::TensorData;
 use rayon::prelude::*;
 
-use super::exact;
+use super::product::exact;
 use crate::kernels::elementwise::ElementwiseOps;
 use crate::kernels::exp::exp;
 

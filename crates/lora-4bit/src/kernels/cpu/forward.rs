@@ -4,8 +4,8 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use super::ProductShape;
 use super::aligned::Aligned;
+use super::product::ProductShape;
 use super::simd::ints::{IntKernels, IntRows};
 use super::simd::{Element, Kernels, Nf4Rows, Order, Output};
 use crate::nf4::BLOCK_SIZE;

@@ -6,11 +6,12 @@ use burn::backend::tensor::FloatTensor;
 use burn::tensor::{Bytes, DType, Shape};
 use rayon::prelude::*;
 
+use super::forward;
+use super::product::{ProductShape, exact};
 use super::simd::{Kernels, Output, PANEL, Rows};
-use super::{ProductShape, exact, forward};
 use crate::kernels::elementwise::ElementwiseOps;
 use crate::kernels::operand::{Adapters, LayerOperand, Maybe, WeightOperand};
-use crate::kernels::{LinearOps, LoraOps};
+use crate::kernels::ops::{LinearOps, LoraOps};
 
 /// Multiplications that a thread should do at least.
 const MIN_JOB_WORK: usize = 1 << 15;

@@ -7,11 +7,11 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::aligned::Aligned;
+use super::product::{ProductShape, there};
 use super::simd::pairs::{
     INNER_STEP, PANEL_QUARTER, PackedRows, Packing, PairKernels, PairRows, Prefetch, TILE,
 };
 use super::simd::{Element, Kernels, Nf4Rows, Order, Output, PANEL};
-use super::{ProductShape, there};
 
 /// The rows of a job are a multiple of this.
 const JOB_ROWS: usize = 32;

@@ -1,7 +1,7 @@
 //! Inner loops for each instruction set, chosen once at run time.
 //!
 //! The loops are written once, in `dot` and `micro`, over the vector operations of [`Simd`]; `x86`, `neon` and `portable` supply
-//! these. [`Kernels`] is the table of the loops compiled for one instruction set.
+//! these. [`Kernels`] is the table of the loops compiled for one instruction set; `supported` says which ones this CPU can run.
 //!
 //! Every product is accumulated in f32. The order of additions of one output depends on the instruction set and on `k`
 //! only: not on the number of rows `m`, on the number of threads or on their timing. A row of a batch therefore has
@@ -25,6 +25,8 @@ mod pairs_amx;
 #[cfg(target_arch = "x86_64")]
 mod pairs_x86;
 mod portable;
+pub(crate) mod split_row;
+mod supported;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod tiles_amx;
 #[cfg(target_arch = "x86_64")]
@@ -271,49 +273,6 @@ pub(super) struct Rows<'a> {
     pub(super) values: &'a [f32],
     pub(super) stride: usize,
     pub(super) num_rows: usize,
-}
-
-impl Kernels {
-    /// The best loops for this CPU, within [`InstructionSet::limit`].
-    pub(super) fn get() -> &'static Self {
-        static KERNELS: OnceLock<&'static Kernels> = OnceLock::new();
-        KERNELS.get_or_init(|| {
-            let limit = InstructionSet::limit();
-            let kernels = Self::supported()
-                .into_iter()
-                .find(|kernels| kernels.instruction_set <= limit)
-                .unwrap_or(&portable::KERNELS);
-            tracing::debug!(instruction_set = ?kernels.instruction_set, "CPU kernels");
-            kernels
-        })
-    }
-
-    /// All loops that this CPU can run, best first.
-    pub(super) fn supported() -> Vec<&'static Self> {
-        let mut kernels: Vec<&'static Self> = Vec::new();
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512dq")
-                && is_x86_feature_detected!("avx2")
-                && is_x86_feature_detected!("fma")
-            {
-                kernels.push(&x86::AVX512);
-            }
-            if is_x86_feature_detected!("avx2")
-                && is_x86_feature_detected!("fma")
-                && is_x86_feature_detected!("f16c")
-            {
-                kernels.push(&x86::AVX2);
-            }
-        }
-        #[cfg(target_arch = "aarch64")]
-        if std::arch::is_aarch64_feature_detected!("neon") {
-            kernels.push(&neon::KERNELS);
-        }
-        kernels.push(&portable::KERNELS);
-        kernels
-    }
 }
 
 /// Whether the CPU has AVX2 and FMA, within [`InstructionSet::limit`].

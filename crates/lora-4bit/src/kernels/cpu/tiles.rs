@@ -10,8 +10,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use half::bf16;
 use rayon::prelude::*;
 
-use super::ProductShape;
 use super::aligned::Aligned;
+use super::product::ProductShape;
 use super::simd::amx::{TILE_BYTES, TILE_ROWS, Tiles, is_available};
 use super::simd::tiles_amx::{
     Extent, Places, STEP, SUMS, Strip, copy_tiles, fetch, multiply_tall, multiply_wide, pack,

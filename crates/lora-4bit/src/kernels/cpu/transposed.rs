@@ -2,7 +2,7 @@
 
 use rayon::prelude::*;
 
-use super::ProductShape;
+use super::product::ProductShape;
 use super::simd::{Element, Kernels, Nf4Rows, Order, Output, PANEL, Rows};
 
 /// Rows of `w` in a panel: 64 KiB in f32.

@@ -12,11 +12,8 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::empty;
+use super::launch::{UNITS, cubes, empty};
 use crate::kernels::elementwise::GpuElementwiseOps;
-
-/// Units of a cube.
-pub(super) const UNITS: usize = 256;
 
 impl GpuElementwiseOps for Cube {
     fn gpu_rms_norm(
@@ -81,13 +78,6 @@ pub(super) fn swiglu(gate: CubeTensor, up: CubeTensor) -> CubeTensor {
         }
     }
     y
-}
-
-/// Enough cubes for a unit each; two dimensions, since one holds 65,535 on some devices.
-pub(super) fn cubes(units: usize) -> CubeCount {
-    let cubes = units.div_ceil(UNITS);
-    let rows = cubes.div_ceil(65_535);
-    CubeCount::Static(cubes.div_ceil(rows) as u32, rows as u32, 1)
 }
 
 #[cube(launch_unchecked)]

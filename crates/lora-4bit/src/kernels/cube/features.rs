@@ -3,7 +3,7 @@
 use std::sync::OnceLock;
 
 use burn::backend::DispatchDevice;
-use burn::tensor::Device;
+use burn::tensor::{Device, Tensor};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::Client;
 use cubecl::ir::features::{MmaConfig, Plane, Tma};
@@ -53,6 +53,11 @@ pub(in super::super) fn has_plane_operations(device: &Device) -> bool {
         DispatchDevice::Cube(device) => plane_operations(&device.client()),
         _ => false,
     }
+}
+
+/// Whether kernels take a tensor: see [`has_plane_operations`].
+pub(in super::super) fn has_kernels(x: &Tensor<2>) -> bool {
+    has_plane_operations(&x.device())
 }
 
 /// Whether a part of a tensor that begins and ends at multiples of so many bytes is a view of it. Of other parts CubeCL makes copies.

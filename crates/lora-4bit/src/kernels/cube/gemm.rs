@@ -10,46 +10,26 @@
 mod kernel;
 mod load;
 mod mma;
+pub(super) mod shape;
 #[cfg(feature = "cuda")]
 mod tma;
 mod wgmma;
 
+use burn::backend::DispatchDevice;
 use burn::backend::cubecl::dtype_to_elem_type;
-use burn::tensor::DType;
+use burn::tensor::{DType, Device, Tensor};
 use burn_cubecl::kernel::{cast, into_contiguous};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::client::Client;
 use cubecl::prelude::*;
 
 use self::load::OperandBuffersLaunch;
+use self::shape::{Gate, Instruction, Kind};
 use super::super::tile::{INNER, MAX_SPLITS, MIN_GEMM_STEPS, VECTOR};
-use super::{empty, features};
+use super::features;
+use super::launch::empty;
 use crate::kernels::operand::Major;
 use crate::kernels::plan::fits_gemm;
-
-/// Rows of a panel: a tile is made of panels of 64 rows of 128 bytes.
-const PANEL: usize = 64;
-
-/// The instruction that multiplies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Instruction {
-    /// A warp multiplies 16 × 8 × 16, from registers.
-    Mma,
-    /// Four warps multiply 64 rows with all columns of a tile, from shared memory.
-    Wgmma,
-    /// [`Instruction::Wgmma`], and a warpgroup that copies tiles for the others.
-    WgmmaTma,
-}
-
-/// Whether the second operand is a gate and what it multiplies: `silu(a · gate) · (a · up)`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Gate {
-    None,
-    /// The second tensor of `b` is multiplied by the gate, its first one.
-    Second,
-    /// In each tensor of `b`, what is multiplied lies below the gate.
-    Stacked,
-}
 
 /// Rows of a tile of [`Instruction::WgmmaTma`].
 const WIDE_ROWS: usize = 128;
@@ -96,23 +76,6 @@ fn multiprocessors(client: &Client) -> usize {
     hardware.num_streaming_multiprocessors.unwrap_or(64) as usize
 }
 
-/// What a kernel is compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Kind {
-    instruction: Instruction,
-    rows: usize,
-    columns: usize,
-    /// Warps along the rows and along the columns.
-    planes: [usize; 2],
-    /// Steps that are in shared memory together.
-    stages: usize,
-    majors: [Major; 2],
-    has_second: bool,
-    gate: Gate,
-    has_bias: bool,
-    has_residual: bool,
-}
-
 impl Kind {
     fn new(client: &Client, product: &Product) -> Self {
         let columns = product.shape[1];
@@ -145,36 +108,6 @@ impl Kind {
             has_residual: product.residual.is_some(),
         }
     }
-
-    const fn units(&self) -> usize {
-        self.planes[0] * self.planes[1] * 32
-    }
-
-    /// Columns of the result in a tile.
-    const fn result_columns(&self) -> usize {
-        match self.gate {
-            Gate::None => self.columns,
-            Gate::Second | Gate::Stacked => self.columns / 2,
-        }
-    }
-
-    const fn is_gated(&self) -> bool {
-        self.result_columns() < self.columns
-    }
-
-    /// Vectors of a step in shared memory.
-    const fn stage_len(&self) -> usize {
-        (self.rows + self.columns) * INNER / VECTOR
-    }
-
-    /// Steps that are on their way while one is multiplied. `wgmma` reads shared memory after it was issued: the step before must
-    /// stay, too.
-    const fn ahead(&self) -> usize {
-        match self.instruction {
-            Instruction::Mma => self.stages - 1,
-            Instruction::Wgmma | Instruction::WgmmaTma => self.stages - 2,
-        }
-    }
 }
 
 /// An operand of a product, its tensors on the device.
@@ -204,20 +137,30 @@ pub(super) struct Product {
     pub(super) dtype: DType,
 }
 
-/// Whether the kernel computes gated products, see [`supports`].
-pub(super) fn supports_gates(client: &Client) -> bool {
-    cfg!(feature = "cuda") && features::has_wgmma(client)
+/// Whether the kernel computes gated products, see [`supports_gemm`].
+pub(in super::super) fn supports_gates(device: &Device) -> bool {
+    match device.as_dispatch() {
+        DispatchDevice::Cube(device) => {
+            cfg!(feature = "cuda") && features::has_wgmma(&device.client())
+        }
+        _ => false,
+    }
 }
 
-/// Whether the kernel takes operands of this type and these sizes.
-pub(super) fn supports(
-    client: &Client,
-    dtype: DType,
+/// Whether the kernel takes operands like `a`.
+pub(in super::super) fn supports_gemm(
+    a: &Tensor<2>,
     shape: [usize; 2],
     inner: [usize; 2],
     major_a: Major,
 ) -> bool {
-    fits_gemm(&features::of_client(client), dtype, shape, inner, major_a)
+    match a.device().as_dispatch() {
+        DispatchDevice::Cube(device) => {
+            let features = features::of_client(&device.client());
+            fits_gemm(&features, a.dtype(), shape, inner, major_a)
+        }
+        _ => false,
+    }
 }
 
 impl Product {
@@ -354,7 +297,13 @@ pub(super) fn is_best(x: &CubeTensor, w: &CubeTensor) -> bool {
     };
     m >= min_rows
         && features::has_wgmma(&x.client)
-        && supports(&x.client, w.dtype, [m, n], [k, 0], Major::Inner)
+        && fits_gemm(
+            &features::features(x),
+            w.dtype,
+            [m, n],
+            [k, 0],
+            Major::Inner,
+        )
 }
 
 /// `x · wᵀ + bias + residual`, in f32; both operands have one type.

@@ -3,6 +3,7 @@
 //! `x · aᵀ` first, some ranks of one row in each cube, then the sum of `b`'s rows times that, added to the base product.
 
 mod kernels;
+mod shape;
 
 use burn::backend::Cube;
 use burn::backend::cubecl::dtype_to_elem_type;
@@ -11,23 +12,15 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::{UNITS, empty};
+use self::shape::Kind;
+use super::launch::empty;
+use super::planes::UNITS;
 use crate::kernels::operand::{STACK_RANKS as RANKS, StackOperand};
 
 /// Loads of a unit that are in flight together, at most.
 const MAX_UNROLL: usize = 8;
 /// Rows of `x`: as many cubes as a dimension holds everywhere.
 const MAX_ROWS: usize = 65_535;
-
-/// How ranks are computed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Kind {
-    unroll: usize,
-    /// Planes that share a rank.
-    planes: usize,
-    /// Whether the last loads of a row lie past its end.
-    is_ragged: bool,
-}
 
 /// A base product and the stacked adapters of its layer.
 pub(super) struct Layer {

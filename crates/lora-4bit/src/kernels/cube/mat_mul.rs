@@ -9,6 +9,7 @@ mod adapters;
 mod kernel;
 mod layers;
 mod parts;
+mod shape;
 mod stage;
 
 use std::cell::RefCell;
@@ -21,53 +22,20 @@ use burn_cubecl::ops::numeric::zeros_client;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use self::shape::{Kind, MAX_ROW_TILES, MAX_SHRINK_TILES, MAX_SPLIT_TILES, NUM_COUNTERS, Weights};
 use super::super::operand::StackOperand;
-use super::super::tile::{CHUNKS, INNER, MAX_SPLITS, PLANE, Tile, VECTOR};
-use super::{empty, gemm};
+use super::super::tile::{INNER, MAX_SPLITS, Tile, VECTOR};
+use super::gemm;
+use super::launch::empty;
 
 /// Cubes for each multiprocessor that keep it busy.
 const WANTED_CUBES: usize = 2;
 /// Steps that are worth a cube of their own.
 const MIN_SPLIT_STEPS: usize = 4;
-/// Tiles that can be cut along the inner dimension: others are enough.
-const MAX_SPLIT_TILES: usize = 1024;
-/// Tiles of adapters, and of rows of `x` with adapters, at most.
-const MAX_SHRINK_TILES: usize = 1024;
-const MAX_ROW_TILES: usize = 1024;
 /// Steps of a part of a tile of adapters: others wait for them.
 const SHRINK_STEPS: usize = 4;
 /// Ranks of all slots, at most: most of them are multiplied with zeros.
 const MAX_RANKS: usize = 1024;
-/// Where counters start: of the parts of tiles that have been computed, the same for tiles of adapters, of the tiles of
-/// adapters that are ready, and of those who have read them.
-const ARRIVED: usize = 0;
-const SHRINK_ARRIVED: usize = MAX_SPLIT_TILES;
-const READY: usize = SHRINK_ARRIVED + MAX_SHRINK_TILES;
-const READ: usize = READY + MAX_ROW_TILES;
-const NUM_COUNTERS: usize = READ + MAX_ROW_TILES;
-
-/// What a cube multiplies with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Weights {
-    One,
-    /// Results of their own, of two or three weights.
-    Three,
-    /// A gate and what it multiplies: `silu(x · w0ᵀ) · (x · w1ᵀ)`. Columns of a plane are half gates.
-    Gated,
-}
-
-/// What a kernel is compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Kind {
-    tile: Tile,
-    weights: Weights,
-    has_bias: [bool; 3],
-    has_residual: bool,
-    is_split: bool,
-    has_adapters: bool,
-    /// Whether the adapters' steps follow the weight's without a gap.
-    is_seamless: bool,
-}
 
 /// A layer of a product.
 pub(super) struct Layer {
@@ -417,7 +385,7 @@ pub(in super::super) fn forget_counters() {
     COUNTERS.with_borrow_mut(Vec::clear);
 }
 
-/// Counters of cubes, see [`ARRIVED`] and what follows it, all zero between launches.
+/// Counters of cubes, see [`ARRIVED`](shape::ARRIVED) and what follows it, all zero between launches.
 ///
 /// For each thread, since each may have a queue of its own on the device.
 fn arrival_counters(like: &CubeTensor) -> CubeTensor {

@@ -4,6 +4,7 @@
 //! first-level cache. What follows a product in the model is done before the result is written.
 
 mod kernels;
+mod shape;
 
 use burn::backend::cubecl::dtype_to_elem_type;
 use burn::tensor::DType;
@@ -11,50 +12,15 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use self::shape::{MAX_ROWS, Shape};
+use super::launch::empty;
 use super::output::Outputs;
-use super::{UNITS, empty};
-
-/// Rows of `x` that a plane takes at once.
-pub(super) const MAX_ROWS: usize = 8;
+use super::planes::UNITS;
 
 /// Loads of a unit that are in flight together, at most.
 const MAX_UNROLL: usize = 12;
 /// The same of each weight of a pair. Such products have so many rows that other planes have loads in flight meanwhile.
 const MAX_PAIR_UNROLL: usize = 2;
-
-/// What a kernel is compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Shape {
-    /// Rows of `x` at once.
-    m: usize,
-    /// Rows of the weight at once.
-    rows: usize,
-    /// Loads of each row at once.
-    unroll: usize,
-    /// Planes that share a row.
-    planes: usize,
-    /// Whether each of up to three weights has a bias.
-    has_bias: [bool; 3],
-    has_residual: bool,
-    /// Whether `x` is normalised first.
-    has_norm: bool,
-    /// Whether a row is the rows of two weights.
-    is_pair: bool,
-    /// Whether the last loads of a row may lie past its end.
-    is_ragged: bool,
-}
-
-impl Shape {
-    /// Products of a plane.
-    fn num_sums(&self) -> usize {
-        self.m * self.rows * if self.is_pair { 2 } else { 1 }
-    }
-
-    /// Sums that the planes of a row add up: the products, and with a norm the squares of `x`.
-    fn num_totals(&self) -> usize {
-        self.num_sums() + if self.has_norm { self.m } else { 0 }
-    }
-}
 
 /// Root-mean-square normalisation of the rows of `x`.
 pub(super) struct Norm {

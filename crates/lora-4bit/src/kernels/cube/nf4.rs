@@ -4,6 +4,8 @@
 //! quantization, so that a weight stays as small as it is stored.
 
 mod kernels;
+mod memory;
+mod shape;
 pub(super) mod tiles;
 mod weight;
 
@@ -14,56 +16,23 @@ use burn_cubecl::kernel::{cast, into_contiguous};
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use self::shape::{Kind, LOADS_PER_BLOCK};
+use self::weight::is_double;
 use super::super::naive;
-use super::super::operand::{AbsmaxOperand, Nf4Operand};
+use super::super::operand::Nf4Operand;
 use super::super::plan::{CODES, NF4_MAT_VEC_SHARED};
+use super::copy::write_rows;
+use super::launch::empty;
 use super::mat_vec::{Norm, norm_args};
 use super::output::Outputs;
-use super::{UNITS, empty};
-use crate::nf4::BLOCK_SIZE;
+use super::planes::UNITS;
 
-/// Loads of the values that share a scale.
-const LOADS_PER_BLOCK: usize = BLOCK_SIZE / CODES;
 /// Loads of a unit that are in flight together, at most.
 const MAX_LOADS: usize = 12;
 /// Loads of a row at once, at most: each unit computes the scale of one block.
 const MAX_UNROLL: usize = LOADS_PER_BLOCK;
 /// Bytes of `x` in shared memory, at most.
 const MAX_STAGE: usize = 32 << 10;
-/// Levels of a code: one for each unit of a plane, so that all units read from banks of their own.
-const LANES: usize = 32;
-const LANES_BITS: u32 = LANES.trailing_zeros();
-
-/// What a kernel is compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Kind {
-    /// Rows of `x`.
-    m: usize,
-    /// Rows of the weight at once: each value of `x` serves all of them.
-    rows: usize,
-    /// Loads of a row at once.
-    unroll: usize,
-    /// Planes that share a row.
-    planes: usize,
-    /// Units of a plane.
-    lanes: usize,
-    /// Whether the last loads of a row lie past its end.
-    is_ragged: bool,
-    has_bias: [bool; 3],
-    has_residual: bool,
-    /// Whether `x` is normalised first.
-    has_norm: bool,
-    /// Whether scales are double-quantized.
-    is_double: bool,
-    /// Whether a row is the rows of two weights.
-    is_pair: bool,
-    /// Weights with results of their own.
-    num_weights: usize,
-}
-
-fn is_double(weight: &Nf4Operand<Cube>) -> bool {
-    matches!(weight.absmax, AbsmaxOperand::Double { .. })
-}
 
 /// Whether one kernel takes all weights.
 pub(super) fn are_alike(weights: &[Nf4Operand<Cube>]) -> bool {
@@ -113,36 +82,6 @@ impl Kind {
             is_pair,
             num_weights: 1,
         }
-    }
-
-    /// Sums of a plane.
-    fn num_sums(&self) -> usize {
-        self.m * self.rows * if self.is_pair { 2 } else { 1 }
-    }
-
-    /// Loads of a row that a plane multiplies in a round.
-    fn segment(&self) -> usize {
-        self.unroll * self.lanes
-    }
-
-    /// Vectors of a row of `x` in a round.
-    fn round_vectors(&self) -> usize {
-        self.segment() * self.planes * CODES / 4
-    }
-
-    /// Vectors of `x` in shared memory.
-    fn stage_len(&self) -> usize {
-        self.round_vectors() * self.m
-    }
-
-    /// Sums that planes exchange.
-    fn num_shared_sums(&self) -> usize {
-        super::num_shared_sums(self.num_sums().max(self.m))
-    }
-
-    /// Rows of the weight that a cube computes at once.
-    fn rows_per_cube(&self) -> usize {
-        UNITS as usize / self.lanes / self.planes * self.rows
     }
 }
 
@@ -256,7 +195,7 @@ pub(super) fn dequantize_into(weight: Nf4Operand<Cube>, to: CubeTensor, at: usiz
     let len = n * k;
     if !is_in_words(&weight) || !(at * k).is_multiple_of(4) {
         let from = naive::dequantize::<Cube>(weight);
-        return super::training::write_rows(to, into_contiguous(from), at);
+        return write_rows(to, into_contiguous(from), at);
     }
     let dtype = to.dtype;
     let cubes = (len / CODES).div_ceil(UNITS as usize);

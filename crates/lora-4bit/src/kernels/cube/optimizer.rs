@@ -9,7 +9,8 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::elementwise::{UNITS, cubes, sum_of_cube};
+use super::elementwise::sum_of_cube;
+use super::launch::{UNITS, cubes};
 use crate::kernels::optimizer::eight_bit::{BLOCK, LEVELS};
 use crate::kernels::optimizer::{AdamWFactors, OptimizerOps, square_parts};
 

@@ -5,38 +5,17 @@ mod kernels;
 use burn::backend::Cube;
 use burn::backend::cubecl::dtype_to_elem_type;
 use burn::backend::tensor::FloatTensor;
-use burn::tensor::{DType, Device, Tensor};
+use burn::tensor::DType;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::elementwise::{UNITS, cubes};
-use super::{empty, gemm, nf4};
-use crate::kernels::operand::{Major, Maybe, WeightOperand};
-use crate::kernels::training::{GemmOperand, Part, PartOperand, TrainingOps};
-
-/// Whether the kernel of products takes operands like `a`.
-pub(in super::super) fn supports_gemm(
-    a: &Tensor<2>,
-    shape: [usize; 2],
-    inner: [usize; 2],
-    major_a: Major,
-) -> bool {
-    match a.device().as_dispatch() {
-        burn::backend::DispatchDevice::Cube(device) => {
-            gemm::supports(&device.client(), a.dtype(), shape, inner, major_a)
-        }
-        _ => false,
-    }
-}
-
-/// Whether the kernel of products computes gated ones, see [`supports_gemm`].
-pub(in super::super) fn supports_gates(device: &Device) -> bool {
-    match device.as_dispatch() {
-        burn::backend::DispatchDevice::Cube(device) => gemm::supports_gates(&device.client()),
-        _ => false,
-    }
-}
+use super::copy::write_rows;
+use super::gemm::shape::Gate;
+use super::launch::{UNITS, cubes, empty, vector_of};
+use super::{gemm, nf4};
+use crate::kernels::operand::{GemmOperand, Major, Maybe, Part, PartOperand, WeightOperand};
+use crate::kernels::training::device_ops::TrainingOps;
 
 impl TrainingOps for Cube {
     fn gemm(operand: GemmOperand<Self>) -> FloatTensor<Self> {
@@ -61,8 +40,8 @@ impl TrainingOps for Cube {
         };
         let ((m, inner), (n, _)) = (sizes(&a), sizes(&b));
         let (gate, n) = match operand.is_gated {
-            true => (gemm::Gate::Stacked, n / 2),
-            false => (gemm::Gate::None, n),
+            true => (Gate::Stacked, n / 2),
+            false => (Gate::None, n),
         };
         let product = gemm::Product {
             a,
@@ -393,37 +372,4 @@ fn take_gradients([da, db]: [CubeTensor; 2], [a, b_t]: [&CubeTensor; 2], part: P
             adds,
         );
     }
-}
-
-/// Values of a load.
-fn vector_of(width: usize) -> usize {
-    match width {
-        width if width.is_multiple_of(4) => 4,
-        width if width.is_multiple_of(2) => 2,
-        _ => 1,
-    }
-}
-
-/// Copies `from [rows, k]` to the rows of `to [n, k]` from row `at` on, in the type of `to`.
-pub(super) fn write_rows(to: CubeTensor, from: CubeTensor, at: usize) -> CubeTensor {
-    let [rows, k] = from.meta.shape().dims();
-    let vector = vector_of(k);
-    let dtypes = [from.dtype, to.dtype].map(dtype_to_elem_type);
-    if rows * k > 0 {
-        // SAFETY: units stay below the number of vectors; the caller has made room for the rows.
-        unsafe {
-            kernels::copy_kernel::launch_unchecked(
-                &to.client.clone(),
-                cubes(rows * k / vector),
-                CubeDim::new_1d(UNITS as u32),
-                vector,
-                from.into_buffer_arg(),
-                to.clone().into_buffer_arg(),
-                rows * k / vector,
-                at * k / vector,
-                dtypes,
-            );
-        }
-    }
-    to
 }

@@ -218,7 +218,9 @@ pub fn adamw(
     let lengths = [gradient.dims()[0], moments.len];
     assert_eq!(lengths, [value.dims()[0]; 2], "adamw: lengths");
     #[cfg(feature = "gpu")]
-    if value.dtype() == DType::F32 && crate::kernels::cube::has_plane_operations(&value.device()) {
+    if value.dtype() == DType::F32
+        && crate::kernels::cube::features::has_plane_operations(&value.device())
+    {
         return on_gpu(value, moments, gradient, clip, factors);
     }
     let device = value.device();

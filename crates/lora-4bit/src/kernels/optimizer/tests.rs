@@ -4,7 +4,7 @@ use burn::tensor::Distribution;
 
 use super::eight_bit::{self, BLOCK, ByteMoments, DeviceMoments, adamw_on_host};
 use super::*;
-use crate::kernels::cube::first_gpu;
+use crate::kernels::cube::features::first_gpu;
 
 const FACTORS: AdamWFactors = AdamWFactors {
     beta: [0.9, 0.99],

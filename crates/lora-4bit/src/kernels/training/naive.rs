@@ -4,9 +4,10 @@ use burn::backend::Dispatch;
 use burn::tensor::activation::sigmoid;
 use burn::tensor::{DType, Tensor};
 
-use super::{Epilogue, Norm, Part, ProductOperand};
-use crate::kernels::nf4_dequantize;
-use crate::kernels::operand::{Major, WeightOperand};
+use super::product_operand::{Epilogue, ProductOperand};
+use crate::kernels::norm::Norm;
+use crate::kernels::operand::{Major, Part, WeightOperand};
+use crate::kernels::products::nf4_dequantize;
 
 fn f32<const D: usize>(x: Tensor<D>) -> Tensor<D> {
     x.cast(DType::F32)
@@ -26,7 +27,7 @@ fn in_rows(operand: ProductOperand) -> Tensor<2> {
     }
 }
 
-/// See [`super::product`].
+/// See [`super::product()`].
 pub(super) fn product(a: ProductOperand, b: ProductOperand, epilogue: Epilogue) -> Tensor<2> {
     let mut y = in_rows(a).matmul(in_rows(b).transpose()); // [m, n]
     if let Some(bias) = epilogue.bias {
@@ -134,7 +135,7 @@ pub(super) fn rescale(
     y.cast(dtype)
 }
 
-/// See [`super::swiglu`].
+/// See [`super::swiglu()`].
 pub(super) fn swiglu(gate_up: Tensor<2>) -> Tensor<2> {
     let dtype = gate_up.dtype();
     let [gate, up] = halves(gate_up);

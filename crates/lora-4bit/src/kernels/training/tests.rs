@@ -3,7 +3,7 @@
 use burn::tensor::Distribution;
 
 use super::*;
-use crate::kernels::cube::first_gpu;
+use crate::kernels::cube::features::first_gpu;
 use crate::weight::Weight;
 
 fn random(shape: [usize; 2], dtype: DType, device: &Device) -> Tensor<2> {

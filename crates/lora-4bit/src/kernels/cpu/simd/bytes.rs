@@ -12,41 +12,10 @@ use super::InstructionSet;
 use super::bytes_amx::TileRows;
 #[cfg(target_arch = "x86_64")]
 use super::micro::with_rows;
+use super::split_row::{STEP, SplitRow, W_ROWS};
 
-/// Bytes that go together; rows are padded to a multiple of it.
-pub(crate) const STEP: usize = 64;
 /// Rows of `x` that are multiplied together.
 const ROWS: usize = 4;
-
-/// A row of `x` in two parts: `128 * high + low`.
-#[derive(Clone, Debug)]
-pub(crate) struct SplitRow {
-    /// `[inner]`.
-    pub(crate) high: Vec<i8>,
-    /// `[inner]`.
-    pub(crate) low: Vec<i8>,
-    /// Sum of all values.
-    pub(crate) sum: i64,
-}
-
-impl SplitRow {
-    /// The largest value: both parts then stay within 64, and the products of two of them with bytes within 16 bits.
-    pub(crate) const MAX: f32 = 8_000.0;
-
-    /// `values` of at most [`Self::MAX`], padded with zeros to `inner`.
-    pub(crate) fn new(values: impl Iterator<Item = i32>, inner: usize) -> Self {
-        let (mut high, mut low, mut sum) = (Vec::new(), Vec::new(), 0);
-        for value in values {
-            let upper = (value + 64) >> 7;
-            high.push(upper as i8);
-            low.push((value - 128 * upper) as i8);
-            sum += i64::from(value);
-        }
-        high.resize(inner, 0);
-        low.resize(inner, 0);
-        Self { high, low, sum }
-    }
-}
 
 /// What multiplies bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,9 +78,6 @@ pub(crate) enum ByteOperand {
     #[cfg(target_arch = "x86_64")]
     Tiles(TileRows, usize),
 }
-
-/// Rows of bytes are multiplied in multiples of this.
-pub(crate) const W_ROWS: usize = 32;
 
 impl ByteOperand {
     /// The most rows of `x` that don't take longer than reading the bytes from memory.

@@ -5,10 +5,7 @@ use std::arch::x86_64::*;
 
 use super::super::aligned::Aligned;
 use super::amx::{TILE_BYTES, TILE_ROWS, Tiles};
-use super::bytes::{STEP, SplitRow};
-
-/// Rows of bytes that are multiplied together.
-pub(super) const W_ROWS: usize = super::bytes::W_ROWS;
+use super::split_row::{STEP, SplitRow, W_ROWS};
 
 const _: () = assert!(W_ROWS == 2 * TILE_ROWS);
 

@@ -14,13 +14,11 @@
 )]
 
 #[cfg(target_arch = "x86_64")]
-mod amx;
+pub(super) mod amx;
 #[cfg(target_arch = "x86_64")]
-mod avx2;
+pub(super) mod avx2;
 #[cfg(target_arch = "x86_64")]
-mod avx512;
-
-use std::sync::OnceLock;
+pub(super) mod avx512;
 
 use rayon::prelude::*;
 
@@ -45,7 +43,7 @@ const MIN_LARGEST: f32 = 1e-33;
 pub(in super::super) struct IntKernels {
     pub(in super::super) instruction_set: InstructionSet,
     /// Fewer rows of `x` are multiplied faster by loops for narrower vectors.
-    min_rows: usize,
+    pub(super) min_rows: usize,
     /// Rows of `x` that lie together.
     strip_rows: usize,
     /// Rounds up to so many rows of `k` values, in the order in which [`IntKernels::dot`] reads them, and writes their scales. Both
@@ -59,44 +57,6 @@ pub(in super::super) struct IntKernels {
     pub(in super::super) max_direct_rows: usize,
     /// `y = x · wᵀ` for `m` rows of `x` and whole rows of `w`. The rest: working memory.
     pub(in super::super) dot: unsafe fn(x: &IntRows, w: Nf4Rows<'_>, y: Output, &mut Aligned<f32>),
-}
-
-impl IntKernels {
-    /// The best loops for `m` rows of `x` on this CPU, within [`InstructionSet::limit`]; `None` if floats are faster.
-    pub(in super::super) fn get(m: usize) -> Option<&'static Self> {
-        static KERNELS: OnceLock<Vec<&'static IntKernels>> = OnceLock::new();
-        let kernels = KERNELS.get_or_init(|| {
-            let limit = InstructionSet::limit();
-            let allows = |kernels: &&'static Self| kernels.instruction_set <= limit;
-            Self::supported().into_iter().filter(allows).collect()
-        });
-        kernels
-            .iter()
-            .copied()
-            .find(|kernels| kernels.min_rows <= m)
-    }
-
-    /// All loops that this CPU can run, best first.
-    pub(in super::super) fn supported() -> Vec<&'static Self> {
-        #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
-        let mut kernels: Vec<&'static Self> = Vec::new();
-        #[cfg(target_arch = "x86_64")]
-        {
-            if amx::are_supported() {
-                kernels.push(&amx::KERNELS);
-            }
-            if is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vnni")
-            {
-                kernels.push(&avx512::KERNELS);
-            }
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-                kernels.push(&avx2::KERNELS);
-            }
-        }
-        kernels
-    }
 }
 
 /// Rows of `x` in integers.

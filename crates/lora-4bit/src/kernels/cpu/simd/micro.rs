@@ -190,7 +190,7 @@ macro_rules! kernel_table {
 
         mod $module {
             //! The loops of `micro` with target features. Safety: as there.
-            use super::super::{Element, Nf4Rows, Order, Output, Rows, dot, micro};
+            use $crate::kernels::cpu::simd::{Element, Nf4Rows, Order, Output, Rows, dot, micro};
 
             #[target_feature(enable = $feature)]
             pub(super) unsafe fn dot<E: Element>(x: &[f32], w: &[E], k: usize, y: Output) {

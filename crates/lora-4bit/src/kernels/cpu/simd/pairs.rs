@@ -9,8 +9,6 @@
     allow(dead_code, reason = "no loops for other CPUs yet")
 )]
 
-use std::sync::OnceLock;
-
 use half::bf16;
 
 use super::{InstructionSet, Output, PANEL};
@@ -145,32 +143,4 @@ pub(in super::super) struct PairKernels {
     /// the second-level cache.
     pub(in super::super) multiply:
         unsafe fn(a: PackedRows, panel: &[u32], y: Output, first: bool, next: Prefetch),
-}
-
-impl PairKernels {
-    /// The best loops for this CPU, within [`InstructionSet::limit`]; none if it has no such instruction.
-    pub(in super::super) fn get() -> Option<&'static Self> {
-        static KERNELS: OnceLock<Option<&'static PairKernels>> = OnceLock::new();
-        *KERNELS.get_or_init(|| {
-            let limit = InstructionSet::limit();
-            let kernels = Self::supported()
-                .into_iter()
-                .find(|kernels| kernels.instruction_set <= limit);
-            if let Some(kernels) = kernels {
-                tracing::debug!(
-                    instruction_set = ?kernels.instruction_set,
-                    "CPU kernels for bf16 operands"
-                );
-            }
-            kernels
-        })
-    }
-
-    /// All loops that this CPU can run, best first.
-    pub(in super::super) fn supported() -> Vec<&'static Self> {
-        #[cfg(target_arch = "x86_64")]
-        return super::pairs_x86::supported();
-        #[cfg(not(target_arch = "x86_64"))]
-        return Vec::new();
-    }
 }

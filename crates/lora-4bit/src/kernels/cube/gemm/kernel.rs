@@ -4,7 +4,8 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 use super::load::{OperandBuffers, end_group, load, wait_for_groups};
-use super::{Instruction, Kind, mma, wgmma};
+use super::shape::{Instruction, Kind};
+use super::{mma, wgmma};
 use crate::kernels::tile::CHUNKS;
 
 /// Rows of tiles that cubes next to each other share: what they read then comes from the cache.

@@ -7,7 +7,7 @@
 use cubecl::frontend::barrier::copy_async;
 use cubecl::prelude::*;
 
-use super::{Kind, PANEL};
+use super::shape::{Kind, PANEL};
 use crate::kernels::operand::Major;
 use crate::kernels::tile::{CHUNKS, VECTOR};
 

@@ -4,7 +4,7 @@ use cubecl::cmma::{MatrixIdent, MmaDefinition};
 use cubecl::prelude::*;
 
 use super::load::swizzled;
-use super::{Kind, PANEL};
+use super::shape::{Kind, PANEL};
 use crate::kernels::operand::Major;
 use crate::kernels::tile::{CHUNKS, INNER};
 

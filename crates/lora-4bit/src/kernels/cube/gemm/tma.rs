@@ -12,8 +12,8 @@ use cubecl::prelude::*;
 use cubecl::zspace::shape;
 use cubecl_cpp::cuda::ptx::tensor_map_address;
 
+use super::shape::{Gate, Kind, PANEL};
 use super::wgmma::{self, PANEL_BYTES, ROW_BYTES};
-use super::{Gate, Kind, PANEL};
 use crate::kernels::operand::Major;
 use crate::kernels::tile::INNER;
 

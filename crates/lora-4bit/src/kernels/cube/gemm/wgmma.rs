@@ -7,7 +7,7 @@
 
 use cubecl::prelude::*;
 
-use super::{Kind, PANEL};
+use super::shape::{Kind, PANEL};
 use crate::kernels::operand::Major;
 use crate::kernels::tile::{INNER, VECTOR};
 

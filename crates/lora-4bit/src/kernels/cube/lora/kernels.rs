@@ -3,8 +3,9 @@
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::super::{num_shared_sums, sum_of_planes};
-use super::{Kind, RANKS};
+use super::super::planes::{num_shared_sums, sum_of_planes};
+use super::shape::Kind;
+use crate::kernels::operand::STACK_RANKS as RANKS;
 
 #[cube(launch_unchecked)]
 pub(super) fn shrink<X: Float, W: Float, N: Size>(

@@ -4,8 +4,9 @@ use cubecl::prelude::*;
 
 use super::layers::{Adapters, Layers, Place};
 use super::parts::{arrive, fence};
+use super::shape::{Kind, READ, READY, SHRINK_ARRIVED};
 use super::stage::{RightOperand, end_group, load_right, load_x};
-use super::{CHUNKS, INNER, Kind, PLANE, READ, READY, SHRINK_ARRIVED, VECTOR};
+use crate::kernels::tile::{CHUNKS, INNER, PLANE, VECTOR};
 
 /// Parts of `x · aᵀ` that are loaded together.
 const BATCH: usize = 8;

@@ -10,8 +10,9 @@ use super::adapters::{
 };
 use super::layers::{Adapters, Layer, Layers, Place, result_columns};
 use super::parts::{collect, publish};
+use super::shape::{Kind, Weights};
 use super::stage::{RightOperand, end_group, load_right, load_x, swizzled, wait_for_groups};
-use super::{CHUNKS, INNER, Kind, PLANE, Tile, Weights};
+use crate::kernels::tile::{CHUNKS, INNER, PLANE, Tile};
 
 #[cube(launch_unchecked)]
 pub(super) fn mat_mul<W: Float, Y: Float>(

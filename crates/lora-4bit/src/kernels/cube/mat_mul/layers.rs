@@ -2,7 +2,8 @@
 
 use cubecl::prelude::*;
 
-use super::{Kind, Tile, Weights};
+use super::shape::{Kind, Weights};
+use crate::kernels::tile::Tile;
 
 /// The tensors of a layer; those that it lacks are other ones.
 #[derive(CubeType, CubeLaunch)]

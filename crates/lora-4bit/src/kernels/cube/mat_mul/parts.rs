@@ -3,7 +3,7 @@
 use cubecl::prelude::*;
 
 use super::layers::Place;
-use super::{ARRIVED, Kind};
+use super::shape::{ARRIVED, Kind};
 
 /// Publishes the sums of this cube's part. The result is true in the cube that does so last.
 #[cube]

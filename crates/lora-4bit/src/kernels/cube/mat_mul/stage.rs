@@ -4,7 +4,8 @@ use cubecl::frontend::barrier::copy_async;
 use cubecl::prelude::*;
 
 use super::layers::{Layers, Place};
-use super::{CHUNKS, Kind, Tile, VECTOR, Weights};
+use super::shape::{Kind, Weights};
+use crate::kernels::tile::{CHUNKS, Tile, VECTOR};
 
 /// Ends a group of asynchronous copies.
 #[cube]

@@ -4,8 +4,8 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 use super::super::output::Output;
-use super::super::{num_shared_sums, sum_of_planes};
-use super::{MAX_ROWS, Shape};
+use super::super::planes::{num_shared_sums, sum_of_planes};
+use super::shape::{MAX_ROWS, Shape};
 
 #[cube(launch_unchecked)]
 pub(super) fn products_kernel<W: Float, N: Size>(

@@ -3,9 +3,11 @@
 use cubecl::prelude::*;
 
 use super::super::output::Output;
-use super::super::sum_of_planes;
+use super::super::planes::{UNITS, sum_of_planes};
+use super::memory::Memory;
+use super::shape::{Kind, LOADS_PER_BLOCK};
 use super::weight::{Weight, decode, fill, turned};
-use super::{CODES, Kind, LANES, LOADS_PER_BLOCK, UNITS};
+use crate::kernels::plan::CODES;
 
 #[cube(launch_unchecked)]
 pub(super) fn products(
@@ -130,31 +132,6 @@ pub(super) fn gated(
         0usize,
         kind,
     );
-}
-
-/// What the units of a cube share.
-#[derive(CubeType)]
-struct Memory {
-    /// The level of each code, once for each unit of a plane.
-    levels: Shared<[f32]>,
-    other_levels: Shared<[f32]>,
-    /// The values of `x` of a round, `[m, vectors]`.
-    x: Shared<[Vector<f32, Const<4>>]>,
-    /// Sums on their way to other planes.
-    sums: Shared<[f32]>,
-}
-
-#[cube]
-impl Memory {
-    fn new(#[comptime] kind: Kind) -> Self {
-        let other_len = comptime!(if kind.is_pair { 16 * LANES } else { 1 });
-        Memory {
-            levels: Shared::new_slice(comptime!(16 * LANES)),
-            other_levels: Shared::new_slice(other_len),
-            x: Shared::new_slice(comptime!(kind.stage_len())),
-            sums: Shared::new_slice(comptime!(kind.num_shared_sums())),
-        }
-    }
 }
 
 /// What a unit loads of a weight, or of two, in a round.

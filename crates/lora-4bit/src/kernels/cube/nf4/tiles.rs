@@ -8,7 +8,9 @@
 
 mod batch;
 mod kernel;
+mod memory;
 mod pairs;
+mod shape;
 mod stage;
 
 use burn::backend::Cube;
@@ -18,21 +20,14 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::super::empty;
+use self::shape::{Kind, PLANE};
+use super::super::launch::empty;
 use super::super::mat_vec::{Norm, norm_args};
 use super::super::output::Outputs;
-use super::{is_double, weight};
+use super::weight::{self, is_double};
 use crate::kernels::operand::Nf4Operand;
 use crate::nf4::BLOCK_SIZE;
 
-/// Units of a plane.
-const PLANE: usize = 32;
-/// Rows of the weight of an instruction.
-const TILE: usize = 16;
-/// Values of `x` in a load from shared memory.
-const CHUNK: usize = 8;
-/// Such loads of a block of codes.
-const CHUNKS: usize = BLOCK_SIZE / CHUNK;
 /// Rows of `x` that one instruction takes: the planes of a cube then serve more than one group of rows.
 const FEW_ROWS: usize = 8;
 /// Planes of a cube, at most: with few rows of `x`, and with more.
@@ -50,8 +45,6 @@ const MIN_PLANE_STEPS: usize = 3;
 /// Blocks of a row in flight together, at most: in the only round with few rows of `x`, and otherwise.
 const MAX_SINGLE: usize = 8;
 const MAX_UNROLL: usize = 4;
-/// Blocks whose scales four units compute together.
-const ROUND_SCALES: usize = 4;
 /// Bytes of `x` that stay in shared memory, and that one round may take.
 const MAX_RESIDENT: usize = 48 << 10;
 const MAX_STAGE: usize = 96 << 10;
@@ -59,41 +52,6 @@ const MAX_STAGE: usize = 96 << 10;
 const OTHER_SHARED: usize = 6 << 10;
 /// Enough for tables with a copy for each unit of a plane besides.
 const ROOMY_SHARED: usize = 96 << 10;
-
-/// What a kernel is compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Kind {
-    /// Rows of `x` in shared memory.
-    x_rows: usize,
-    /// Groups of planes with rows of their own.
-    groups: usize,
-    /// Planes of a group.
-    planes: usize,
-    /// Tiles of a group: each value of `x` serves all of them.
-    tiles: usize,
-    /// Blocks of a row that a plane loads at once.
-    unroll: usize,
-    /// Blocks of the rows of `x` in shared memory.
-    stage_steps: usize,
-    /// Whether these are all.
-    is_resident: bool,
-    /// Whether there is one round.
-    is_single: bool,
-    /// Whether the last round goes past the end of a row.
-    is_ragged: bool,
-    /// Copies of the table of pairs: units that read the same one may wait for each other.
-    copies: usize,
-    has_bias: [bool; 3],
-    has_residual: bool,
-    /// Whether `x` is normalised first.
-    has_norm: bool,
-    /// Whether scales are double-quantized.
-    is_double: bool,
-    /// Whether the weights are a gate and what it multiplies.
-    is_pair: bool,
-    /// Weights with results of their own.
-    num_weights: usize,
-}
 
 impl Kind {
     fn new(x: &CubeTensor, weight: &Nf4Operand<Cube>, num_rows: usize, is_pair: bool) -> Self {
@@ -171,55 +129,6 @@ impl Kind {
         let sums = self.units() * self.sums();
         let taken = (tables + sums + self.num_squares()) * 4 + OTHER_SHARED;
         MAX_STAGE.min(hardware.max_shared_memory_size.saturating_sub(taken))
-    }
-
-    const fn units(&self) -> usize {
-        self.groups * self.planes * PLANE
-    }
-
-    /// Blocks of eight rows of `x`.
-    const fn x_tiles(&self) -> usize {
-        self.x_rows.div_ceil(8)
-    }
-
-    /// Rows of a tile.
-    const fn tile_rows(&self) -> usize {
-        if self.is_pair { TILE / 2 } else { TILE }
-    }
-
-    /// Rows of a group.
-    const fn group_rows(&self) -> usize {
-        self.tiles * self.tile_rows()
-    }
-
-    /// Rows of a cube.
-    const fn cube_rows(&self) -> usize {
-        self.groups * self.group_rows()
-    }
-
-    /// Sums of a unit.
-    const fn sums(&self) -> usize {
-        self.tiles * self.x_tiles() * 4
-    }
-
-    /// Results of the sums of the units at one place of all planes of a group.
-    const fn results(&self) -> usize {
-        self.sums() / if self.is_pair { 2 } else { 1 }
-    }
-
-    /// Scales of a row that a unit computes in a round.
-    const fn scales(&self) -> usize {
-        self.unroll.div_ceil(ROUND_SCALES)
-    }
-
-    /// Sums of squares that planes exchange.
-    const fn num_squares(&self) -> usize {
-        self.x_rows * self.groups * self.planes
-    }
-
-    /// Loads from one row of `x` in shared memory to the next; odd, so that eight rows lie in different banks.
-    const fn stage_stride(&self) -> usize {
-        self.stage_steps * CHUNKS + 1
     }
 }
 

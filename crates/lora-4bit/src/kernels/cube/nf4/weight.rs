@@ -5,8 +5,10 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::{CODES, LANES, LANES_BITS, LOADS_PER_BLOCK, UNITS};
+use super::super::planes::UNITS;
+use super::shape::{LANES, LANES_BITS, LOADS_PER_BLOCK};
 use crate::kernels::operand::{AbsmaxOperand, Nf4Operand};
+use crate::kernels::plan::CODES;
 use crate::nf4::NESTED_BLOCK_SIZE;
 
 /// The tensors of a weight.
@@ -20,6 +22,11 @@ pub(super) struct Weight {
     pub(super) map: Box<[f32]>,
     pub(super) absmax: Box<[f32]>,
     pub(super) offset: f32,
+}
+
+/// Whether scales are double-quantized.
+pub(super) fn is_double(weight: &Nf4Operand<Cube>) -> bool {
+    matches!(weight.absmax, AbsmaxOperand::Double { .. })
 }
 
 /// The arguments of a weight, whose bytes [`Nf4Weight::from_data`](crate::Nf4Weight::from_data) uploads in words of four. What a weight lacks is another of its tensors, which the kernel doesn't read.

@@ -6,20 +6,8 @@
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::super::elementwise::{UNITS, sum_of_cube};
-
-#[cube(launch_unchecked)]
-pub(super) fn copy_kernel<X: Float, Y: Float, N: Size>(
-    from: &[Vector<X, N>],
-    to: &mut [Vector<Y, N>],
-    len: usize,
-    at: usize,
-    #[define(X, Y)] _dtypes: [ElemType; 2],
-) {
-    if ABSOLUTE_POS < len {
-        to[at + ABSOLUTE_POS] = Vector::cast_from(from[ABSOLUTE_POS]);
-    }
-}
+use super::super::elementwise::sum_of_cube;
+use super::super::launch::UNITS;
 
 #[cube]
 fn sum_of_vector<N: Size>(values: Vector<f32, N>) -> f32 {

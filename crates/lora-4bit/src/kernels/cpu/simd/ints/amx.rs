@@ -11,7 +11,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use self::tiles::{
-    NARROW, Sums, add_scaled, add_scaled_narrow, multiply, multiply_narrow, widened,
+    Bytes, NARROW, Pair, Sums, add_scaled, add_scaled_narrow, multiply, multiply_narrow, widened,
 };
 use super::super::super::aligned::Aligned;
 use super::super::amx::{TILE_BYTES, TILE_ROWS, Tiles, is_available};
@@ -21,7 +21,7 @@ use super::super::{InstructionSet, Nf4Rows, Output, PANEL, Scales};
 use super::{Codes, IntKernels, IntRows, Order, Part, Source, Tile, round_block};
 use crate::nf4::NESTED_BLOCK_SIZE;
 
-pub(super) static KERNELS: IntKernels = IntKernels {
+pub(in super::super) static KERNELS: IntKernels = IntKernels {
     instruction_set: InstructionSet::Amx,
     // A tile takes as long for one row as for all.
     min_rows: 5,
@@ -37,7 +37,7 @@ pub(super) static KERNELS: IntKernels = IntKernels {
 };
 
 /// Whether this CPU can run them.
-pub(super) fn are_supported() -> bool {
+pub(in super::super) fn are_supported() -> bool {
     is_available() && is_x86_feature_detected!("avx512vbmi")
 }
 
@@ -55,11 +55,6 @@ impl Order for InTiles {
         places
     };
 }
-
-/// A block of 16 rows, four values of each or 64 of one side by side.
-type Bytes = [u8; TILE_BYTES];
-/// High bytes and low bytes.
-type Pair = [Bytes; 2];
 
 /// Writes a strip of up to 16 rows of `x` as tiles, a block after the other, and their scales, `[blocks, 16]`: as pairs of tiles,
 /// or up to [`NARROW`] rows as single tiles, whose second half are the low bytes.

@@ -14,7 +14,7 @@ const PASS: usize = 4;
 /// Vectors of a block.
 const VECTORS: usize = PANEL / 16;
 
-pub(super) static KERNELS: IntKernels = IntKernels {
+pub(in super::super) static KERNELS: IntKernels = IntKernels {
     instruction_set: InstructionSet::Avx2,
     min_rows: 1,
     strip_rows: 1,

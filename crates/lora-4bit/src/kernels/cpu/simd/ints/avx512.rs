@@ -14,7 +14,7 @@ const PASS: usize = 8;
 /// Vectors of a block.
 const VECTORS: usize = PANEL / 2;
 
-pub(super) static KERNELS: IntKernels = IntKernels {
+pub(in super::super) static KERNELS: IntKernels = IntKernels {
     instruction_set: InstructionSet::Avx512Bf16,
     // One row alone is read from memory faster than it takes to put 16 of them side by side.
     min_rows: 2,

@@ -4,9 +4,9 @@ use cubecl::cmma::MmaDefinition;
 use cubecl::prelude::*;
 
 use super::super::weight::Weight;
-use super::kernel::Memory;
+use super::memory::Memory;
 use super::pairs::decode;
-use super::{CHUNKS, Kind, PLANE, ROUND_SCALES};
+use super::shape::{CHUNKS, Kind, PLANE, ROUND_SCALES};
 use crate::nf4::NESTED_BLOCK_SIZE;
 
 /// What a unit loads in a round: its 16 codes of each block, of two rows of each tile.

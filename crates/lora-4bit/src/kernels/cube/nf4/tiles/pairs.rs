@@ -2,8 +2,8 @@
 
 use cubecl::prelude::*;
 
-use super::Kind;
-use super::kernel::Memory;
+use super::memory::Memory;
+use super::shape::Kind;
 
 /// The left operand of an instruction: eight codes of the unit, four of each of its rows, which come from `at` on.
 #[cube]

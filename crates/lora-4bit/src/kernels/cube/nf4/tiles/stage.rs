@@ -2,8 +2,8 @@
 
 use cubecl::prelude::*;
 
-use super::kernel::Memory;
-use super::{CHUNKS, Kind};
+use super::memory::Memory;
+use super::shape::{CHUNKS, Kind};
 use crate::nf4::BLOCK_SIZE;
 
 /// Loads of four values of a block.

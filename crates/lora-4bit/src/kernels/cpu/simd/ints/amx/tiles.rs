@@ -3,8 +3,12 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::super::super::amx::TILE_ROWS;
-use super::{Bytes, Pair, TILE_BYTES};
+use super::super::super::amx::{TILE_BYTES, TILE_ROWS};
+
+/// A block of 16 rows, four values of each or 64 of one side by side.
+pub(super) type Bytes = [u8; TILE_BYTES];
+/// High bytes and low bytes.
+pub(super) type Pair = [Bytes; 2];
 
 /// So many rows of `x` have both their bytes in one tile.
 pub(super) const NARROW: usize = TILE_ROWS / 2;
