@@ -9,8 +9,10 @@ use crate::root;
 mod attention;
 mod circles;
 mod cubes;
+mod file_circles;
 mod files;
 mod gpu_features;
+mod import_graph;
 mod modules;
 mod source;
 mod tensor_free;
@@ -29,7 +31,7 @@ const PACKAGES: [(&str, PackageRule); 4] = [
     ("dev profile", workspace::dev_profile),
 ];
 /// What is true of Rust files.
-const FILES: [(&str, FileRule); 9] = [
+const FILES: [(&str, FileRule); 10] = [
     ("files without a module", tree::check),
     ("file sizes", files::sizes),
     ("unsafe code", files::unsafe_code),
@@ -37,7 +39,8 @@ const FILES: [(&str, FileRule); 9] = [
     ("weights on the CPU", files::stored_weights),
     ("tensor-free bookkeeping", tensor_free::check),
     ("the model's attention", attention::check),
-    ("circles of modules", circles::check),
+    ("circles of rooms", circles::check),
+    ("circles of files", file_circles::check),
     ("cfgs of devices", gpu_features::check),
 ];
 
@@ -54,7 +57,8 @@ pub(crate) fn run(flags: &[&str]) -> Result<()> {
     }
     let tree = tree::Tree::read(&root)?;
     if circles {
-        print("circles of files in one folder", &circles::notes(&tree));
+        print("circles of rooms in one folder", &circles::notes(&tree));
+        print("circles of files", &file_circles::notes(&tree));
     }
     if cubes {
         print("kernels with many arguments", &cubes::notes(&tree));

@@ -23,7 +23,7 @@ usage: cargo xtask COMMAND
   ci                    everything CI checks, in CI's order
   arch [--circles] [--cubes] [DIR]
                         what docs/src/architecture.md says of the code, of this checkout's or of another one; prints the
-                        circles of files in one folder, and the kernels with many arguments
+                        circles of rooms and files that are allowed, and the kernels with many arguments
   docs [--check]        writes the flag pages of docs/ from the programs' --help (or checks them)
   package               packages the crates and checks examples/outside, a program outside of the workspace, against them
   wheel | archive | image [--bin-dir DIR] [--out DIR] [--target TRIPLE] [--cuda]

@@ -1,15 +1,13 @@
-//! Imports that lead in a circle.
+//! Rooms that import each other in a circle.
 //!
 //! A module of a crate and what lies below it are one room: `kernels.rs` and `kernels/`. The rooms of a crate must not import
-//! each other in a circle. Inside of a room modules import each other as they like: `--circles` prints their circles.
+//! each other in a circle. `--circles` prints the circles of the rooms inside of a room.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 
+use super::import_graph::ImportGraph;
 use super::modules::{Crate, Import};
 use super::tree::Tree;
-
-/// The imports between rooms next to each other: by the room that imports, and the one that is imported.
-type Rooms = BTreeMap<String, BTreeMap<String, Import>>;
 
 /// Imports that close a circle and are to be removed: root of the crate, importing room, imported room. Circles are looked for
 /// without them.
@@ -69,7 +67,7 @@ fn check_without(known: &[[&str; 3]], tree: &Tree, wrong: &mut Vec<String>) {
     }
 }
 
-/// Circles inside of a room.
+/// Circles of the rooms inside of a room.
 pub(super) fn notes(tree: &Tree) -> Vec<String> {
     find(&KNOWN, tree, false)
 }
@@ -85,39 +83,27 @@ fn find(known: &[[&str; 3]], tree: &Tree, is_of_crate: bool) -> Vec<String> {
     tree.crates.iter().flat_map(of_crate).collect()
 }
 
-/// Circles that together have every import that is part of one; each is the shortest with one of its imports.
 fn circles(known: &[[&str; 3]], of: &Crate) -> Vec<Circle> {
     let mut circles = Vec::new();
     for (parent, rooms) in rooms(known, of) {
-        let edges = rooms.iter();
-        let edges = edges.flat_map(|(a, next)| next.keys().map(move |b| (a.as_str(), b.as_str())));
-        let mut paths: Vec<Vec<&str>> = edges
-            .filter_map(|(a, b)| shortest_path(&rooms, b, a))
-            .collect();
-        paths.sort_by_key(Vec::len);
-        let mut seen = BTreeSet::new();
-        for path in paths {
-            let next = path.iter().cycle().skip(1);
-            let edges: Vec<(&str, &str)> = path.iter().copied().zip(next.copied()).collect();
-            if edges.iter().all(|edge| seen.contains(edge)) {
-                continue;
-            }
-            let imports = edges.iter().map(|&(a, b)| rooms[a][b].clone()).collect();
-            let full = |name: &str| [&*parent, &[name.to_owned()]].concat();
+        for imports in rooms.circles() {
+            let full = |name: &str| [&*parent, &[name.to_owned()]].concat().join("::");
             circles.push(Circle {
-                imports,
-                rooms: path.iter().map(|name| full(name).join("::")).collect(),
+                rooms: imports.iter().map(|(name, _)| full(name)).collect(),
+                imports: imports
+                    .into_iter()
+                    .map(|(_, import)| import.clone())
+                    .collect(),
                 is_of_crate: parent.is_empty(),
             });
-            seen.extend(edges);
         }
     }
     circles
 }
 
 /// For each module, the imports between the rooms in it, without the known ones.
-fn rooms(known: &[[&str; 3]], of: &Crate) -> BTreeMap<Vec<String>, Rooms> {
-    let mut all: BTreeMap<Vec<String>, Rooms> = BTreeMap::new();
+fn rooms(known: &[[&str; 3]], of: &Crate) -> BTreeMap<Vec<String>, ImportGraph> {
+    let mut all: BTreeMap<Vec<String>, ImportGraph> = BTreeMap::new();
     for import in of.imports() {
         let (from, to) = (import.from_module.clone(), import.to_module.clone());
         let common = from.iter().zip(to.iter()).take_while(|(a, b)| a == b);
@@ -129,36 +115,10 @@ fn rooms(known: &[[&str; 3]], of: &Crate) -> BTreeMap<Vec<String>, Rooms> {
                 continue;
             }
             let rooms = all.entry(from[..common].to_vec()).or_default();
-            let next = rooms.entry(a.clone()).or_default();
-            next.entry(b.clone()).or_insert(import);
+            rooms.add(a, b, import);
         }
     }
     all
-}
-
-/// The rooms from `start` to `end`, both included.
-fn shortest_path<'a>(rooms: &'a Rooms, start: &'a str, end: &str) -> Option<Vec<&'a str>> {
-    let mut came_from = BTreeMap::from([(start, None)]);
-    let mut queue = VecDeque::from([start]);
-    while let Some(room) = queue.pop_front() {
-        if room == end {
-            let mut path = Vec::new();
-            let mut at = Some(room);
-            while let Some(room) = at {
-                path.push(room);
-                at = came_from[room];
-            }
-            path.reverse();
-            return Some(path);
-        }
-        for next in rooms.get(room).into_iter().flat_map(BTreeMap::keys) {
-            if !came_from.contains_key(next.as_str()) {
-                came_from.insert(next, Some(room));
-                queue.push_back(next);
-            }
-        }
-    }
-    None
 }
 
 #[cfg(test)]
