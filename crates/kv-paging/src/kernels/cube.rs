@@ -6,6 +6,7 @@
 // For the launches of kernels, which index without checks.
 #![allow(unsafe_code)]
 
+mod add_parts;
 mod attend;
 mod attend_group;
 mod attend_tiles;

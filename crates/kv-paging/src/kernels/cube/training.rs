@@ -4,7 +4,6 @@
 //! The backward has two kernels, so that no sum depends on the order in which cubes end: one goes through the keys of a tile
 //! of queries, one through the queries of a tile of keys. Both compute the weights again, from the log-sum-exp.
 
-pub(super) mod add_parts;
 mod forward;
 mod keys;
 mod queries;
@@ -21,11 +20,11 @@ use cubecl::ir::features::MmaConfig;
 use cubecl::ir::{ElemType, FloatKind};
 use cubecl::prelude::*;
 
-use self::add_parts::add_parts;
 use self::keys::RowsLaunch;
 use self::queries::SavedLaunch;
 use self::rows::{NormsLaunch, RangeLaunch, WIDTH};
 use self::tile::{ROWS, TilesLaunch, UNITS};
+use super::add_parts::add_parts;
 use super::hopper;
 use super::launch::{cubes, elem_type, empty};
 use super::operands::AnglesLaunch;

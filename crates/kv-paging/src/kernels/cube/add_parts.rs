@@ -4,7 +4,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::super::launch::{cubes, elem_type};
+use super::launch::{cubes, elem_type};
 use crate::kernels::training::heads::HeadShape;
 
 /// Units of a cube.
@@ -13,7 +13,7 @@ const UNITS: usize = 256;
 const WIDTH: usize = 4;
 
 /// Adds up the gradients of keys and values, `[parts, tokens, 2 * kv_heads * head_dim]` f32, to their columns of `d_qkv`.
-pub(in super::super) fn add_parts(
+pub(super) fn add_parts(
     from: CubeTensor,
     d_qkv: &CubeTensor,
     [parts, tokens]: [usize; 2],
