@@ -17,7 +17,7 @@
 //! activation; each of its operations computes what its name says on every device.
 //!
 //! [`plan`] says which kernel computes a product. `ops` has the traits of these products, which backends implement; `products`
-//! calls them. Rooms: `naive` (each operation written with plain tensor operations; the reference in tests), `cpu` (Burn's flex
+//! calls them. `device_ops` has what only GPUs compute. Rooms: `naive` (each operation written with plain tensor operations; the reference in tests), `cpu` (Burn's flex
 //! backend), `cube` (CubeCL backends), `autodiff` (gradients).
 
 // Unsafe code is confined to this module: intrinsics and raw pointers of the kernels.
@@ -27,6 +27,8 @@ mod autodiff;
 mod cpu;
 #[cfg(feature = "gpu")]
 mod cube;
+#[cfg(feature = "gpu")]
+mod device_ops;
 pub(crate) mod draw;
 mod elementwise;
 pub mod exp;

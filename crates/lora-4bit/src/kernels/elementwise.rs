@@ -10,6 +10,8 @@ use burn::tensor::DType;
 use burn::tensor::Tensor;
 use tracing::trace_span;
 
+#[cfg(feature = "gpu")]
+use super::device_ops::GpuElementwiseOps;
 use super::naive;
 use super::norm::Norm;
 #[cfg(feature = "gpu")]
@@ -53,21 +55,6 @@ pub(crate) trait ElementwiseOps: Backend {
     fn cpu_add_bias(y: FloatTensor<Self>, bias: FloatTensor<Self>) -> FloatTensor<Self>;
     /// See [`inner_product`].
     fn cpu_inner_product(x: FloatTensor<Self>, y: FloatTensor<Self>) -> FloatTensor<Self>;
-}
-
-/// The operations on a GPU, outside of autodiff graphs.
-#[cfg(feature = "gpu")]
-#[backend_extension(Cube)]
-pub(crate) trait GpuElementwiseOps: Backend {
-    /// See [`ElementwiseOps::cpu_rms_norm`]; the result has the type `dtype`.
-    fn gpu_rms_norm(
-        x: FloatTensor<Self>,
-        weight: FloatTensor<Self>,
-        eps: f64,
-        dtype: DType,
-    ) -> FloatTensor<Self>;
-    /// See [`ElementwiseOps::cpu_swiglu`].
-    fn gpu_swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 
 /// Whether the GPU's kernels take a tensor.

@@ -3,12 +3,12 @@
 
 use burn::backend::Dispatch;
 #[cfg(feature = "gpu")]
-use burn::backend::tensor::FloatTensor;
-#[cfg(feature = "gpu")]
-use burn::backend::{Backend, DispatchAutodiffContext, ExtensionType, backend_extension};
+use burn::backend::{DispatchAutodiffContext, ExtensionType};
 use burn::tensor::{DType, Tensor};
 use tracing::trace_span;
 
+#[cfg(feature = "gpu")]
+use super::device_ops::FusedOps;
 use super::elementwise::{add, add_bias, rms_norm, swiglu};
 use super::norm::Norm;
 use super::operand::{Adapters, LayerOperand, WeightOperand};
@@ -19,38 +19,6 @@ use super::products::{dense_linear, lora_add, nf4_linear};
 use super::{cpu, naive};
 use crate::compute_dtype::ComputeDtype;
 use crate::device::{is_f32_on_cpu, is_untracked_cpu};
-
-/// The operations of this module on a GPU, outside of autodiff graphs, for layers without [`Adapters::One`].
-#[cfg(feature = "gpu")]
-#[backend_extension(Cube)]
-pub(crate) trait FusedOps: Backend {
-    /// See [`input_dtype`].
-    fn input_dtype(x: FloatTensor<Self>, #[extension_type] layer: LayerOperand<Self>) -> DType;
-
-    /// See [`linear`].
-    fn linear(
-        x: FloatTensor<Self>,
-        #[extension_type] layer: LayerOperand<Self>,
-        #[extension_type] residual: Maybe<Self>,
-    ) -> FloatTensor<Self>;
-
-    /// See [`norm_linears`].
-    fn norm_linears(
-        x: FloatTensor<Self>,
-        #[extension_type] norm: NormOperand<Self>,
-        #[extension_type] first: LayerOperand<Self>,
-        #[extension_type] second: LayerOperand<Self>,
-        #[extension_type] third: LayerOperand<Self>,
-    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>);
-
-    /// See [`norm_swiglu`].
-    fn norm_swiglu(
-        x: FloatTensor<Self>,
-        #[extension_type] norm: NormOperand<Self>,
-        #[extension_type] gate: LayerOperand<Self>,
-        #[extension_type] up: LayerOperand<Self>,
-    ) -> FloatTensor<Self>;
-}
 
 /// Whether [`FusedOps`] take an input and its layers.
 #[cfg(feature = "gpu")]

@@ -232,7 +232,7 @@ pub(crate) enum Major {
     Outer,
 }
 
-/// The operands of [`TrainingOps::gemm`](super::training::device_ops::TrainingOps::gemm).
+/// The operands of [`TrainingOps::gemm`](super::device_ops::TrainingOps::gemm).
 #[cfg(feature = "gpu")]
 #[derive(ExtensionType, Clone, Debug)]
 pub(crate) struct GemmOperand<B: Backend> {

@@ -9,13 +9,13 @@ use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Tensor};
 use tracing::trace_span;
 
-#[cfg(feature = "gpu")]
-use self::device_ops::TrainingOps;
 pub(crate) use self::product::{gated_product, product};
 pub(crate) use self::product_operand::{Epilogue, ProductOperand};
 pub use self::swiglu::{swiglu, swiglu_backward};
 #[cfg(feature = "gpu")]
 use super::cube::features::has_kernels;
+#[cfg(feature = "gpu")]
+use super::device_ops::TrainingOps;
 use super::draw::Draw;
 use super::norm::Norm;
 pub(crate) use super::operand::Part;
@@ -23,8 +23,6 @@ use super::operand::WeightOperand;
 #[cfg(feature = "gpu")]
 use super::operand::{Major, Maybe, PartOperand};
 
-#[cfg(feature = "gpu")]
-pub(super) mod device_ops;
 mod naive;
 mod product;
 mod product_operand;

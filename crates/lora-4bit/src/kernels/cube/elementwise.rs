@@ -13,7 +13,7 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 use super::launch::{UNITS, cubes, empty};
-use crate::kernels::elementwise::GpuElementwiseOps;
+use crate::kernels::device_ops::GpuElementwiseOps;
 
 impl GpuElementwiseOps for Cube {
     fn gpu_rms_norm(

@@ -8,12 +8,13 @@ use burn_cubecl::tensor::CubeTensor;
 
 use super::mat_vec::Norm;
 use super::{elementwise, f32, features, linear, lora, mat_mul, mat_vec, nf4, product};
-use crate::kernels::fused::FusedOps;
+use crate::compute_dtype::ComputeDtype;
+use crate::kernels::device_ops::FusedOps;
+use crate::kernels::naive;
 use crate::kernels::operand::{
     Adapters, LayerOperand, Maybe, Nf4Operand, NormOperand, StackOperand, WeightOperand,
 };
 use crate::kernels::plan::{Features, Operation, Plan};
-use crate::kernels::{ComputeDtype, naive};
 
 impl FusedOps for Cube {
     fn input_dtype(x: FloatTensor<Self>, layer: LayerOperand<Self>) -> DType {

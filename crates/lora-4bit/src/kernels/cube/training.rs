@@ -14,8 +14,8 @@ use super::copy::write_rows;
 use super::gemm::shape::Gate;
 use super::launch::{UNITS, cubes, empty, vector_of};
 use super::{gemm, nf4};
+use crate::kernels::device_ops::TrainingOps;
 use crate::kernels::operand::{GemmOperand, Major, Maybe, Part, PartOperand, WeightOperand};
-use crate::kernels::training::device_ops::TrainingOps;
 
 impl TrainingOps for Cube {
     fn gemm(operand: GemmOperand<Self>) -> FloatTensor<Self> {

@@ -5,11 +5,11 @@ use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 use tracing::trace_span;
 
-#[cfg(feature = "gpu")]
-use super::device_ops::TrainingOps;
 use super::naive;
 use super::product_operand::{Epilogue, ProductOperand};
 use super::swiglu::swiglu;
+#[cfg(feature = "gpu")]
+use crate::kernels::device_ops::TrainingOps;
 #[cfg(feature = "gpu")]
 use crate::kernels::operand::{GemmOperand, Maybe};
 

@@ -5,11 +5,11 @@ use burn::backend::Dispatch;
 use burn::tensor::Tensor;
 use tracing::trace_span;
 
-#[cfg(feature = "gpu")]
-use super::device_ops::TrainingOps;
 use super::naive;
 #[cfg(feature = "gpu")]
 use crate::kernels::cube::features::has_kernels;
+#[cfg(feature = "gpu")]
+use crate::kernels::device_ops::TrainingOps;
 
 /// `silu(gate) * up` of rows that hold a gate and then what it multiplies.
 ///
