@@ -17,8 +17,10 @@
 //! activation; each of its operations computes what its name says on every device.
 //!
 //! [`plan`] says which kernel computes a product. `ops` has the traits of these products, which backends implement; `products`
-//! calls them. `device_ops` has what only GPUs compute. Rooms: `naive` (each operation written with plain tensor operations; the reference in tests), `cpu` (Burn's flex
-//! backend), `cube` (CubeCL backends), `autodiff` (gradients).
+//! calls them. `device_ops` has the traits of GPUs.
+//!
+//! Rooms: `naive` (each operation written with plain tensor operations; the reference in tests), `cpu` (Burn's flex backend),
+//! `cube` (CubeCL backends), `autodiff` (gradients).
 
 // Unsafe code is confined to this module: intrinsics and raw pointers of the kernels.
 #![allow(unsafe_code)]

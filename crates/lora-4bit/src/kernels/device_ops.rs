@@ -8,7 +8,7 @@ use super::operand::{
     GemmOperand, LayerOperand, Maybe, NormOperand, Part, PartOperand, WeightOperand,
 };
 
-/// What a training step computes besides.
+/// The operations of a training step.
 #[backend_extension(Cube)]
 pub(crate) trait TrainingOps: Backend {
     /// See [`product`](super::training::product()) and [`gated_product`](super::training::gated_product).
@@ -78,7 +78,7 @@ pub(crate) trait TrainingOps: Backend {
     ) -> (FloatTensor<Self>, FloatTensor<Self>);
 }
 
-/// What lies between the products of a decoder layer.
+/// The operations between the products of a decoder layer.
 #[backend_extension(Cube)]
 pub(crate) trait GpuElementwiseOps: Backend {
     /// See [`rms_norm`](super::elementwise::rms_norm); the result has the type `dtype`.
