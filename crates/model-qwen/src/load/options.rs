@@ -17,7 +17,7 @@ pub enum Quantization {
     Nf4,
 }
 
-/// Choices of [`QwenModel::load`].
+/// Choices of [`QwenModel::load`](crate::QwenModel::load).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
     /// Dtype of dense weights.
@@ -26,7 +26,7 @@ pub struct LoadOptions {
     pub quantization: Quantization,
     /// Whether the scales of weights that are quantized while loading are quantized as well, which saves 0.37 bits a weight.
     pub double_quant: bool,
-    /// Whether to call [`QwenModel::copy_lm_head_int8`]: for a model that will decode.
+    /// Whether to call [`QwenModel::copy_lm_head_int8`](crate::QwenModel::copy_lm_head_int8): for a model that will decode.
     pub int8_lm_head: bool,
     /// Whether embeddings that aren't tied to lm_head stay in the CPU's memory, as they are in the file: for training on a GPU,
     /// where each step reads few of their rows.

@@ -6,7 +6,7 @@ use model_qwen::QwenConfig;
 #[derive(Clone, Debug)]
 pub(super) struct StepShape<'a> {
     pub(super) model: &'a QwenConfig,
-    /// Rank of the adapter of each layer of [`linear_features`]; 0 without one.
+    /// Rank of the adapter of each layer of [`model_qwen::linear_features`]; 0 without one.
     pub(super) ranks: [usize; 7],
     /// Bytes of an activation, and of a value of an embedding and of lm_head.
     pub(super) value: usize,
