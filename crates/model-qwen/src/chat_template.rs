@@ -8,6 +8,7 @@
 
 mod apart;
 mod arguments;
+mod compiled;
 mod error;
 mod filters;
 mod frames;
@@ -19,9 +20,11 @@ mod messages;
 mod methods;
 mod number_filters;
 mod operators;
+mod plain_text;
 mod pretty;
 mod printf;
 mod python;
+mod render_options;
 mod renderer;
 mod renderers;
 mod safe_text;
@@ -31,34 +34,20 @@ mod text_filters;
 mod text_methods;
 mod wrap;
 
-use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 
-use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, syntax::SyntaxConfig};
 use serde_json::{Map, Value as Json};
 
 pub use error::TemplateError;
+pub use render_options::RenderOptions;
 pub use renderer::serve_renders;
 pub use renderers::{RENDER_TEMPLATES, render_in_processes, render_in_processes_of};
 
+use compiled::{Compiled, check_size};
 use frames::Work;
 use messages::Prepared;
-use renderers::Renderers;
 use source::TemplateFiles;
-
-/// What to render besides the messages.
-#[derive(Clone, Debug, Default)]
-pub struct RenderOptions {
-    /// End with the start of an assistant message.
-    pub add_generation_prompt: bool,
-    /// Leave the last message open, so that the model goes on with it.
-    pub continue_final_message: bool,
-    /// The tools (OpenAI's `tools` list), or `None`.
-    pub tools: Option<serde_json::Value>,
-    /// Further variables of the template, such as `enable_thinking`.
-    pub extra: Map<String, serde_json::Value>,
-}
 
 /// A compiled chat template. Cloning copies pointers.
 #[derive(Clone, Debug)]
@@ -71,15 +60,6 @@ pub struct ChatTemplate {
     is_apart: bool,
 }
 
-#[derive(Debug)]
-struct Compiled {
-    source: String,
-    environment: Environment<'static>,
-}
-
-const NAME: &str = "chat";
-/// Longest template of a folder in bytes; the longest of published models have a tenth of it.
-const MAX_SOURCE: usize = 256 << 10;
 /// The same for a template that came with a request: minijinja takes a second for a sum with as many terms as fit into it.
 const MAX_STRANGER: usize = 32 << 10;
 /// What transformers appends to the last message to find it again in the rendered text.
@@ -137,11 +117,10 @@ impl ChatTemplate {
         let reason = Json::from(reason);
         let text = format!("{{{{ raise_exception({reason}) }}}}");
         let tool_use = tool_use.map(|source| Compiled::new(source.to_owned(), "the name tool_use"));
+        let mut refusing = Compiled::new(text, "the given text")?;
+        refusing.source.clear();
         Ok(Self {
-            main: Arc::new(Compiled {
-                source: String::new(),
-                ..Compiled::new(text, "the given text")?
-            }),
+            main: Arc::new(refusing),
             tool_use: tool_use.transpose()?.map(Arc::new),
             special_tokens: Arc::new(special_tokens),
             is_apart: false,
@@ -159,8 +138,15 @@ impl ChatTemplate {
     ) -> Result<Self, TemplateError> {
         check_size(source, MAX_STRANGER, "the given text")?;
         if let Some(renderers) = renderers::renderers() {
+            // To parse it is work, too.
+            let work = Work {
+                source: source.to_owned(),
+                fuel: fuel::BASE,
+                variables: None,
+            };
+            renderers.render(&work)?;
             return Ok(Self {
-                main: Arc::new(Compiled::elsewhere(source, renderers)?),
+                main: Arc::new(Compiled::only_source(work.source)),
                 tool_use: None,
                 special_tokens: Arc::new(special_tokens),
                 is_apart: true,
@@ -284,97 +270,6 @@ impl ChatTemplate {
     }
 }
 
-impl Compiled {
-    /// A template that only other processes compile: to parse it is work, too.
-    fn elsewhere(source: &str, renderers: &Renderers) -> Result<Self, TemplateError> {
-        let work = Work {
-            source: source.to_owned(),
-            fuel: fuel::BASE,
-            variables: None,
-        };
-        renderers.render(&work)?;
-        Ok(Self {
-            source: work.source,
-            environment: Environment::empty(),
-        })
-    }
-
-    fn new(source: String, origin: &str) -> Result<Self, TemplateError> {
-        check_size(&source, MAX_SOURCE, origin)?;
-        let syntax = |e: Error| TemplateError::Syntax {
-            origin: origin.to_owned(),
-            reason: describe(&e),
-        };
-        let mut environment = Environment::new();
-        environment.set_syntax(
-            SyntaxConfig::builder()
-                .trim_blocks(true)
-                .lstrip_blocks(true)
-                .build()
-                .map_err(syntax)?,
-        );
-        environment.set_undefined_behavior(UndefinedBehavior::Lenient);
-        environment.set_unknown_method_callback(methods::call);
-        environment.set_fuel(Some(fuel::BASE));
-        environment.set_formatter(python::format);
-        environment.add_filter("tojson", json::tojson);
-        filters::add_to(&mut environment);
-        functions::add_to(&mut environment);
-        let replaced = source::replace_generation_tags(&source::with_newlines(&source));
-        // The parser calls itself for each operator, and the end of its tree for each level.
-        let environment = apart::run(apart::stack_for_source(source.len()), move || {
-            let rewritten = operators::rewrite(&replaced)
-                .map_err(|reason| Error::new(ErrorKind::SyntaxError, reason))?;
-            environment.add_template_owned(NAME, rewritten.into_owned())?;
-            Ok(environment)
-        })
-        .map_err(|error| TemplateError::Syntax {
-            origin: origin.to_owned(),
-            reason: error.to_string(),
-        })?
-        .map_err(syntax)?;
-        Ok(Self {
-            source,
-            environment,
-        })
-    }
-
-    fn render(&self, variables: Map<String, Json>, fuel: u64) -> Result<String, TemplateError> {
-        let variables = python::object_to_value(&variables);
-        match self.render_within(variables.clone(), fuel::BASE) {
-            // What needs more is rare, and has to copy the environment.
-            Err(TemplateError::TooMuchWork { .. }) if fuel > fuel::BASE => {
-                self.render_within(variables, fuel)
-            }
-            rendered => rendered,
-        }
-    }
-
-    fn render_within(&self, variables: Value, fuel: u64) -> Result<String, TemplateError> {
-        let failed = |e: Error| match (functions::raised(&e), e.kind()) {
-            (Some(message), _) => TemplateError::Raised(message),
-            (None, ErrorKind::OutOfFuel) => TemplateError::TooMuchWork { fuel },
-            (None, _) => TemplateError::Render(describe(&e)),
-        };
-        let mut environment = Cow::Borrowed(&self.environment);
-        if fuel != fuel::BASE {
-            environment.to_mut().set_fuel(Some(fuel));
-        }
-        let template = environment.get_template(NAME).map_err(failed)?;
-        template.render(variables).map_err(failed)
-    }
-}
-
-fn check_size(source: &str, limit: usize, origin: &str) -> Result<(), TemplateError> {
-    match source.len() > limit {
-        false => Ok(()),
-        true => Err(TemplateError::Syntax {
-            origin: origin.to_owned(),
-            reason: format!("expected at most {limit} bytes, found {}", source.len()),
-        }),
-    }
-}
-
 /// The part of `rendered` up to the end of the last message, as transformers cuts it.
 fn cut_after_final_message(rendered: &str, final_text: &str) -> Result<String, TemplateError> {
     let tag = rendered.rfind(CONTINUE_TAG.trim());
@@ -388,17 +283,5 @@ fn cut_after_final_message(rendered: &str, final_text: &str) -> Result<String, T
         _ => Err(TemplateError::ContinueFinalMessage(
             "the final message does not appear in the rendered text, because the chat template deletes parts of it".to_owned(),
         )),
-    }
-}
-
-/// minijinja's message with the line, without the source excerpt.
-fn describe(error: &Error) -> String {
-    let mut text = error.kind().to_string();
-    if let Some(detail) = error.detail() {
-        text = format!("{text}: {detail}");
-    }
-    match error.line() {
-        Some(line) => format!("{text} (line {line} of the template)"),
-        None => text,
     }
 }

@@ -2,16 +2,16 @@
 
 mod check;
 mod keys;
+mod load;
 mod quantization;
 mod rope;
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use burn::tensor::DType;
 use serde_json::Value;
 
-use crate::json_file::{JsonFile, JsonFileError};
+use crate::json_file::JsonFileError;
 
 pub use rope::{Llama3, LongRope, RopeScaling, Yarn};
 
@@ -32,6 +32,9 @@ pub enum ConfigError {
     #[error(transparent)]
     File(#[from] JsonFileError),
 }
+
+/// Tokens of the longest text that positions of 32 bits can count.
+const MAX_CONTEXT: usize = i32::MAX as usize;
 
 /// The architecture of one checkpoint.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,41 +78,11 @@ pub struct QwenConfig {
 }
 
 impl QwenConfig {
-    /// Reads `config.json` of a model folder.
-    ///
-    /// # Errors
-    /// When the file is missing, is not JSON, or describes something that is not a dense Qwen model.
-    pub fn load(dir: &Path) -> Result<Self, ConfigError> {
-        Self::load_with_notes(dir).map(|(config, _)| config)
-    }
-
-    /// [`Self::load`], with what the user should know about the file.
-    pub(crate) fn load_with_notes(dir: &Path) -> Result<(Self, Vec<String>), ConfigError> {
-        let path = dir.join("config.json");
-        fs::metadata(&path).map_err(|source| ConfigError::Read {
-            path: path.clone(),
-            source,
-        })?;
-        let file = JsonFile::read(path)?;
-        let read = check::read(&file)?;
-        quantization::check_files(dir, &file)?;
-        Ok(read)
-    }
-
-    /// Parses the text of a `config.json`; `path` is only named in errors.
-    ///
-    /// # Errors
-    /// As [`QwenConfig::load`], but for reading.
-    pub fn from_json(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        let file = JsonFile::parse(text, path.to_owned())?;
-        Ok(check::read(&file)?.0)
-    }
-
     /// Tokens of the longest text: `max_position_embeddings`, or as far as the scaling of RoPE reaches.
     pub fn context_length(&self) -> usize {
         let max = self.max_position_embeddings;
         match &self.rope_scaling {
-            Some(scaling) => scaling.context_length(max).min(check::MAX_CONTEXT),
+            Some(scaling) => scaling.context_length(max).min(MAX_CONTEXT),
             None => max,
         }
     }
@@ -163,9 +136,12 @@ pub(crate) fn dtype_name(dtype: DType) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use serde_json::json;
 
     use super::*;
+    use crate::json_file::JsonFile;
 
     const QWEN2: &str = r#"{"model_type":"qwen2","hidden_size":64,"intermediate_size":128,
         "num_hidden_layers":2,"num_attention_heads":4,"num_key_value_heads":2,"vocab_size":256,

@@ -7,14 +7,18 @@
 //! Where the grammar accepts the text so far, the tokens that end a text may come, too. Where nothing else may come, only they
 //! may. A constraint never panics and never hangs: what is too much for it is an error with a reason.
 
+mod blame;
 mod closed;
 mod ebnf;
 mod endless;
 mod factory;
 mod formats;
 mod grammar;
+mod grammar_error;
 mod json_schema;
+mod json_style;
 mod keywords;
+mod lark;
 mod mask;
 mod numbers;
 mod one_of;
@@ -23,6 +27,7 @@ mod places;
 mod property_names;
 mod references;
 mod structural_tag;
+mod subschemas;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,7 +35,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use llguidance::Matcher;
 
 pub use factory::ConstraintFactory;
-pub use grammar::{Grammar, GrammarError, JsonStyle};
+pub use grammar::Grammar;
+pub use grammar_error::GrammarError;
+pub use json_style::JsonStyle;
 pub use keywords::drop_null_keywords;
 pub use mask::TokenMask;
 
@@ -99,7 +106,7 @@ impl State {
                 let mask = TokenMask::without(mask.into(), self.num_tokens, ends);
                 Ok(Arc::new(mask))
             }
-            Ok(Err(error)) => Err(grammar::reason(&error)),
+            Ok(Err(error)) => Err(grammar_error::reason(&error)),
             Err(_) => Err("the mask could not be computed".to_owned()),
         };
         self.mask = Some(mask.clone());
@@ -203,7 +210,7 @@ impl Constraint {
         drop(state);
         match consumed {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => self.error = Some(grammar::reason(&error)),
+            Ok(Err(error)) => self.error = Some(grammar_error::reason(&error)),
             Err(_) => self.error = Some(format!("token {id} could not be taken")),
         }
         // A model without such tokens ends where nothing may follow.

@@ -5,6 +5,8 @@
 //! the next step finds them. So the next step can be launched before the host has read the tokens of this one (overlap scheduling).
 //! On a CPU, and with [`GraphRunner::eager`], the same interface computes a step at once, operation by operation.
 
+mod buckets;
+mod decode_row;
 #[cfg_attr(not(feature = "gpu"), path = "graph_runner/no_graphs.rs")]
 mod graphs;
 mod pending;
@@ -16,30 +18,11 @@ use crate::kernels::choice::queues_reads;
 use crate::kernels::forget_device_state;
 use crate::model::QwenModel;
 use crate::packed_step::PackedStep;
-use crate::sampling::{Draw, RowMask};
+use crate::sampling::RowMask;
+use buckets::bucket;
+pub use decode_row::DecodeRow;
 use graphs::Graphs;
 pub use pending::Pending;
-
-/// One token of a step: the next one of a sequence, or a guessed one after it.
-#[derive(Clone, Debug)]
-pub struct DecodeRow<'a> {
-    /// Whether it is a guessed token: it follows the token of the row before, in the same sequence.
-    pub follows: bool,
-    /// The token to compute.
-    pub token: DecodeToken,
-    /// Its position: the number of tokens before it.
-    pub position: usize,
-    /// The slot of the sequence's adapter.
-    pub adapter_slot: Option<usize>,
-    /// Block of every `block_size` tokens up to this one.
-    pub block_table: &'a [u32],
-    /// How a device draws the token that follows, see [`Sampler::draw`](crate::Sampler::draw). `None` if the host has to choose
-    /// it.
-    pub draw: Option<Draw>,
-    /// Whether only some tokens may follow, see [`Sampler::may_be_constrained`](crate::Sampler::may_be_constrained): a device draws
-    /// one of them when [`GraphRunner::draw_masked`] has told it which.
-    pub is_constrained: bool,
-}
 
 /// Runs decode steps of one model over one KV cache.
 ///
@@ -170,16 +153,6 @@ fn forward(model: &QwenModel, cache: &mut PagedKvCache, rows: &[DecodeRow<'_>]) 
         step.push(&[id], row.position, row.adapter_slot, row.block_table);
     }
     step.forward(model, cache)
-}
-
-/// Rows that are computed for `num_rows` rows: few recorded steps, little waste.
-fn bucket(num_rows: usize) -> usize {
-    match num_rows {
-        0..=4 => num_rows.next_power_of_two(),
-        5..=32 => num_rows.next_multiple_of(8),
-        33..=128 => num_rows.next_multiple_of(16),
-        _ => num_rows.next_multiple_of(32),
-    }
 }
 
 #[cfg(test)]

@@ -4,6 +4,8 @@
 pub(crate) mod describe;
 #[cfg(feature = "hub")]
 mod download;
+mod error;
+mod options;
 #[cfg(feature = "hub")]
 mod patience;
 #[cfg(feature = "hub")]
@@ -21,14 +23,14 @@ use crate::chat_template::ChatTemplate;
 #[cfg(feature = "hub")]
 use crate::model_folder::{INDEX, SINGLE};
 #[cfg(feature = "hub")]
-use crate::modules::{MODULES, module_folders};
+use crate::modules::MODULES;
 #[cfg(feature = "hub")]
 use crate::pooling::Architecture;
 #[cfg(feature = "hub")]
-use download::{Download, optional_files, shards};
+use download::{Download, module_configs, optional_files, shards};
+pub use error::ResolveError;
+pub use options::HubOptions;
 
-/// Where the Hub is when `HF_ENDPOINT` says nothing.
-const HUB: &str = "https://huggingface.co";
 /// How long a Hub may take to answer when it is asked whether it is there.
 #[cfg(feature = "hub")]
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -39,156 +41,7 @@ const LITTLE_PATIENCE: Duration = Duration::from_secs(3);
 #[cfg(feature = "hub")]
 const POOLING: &str = "the pooling of embeddings";
 
-/// Why a model could not be found.
-#[derive(Debug, thiserror::Error)]
-pub enum ResolveError {
-    /// The folder is there but holds no model.
-    #[error("{}: expected a model folder with config.json, found {found}", path.display())]
-    NotAModelFolder {
-        /// The folder (or file).
-        path: PathBuf,
-        /// What it holds.
-        found: String,
-    },
-    /// Neither an existing folder nor the name of a repository.
-    #[error(
-        "{given:?} is neither an existing folder nor a model name such as Qwen/Qwen2.5-0.5B-Instruct{hint}"
-    )]
-    NotAModel {
-        /// What was given.
-        given: String,
-        /// What may be meant.
-        hint: String,
-    },
-    /// The name of a repository, in a build without the Hub.
-    #[error(
-        "{id} is the name of a model on the Hub, and this build reads folders only: turn on the cargo feature `hub` of \
-         model-qwen, or download the model elsewhere and pass its folder"
-    )]
-    NoHub {
-        /// The model.
-        id: String,
-    },
-    /// `HF_HUB_OFFLINE` is set and the cache does not have the model.
-    #[error("{id} is not (completely) in the cache {}{lacks} and HF_HUB_OFFLINE is set: unset it, or download the model elsewhere and pass its folder", cache.display())]
-    Offline {
-        /// The model.
-        id: String,
-        /// What the cache lacks of it, if it has a part.
-        lacks: String,
-        /// The cache folder.
-        cache: PathBuf,
-    },
-    /// 401 or 403: a gated or private repository, or (401) one that does not exist.
-    #[error(
-        "{endpoint} refused access to {id} (HTTP {status}): the name may be misspelled, or the model is gated or private. Then accept its licence on its page and set HF_TOKEN to a token that may read it, or download it by hand and pass the folder"
-    )]
-    Refused {
-        /// The model.
-        id: String,
-        /// The Hub.
-        endpoint: String,
-        /// 401 or 403.
-        status: u16,
-    },
-    /// 404: no such repository.
-    #[error(
-        "{endpoint} has no model {id} (HTTP 404): check the spelling, or set HF_ENDPOINT to the mirror that has it"
-    )]
-    NotFound {
-        /// The model.
-        id: String,
-        /// The Hub.
-        endpoint: String,
-    },
-    /// The repository lacks a file that is needed.
-    #[error("{id}: expected {expected}, found {found}")]
-    MissingFile {
-        /// The model.
-        id: String,
-        /// The file.
-        expected: String,
-        /// What is there instead.
-        found: String,
-    },
-    /// The repository has no files.
-    #[error("{id}: the repository at {endpoint} is empty")]
-    Empty {
-        /// The model.
-        id: String,
-        /// The Hub.
-        endpoint: String,
-    },
-    /// The token is none that a header can carry.
-    #[error(
-        "HF_TOKEN (or the token that `hf auth login` has stored): expected visible characters of ASCII, found {found} at character {place}"
-    )]
-    Token {
-        /// The character as it is escaped.
-        found: String,
-        /// Its place, from 1.
-        place: usize,
-    },
-    /// The Hub has too many requests, or is down for a while.
-    #[error("{endpoint} takes no request for {id} now ({reason})")]
-    Busy {
-        /// The model.
-        id: String,
-        /// The Hub.
-        endpoint: String,
-        /// The status, and what to do.
-        reason: String,
-    },
-    /// The disk does not take the files.
-    #[error(
-        "{id} cannot be written to the cache {}: {reason}. Free some space or mend its permissions, or set HF_HUB_CACHE to another folder",
-        cache.display()
-    )]
-    Disk {
-        /// The model.
-        id: String,
-        /// The cache folder.
-        cache: PathBuf,
-        /// What happened.
-        reason: String,
-    },
-    /// The Hub cannot be reached, or the transfer broke.
-    #[error(
-        "{id} could not be downloaded from {endpoint}: {reason}. Set HF_ENDPOINT to a mirror (such as https://hf-mirror.com), or download the model by hand and pass the folder"
-    )]
-    Network {
-        /// The model.
-        id: String,
-        /// The Hub.
-        endpoint: String,
-        /// What happened.
-        reason: String,
-    },
-}
-
-/// How to reach the Hub.
-#[derive(Clone, Debug)]
-pub struct HubOptions {
-    /// Address without a slash at the end.
-    pub endpoint: String,
-    /// Sent as bearer token.
-    pub token: Option<String>,
-    /// The folder that holds `models--org--name`.
-    pub cache_dir: PathBuf,
-    /// Never use the network.
-    pub offline: bool,
-    /// Show a progress bar per file on the terminal.
-    pub progress: bool,
-}
-
 impl HubOptions {
-    /// The environment's answer, as the Python library `huggingface_hub` reads it: `HF_ENDPOINT`,
-    /// `HF_TOKEN`, `HF_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME`, `HF_HUB_OFFLINE`, `TRANSFORMERS_OFFLINE`, and the token
-    /// that `hf auth login` stored.
-    pub fn from_env() -> Self {
-        Self::from_lookup(|name| std::env::var(name).ok())
-    }
-
     /// Whether the Hub answers, whatever it says; `Err` holds the reason.
     ///
     /// # Errors
@@ -200,43 +53,6 @@ impl HubOptions {
         }
         #[cfg(not(feature = "hub"))]
         Err("this build reads folders only".to_owned())
-    }
-
-    fn from_lookup(lookup: impl Fn(&str) -> Option<String>) -> Self {
-        let get = |name: &str| {
-            lookup(name)
-                .map(|value| value.trim().to_owned())
-                .filter(|value| !value.is_empty())
-        };
-        let cache_home = || match get("XDG_CACHE_HOME") {
-            Some(dir) => PathBuf::from(dir),
-            None => std::env::home_dir().unwrap_or_default().join(".cache"),
-        };
-        let home = get("HF_HOME").map_or_else(|| cache_home().join("huggingface"), PathBuf::from);
-        let token = get("HF_TOKEN")
-            .or_else(|| get("HUGGING_FACE_HUB_TOKEN"))
-            .or_else(|| std::fs::read_to_string(home.join("token")).ok())
-            .map(|token| token.trim().to_owned())
-            .filter(|token| !token.is_empty());
-        let cache_dir = get("HF_HUB_CACHE").or_else(|| get("HUGGINGFACE_HUB_CACHE"));
-        let truthy = |value: String| {
-            matches!(
-                value.to_ascii_lowercase().as_str(),
-                "1" | "on" | "yes" | "true"
-            )
-        };
-        Self {
-            endpoint: get("HF_ENDPOINT")
-                .unwrap_or_else(|| HUB.to_owned())
-                .trim_end_matches('/')
-                .to_owned(),
-            token,
-            cache_dir: cache_dir.map_or_else(|| home.join("hub"), PathBuf::from),
-            offline: get("HF_HUB_OFFLINE")
-                .or_else(|| get("TRANSFORMERS_OFFLINE"))
-                .is_some_and(truthy),
-            progress: true,
-        }
     }
 }
 
@@ -320,13 +136,6 @@ fn lacking(folder: &Path) -> Vec<String> {
     let small = optional_files().filter(|name| depends(name));
     let small = small.map(str::to_owned).chain(module_configs(folder));
     small.filter(|name| is_unknown(name)).collect()
-}
-
-/// The files that `modules.json` of a snapshot names.
-#[cfg(feature = "hub")]
-fn module_configs(folder: &Path) -> impl Iterator<Item = String> {
-    let folders = module_folders(folder).into_iter();
-    folders.map(|path| format!("{path}/config.json"))
 }
 
 /// The small files of a model that the cache lacks and the repository may have, such as its chat template. Uses no network.
@@ -456,33 +265,6 @@ fn in_cache(cache: &CacheRepo) -> Option<(PathBuf, Vec<String>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_environment_is_read_as_in_python() {
-        let options = |pairs: &[(&str, &str)]| {
-            HubOptions::from_lookup(|name| {
-                let pair = pairs.iter().find(|(key, _)| *key == name);
-                pair.map(|(_, value)| (*value).to_owned())
-            })
-        };
-        let set = options(&[
-            ("HF_ENDPOINT", "https://hf-mirror.com/"),
-            ("HF_TOKEN", " abc\n"),
-            ("HF_HOME", "/x/hf"),
-            ("HF_HUB_OFFLINE", "ON"),
-        ]);
-        assert_eq!(set.endpoint, "https://hf-mirror.com");
-        assert_eq!(set.token.as_deref(), Some("abc"));
-        assert_eq!(set.cache_dir, Path::new("/x/hf/hub"));
-        assert!(set.offline);
-
-        let xdg = options(&[("XDG_CACHE_HOME", "/c"), ("HF_HUB_OFFLINE", "0")]);
-        assert_eq!(xdg.endpoint, HUB);
-        assert_eq!(xdg.cache_dir, Path::new("/c/huggingface/hub"));
-        assert!(!xdg.offline);
-        let cache = options(&[("HF_HOME", "/x"), ("HF_HUB_CACHE", "/y")]);
-        assert_eq!(cache.cache_dir, Path::new("/y"));
-    }
 
     #[cfg(not(feature = "hub"))]
     #[test]

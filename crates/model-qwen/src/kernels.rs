@@ -3,7 +3,7 @@
 //! The loss has a plain twin made of tensor operations in [`naive`]: the reference of the tests, and what runs on devices
 //! without a kernel.
 
-use burn::tensor::{DType, Device, Int, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use kv_paging::Rotary;
 use lora_4bit::device::{is_cpu, is_f32_on_cpu, is_untracked_cpu};
 use tracing::trace_span;
@@ -16,27 +16,18 @@ mod cube;
 pub(crate) mod gpu;
 #[cfg(feature = "gpu")]
 pub(crate) mod graph;
+mod integers;
 pub mod naive;
 
 #[cfg(all(test, feature = "gpu"))]
 pub(crate) use cube::first_gpu;
-
-/// Integers as a tensor, `[values]`.
-pub(crate) fn ints(values: Vec<i32>, device: &Device) -> Tensor<1, Int> {
-    let len = values.len();
-    Tensor::from_data(TensorData::new(values, [len]), (device, DType::I32))
-}
+use integers::ints;
+pub(crate) use integers::token_tensor;
 
 /// These rows of `x`.
 pub(crate) fn select_rows(x: &Tensor<2>, rows: &[usize]) -> Tensor<2> {
     let rows = rows.iter().map(|&row| row as i32).collect();
     x.clone().select(0, ints(rows, &x.device()))
-}
-
-/// Token ids as a tensor for `select`, `[tokens]`.
-pub(crate) fn token_tensor(tokens: &[u32], device: &Device) -> Tensor<1, Int> {
-    let ids = tokens.iter().map(|&id| id as i32).collect();
-    ints(ids, &device.clone().inner())
 }
 
 /// `scale` times the cosines and sines of `positions` times `inv_freq [half]`, both `[positions, 1, half]`, where a GPU computes them
@@ -108,7 +99,7 @@ pub fn cross_entropy_of_rows(
         );
     }
     #[cfg(feature = "gpu")]
-    if cube::has_plane_operations(&logits.device()) {
+    if cube::abilities::has_plane_operations(&logits.device()) {
         return gpu::cross_entropy_of_rows(logits, targets, scale);
     }
     naive::cross_entropy_of_rows(logits, targets, scale)

@@ -1,7 +1,9 @@
 //! From a model folder to a [`QwenModel`]: names, shapes and dtypes are checked here and nowhere else.
 
+mod error;
 mod lm_head;
 mod names;
+mod options;
 mod shapes;
 mod values;
 
@@ -11,111 +13,27 @@ use std::time::Duration;
 use burn::tensor::{DType, DataError, Device, Tensor, TensorData};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use lora_4bit::bnb::{self, BnbError};
+use lora_4bit::bnb;
 use lora_4bit::device::is_cpu;
 use lora_4bit::nf4::Nf4Data;
 use lora_4bit::{Linear, Nf4Weight, Weight};
-use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::{Checkpoint, CheckpointError};
-use crate::config::{ConfigError, QwenConfig};
+use crate::config::QwenConfig;
 use crate::device::{is_gpu, use_one_queue};
 use crate::dtype::Dtype;
-use crate::json_file::JsonFileError;
 use crate::model::{DecoderLayer, Mlp, QwenModel, SelfAttention, linear_features};
 use crate::pooling::Architecture;
 use crate::throttle::Throttle;
 
+pub use error::LoadError;
 pub(crate) use lm_head::open;
 pub use lm_head::{is_headless, score_weights};
+pub use options::{LoadOptions, Quantization};
 pub use shapes::FolderShapes;
 
 /// How often it is said how far a slow load is.
 const REPORT_EVERY: Duration = Duration::from_secs(3);
-
-/// How the linear layers of the decoder are kept.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[cfg_attr(feature = "clap", derive(clap::ValueEnum))]
-#[serde(rename_all = "lowercase")]
-pub enum Quantization {
-    /// As in the file: dense, or NF4 where the checkpoint is a bitsandbytes one.
-    #[default]
-    None,
-    /// 4-bit NormalFloat in blocks of 64, quantized while loading.
-    #[cfg_attr(feature = "clap", value(alias = "bitsandbytes"))]
-    Nf4,
-}
-
-/// Choices of [`QwenModel::load`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LoadOptions {
-    /// Dtype of dense weights.
-    pub dtype: Dtype,
-    /// Quantization of the linear layers.
-    pub quantization: Quantization,
-    /// Whether the scales of weights that are quantized while loading are quantized as well, which saves 0.37 bits a weight.
-    pub double_quant: bool,
-    /// Whether to call [`QwenModel::copy_lm_head_int8`]: for a model that will decode.
-    pub int8_lm_head: bool,
-    /// Whether embeddings that aren't tied to lm_head stay in the CPU's memory, as they are in the file: for training on a GPU,
-    /// where each step reads few of their rows.
-    pub embeddings_on_cpu: bool,
-    /// Whether to look at once for what is no number among weights that stay in the mapped file, which costs reading it. Without,
-    /// that is done beside the first steps, and said in the log.
-    pub check_finite_now: bool,
-    /// Whether the model computes logits. Without, lm_head may be missing, and isn't read: for embeddings and scores.
-    pub lm_head: bool,
-}
-
-impl Default for LoadOptions {
-    /// The weights as they are in the file, for training or for a single look; double quantization for those that will be
-    /// quantized.
-    fn default() -> Self {
-        Self {
-            dtype: Dtype::Auto,
-            quantization: Quantization::None,
-            double_quant: true,
-            int8_lm_head: false,
-            embeddings_on_cpu: false,
-            check_finite_now: true,
-            lm_head: true,
-        }
-    }
-}
-
-/// Why a model folder cannot be loaded.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    /// `config.json`.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The weight files.
-    #[error(transparent)]
-    Checkpoint(#[from] CheckpointError),
-    /// A bitsandbytes weight.
-    #[error(transparent)]
-    Bnb(#[from] BnbError),
-    /// One of the small files.
-    #[error(transparent)]
-    File(#[from] JsonFileError),
-    /// A model for embeddings or scores, where text is wanted.
-    #[error(
-        "{dir}: config.json names a model without lm_head (`architectures`): it computes embeddings or scores, not text; \
-         `server` serves it with --runner pooling", dir = .dir.display()
-    )]
-    NoHead {
-        /// The folder.
-        dir: std::path::PathBuf,
-    },
-    /// The files hold tensors that the config has no place for.
-    #[error("{dir}: tensors that config.json has no place for: {names}", dir = .dir.display())]
-    Unexpected {
-        /// The folder.
-        dir: std::path::PathBuf,
-        /// Up to eight names.
-        names: String,
-    },
-}
 
 impl QwenModel {
     /// Loads a model folder.

@@ -5,6 +5,7 @@
 //! writes that type; weights keep the dtype they were loaded in.
 
 mod int8_lm_head;
+mod largest_logits;
 
 use burn::tensor::{DType, Device, Tensor};
 use kv_paging::{Attention, Rotary};

@@ -7,12 +7,14 @@
 //! Nothing sorts the vocabulary (151,936 tokens for Qwen): top-k and top-p select in linear time,
 //! and plain temperature sampling sums weights by blocks.
 
+mod ahead;
 mod changes;
 mod constrained;
 mod distribution;
 mod draw;
 mod logprobs;
 mod params;
+mod seen;
 mod thinking;
 mod top;
 mod window;
@@ -23,20 +25,21 @@ use std::sync::Arc;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 
+pub use ahead::Ahead;
 pub use changes::LogitChanges;
 pub use constrained::RowMask;
 use distribution::{
     Candidate, argmax, draw, draw_dense, exp, keep_top_p, sanitize, top_n, total_weight,
 };
-pub use draw::{Ahead, Draw};
+pub use draw::Draw;
 pub use logprobs::{Logprobs, LogprobsMode, logprobs_of};
 pub use params::{SamplingError, SamplingParams};
 pub use thinking::ThinkingBudget;
 pub use top::TopLogits;
 
 use crate::constraint::Constraint;
+use seen::Seen;
 use thinking::Thinking;
-use window::Seen;
 
 /// Temperatures below this are greedy, as in vLLM.
 const GREEDY_BELOW: f32 = 1e-5;

@@ -4,10 +4,11 @@
 //! that name the file, and the exact bytes a token stands for, from which [`crate::Detokenizer`]
 //! builds text incrementally.
 
+mod error;
 mod extra;
 
 use std::panic::catch_unwind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde::de::IgnoredAny;
@@ -18,40 +19,11 @@ use tokenizers::pre_tokenizers::sequence::Sequence;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{DecoderWrapper, ModelWrapper, PreTokenizerWrapper, SplitDelimiterBehavior};
 
-use crate::json_file::{JsonFileError, read_text};
+use crate::json_file::read_text;
+pub use error::TokenizerError;
 
 /// The split pattern of Qwen2, Qwen2.5 and Qwen3 (`Qwen2Tokenizer` in transformers).
 pub(crate) const QWEN2_PATTERN: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-
-/// Why a tokenizer could not be loaded or used.
-#[derive(Debug, thiserror::Error)]
-pub enum TokenizerError {
-    /// Neither `tokenizer.json` nor `vocab.json` + `merges.txt` is in the folder.
-    #[error(
-        "no tokenizer in {}: expected tokenizer.json (or vocab.json and merges.txt), found {found}",
-        dir.display()
-    )]
-    Missing {
-        /// The folder that was searched.
-        dir: PathBuf,
-        /// What the folder holds.
-        found: String,
-    },
-    /// A tokenizer file is there but cannot be used.
-    #[error("{}: {reason}", path.display())]
-    Invalid {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// `tokenizer_config.json`, or another small file of the folder.
-    #[error(transparent)]
-    File(#[from] JsonFileError),
-    /// Text could not be turned into tokens, or tokens into text.
-    #[error("tokenizer: {0}")]
-    Process(String),
-}
 
 /// Turns text into token ids and back. Cloning copies a pointer.
 #[derive(Clone, Debug)]

@@ -5,12 +5,16 @@
 //! and what follows are its arguments, complete or not.
 
 mod bare;
+mod bare_json;
 mod brackets;
 mod calls;
+mod fence;
 mod function;
 mod json_call;
+mod parameters;
 mod reasoning;
 mod tag;
+mod think;
 mod tool;
 
 use std::sync::Arc;
@@ -18,7 +22,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use brackets::Brackets;
-pub use reasoning::{CLOSE_THINK, OPEN_THINK, ReasoningStart};
+pub use think::{CLOSE_THINK, OPEN_THINK, ReasoningStart};
 pub use tool::Tool;
 pub(crate) use tool::is_null;
 
@@ -126,14 +130,14 @@ enum State {
     /// What follows the arguments, up to `</tool_call>`.
     JsonTail,
     /// JSON without tags.
-    Bare(bare::Bare),
+    Bare(bare_json::BareJson),
     /// The name of a function, behind `<function=`.
     Name { lead: String },
     /// Between the parameters of a function.
-    Parameters(function::Parameters),
+    Parameters(parameters::Parameters),
     /// The value of a parameter, by its name. Its end is not before `from`.
     Value {
-        parameters: function::Parameters,
+        parameters: parameters::Parameters,
         name: String,
         from: usize,
     },
@@ -149,7 +153,7 @@ enum Place {
     /// Behind other text of a line.
     Line,
     /// Behind a call, and within what was around it.
-    Call { fence: calls::Fence },
+    Call { fence: fence::Fence },
 }
 
 impl AnswerParser {

@@ -8,7 +8,9 @@ pub mod client;
 mod dataset;
 pub mod dataset_args;
 mod drafts;
+pub mod goodput;
 mod latency;
+mod measured;
 mod metrics;
 mod offline;
 mod ready;
@@ -31,6 +33,7 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 use crate::config::{ConfigError, QWEN_BURN, is_of_qwen_burn, parse, refuse};
 
 pub use latency::{BenchLatency, LatencyArgs};
+pub use measured::Measured;
 pub use serve_args::ServeArgs;
 pub use throughput::{BenchThroughput, ThroughputArgs};
 
@@ -43,15 +46,6 @@ pub enum Bench {
     Throughput(Box<BenchThroughput>),
     /// How long an engine takes for a batch.
     Latency(Box<BenchLatency>),
-}
-
-/// What came of a measurement.
-#[derive(Debug)]
-pub struct Measured {
-    /// The text to print.
-    pub text: String,
-    /// What has failed although there is a text: the file of the result, or all requests.
-    pub error: Option<anyhow::Error>,
 }
 
 const USAGE: &str = "\

@@ -4,16 +4,21 @@
 //! checks. A flag wins over the file, the file wins over the environment.
 
 mod api;
+mod api_flags;
 pub mod args;
 mod check;
 mod command_line;
 mod dotted;
+mod error;
 mod file;
 mod finetuning;
 mod flags;
+mod job_priority;
 mod keys;
 mod kv_events;
+mod lora_module;
 mod lora_roots;
+mod max_model_len;
 mod parsers;
 pub mod pooling;
 mod speculative;
@@ -24,20 +29,22 @@ mod traces;
 pub mod units;
 mod vllm_flags;
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::CommandFactory as _;
 use lora_4bit::ComputeDtype;
 use model_qwen::{Dtype, Quantization};
-use serde::Deserialize;
 
-pub use api::{Allowed, ApiConfig, CorsConfig, TEMPLATE_FIELDS};
-pub use finetuning::{FineTuningConfig, JobPriority};
+pub use api::{Allowed, ApiConfig, CorsConfig};
+pub use api_flags::TEMPLATE_FIELDS;
+pub use error::ConfigError;
+pub use finetuning::FineTuningConfig;
+pub use job_priority::JobPriority;
 pub use keys::ApiKey;
 pub use kv_events::{Endpoint, EventFormat, KvEventsConfig, KvEventsFlag};
+pub use lora_module::LoraModule;
 pub use lora_roots::{LoraRootError, LoraRoots};
+pub use max_model_len::MaxModelLen;
 pub use parsers::{ReasoningParser, ToolCallParser};
 pub use pooling::{Convert, PoolerConfig, PoolingConfig, Runner, ScoreMethod, Task};
 pub use speculative::{NgramConfig, Speculation};
@@ -137,15 +144,6 @@ pub struct MemoryConfig {
     pub kv_cache_memory_bytes: Option<u64>,
 }
 
-/// `--max-model-len`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MaxModelLen {
-    /// The largest that fits, at most the model's limit.
-    Auto,
-    /// This many tokens; an error if they do not fit.
-    Tokens(usize),
-}
-
 /// LoRA limits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoraOptions {
@@ -161,64 +159,7 @@ pub struct LoraOptions {
     pub roots: LoraRoots,
 }
 
-/// One `--lora-modules` entry.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct LoraModule {
-    /// Name for requests.
-    pub name: String,
-    /// PEFT folder.
-    pub path: PathBuf,
-}
-
-/// Why there is no configuration.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The command line is wrong, or `--help` or `--version` was asked for.
-    #[error(transparent)]
-    Usage(#[from] clap::Error),
-    /// A flag's value is out of range or contradicts another one.
-    #[error("{flag}: {message}")]
-    Flag {
-        /// The flag.
-        flag: &'static str,
-        /// What was expected and found.
-        message: String,
-    },
-    /// The TOML file cannot be used.
-    #[error("--config {}: {message}", .path.display())]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Line, key, what was expected.
-        message: String,
-    },
-}
-
 impl Config {
-    /// Reads a command line (with the program's name first) and the file that `--config` names.
-    ///
-    /// # Errors
-    /// [`ConfigError`]; `Usage` also carries `--help` and `--version`.
-    pub fn from_command_line<I>(command_line: I) -> Result<Self, ConfigError>
-    where
-        I: IntoIterator,
-        I::Item: Into<OsString>,
-    {
-        Self::from_dashes(dashes(command_line))
-    }
-
-    /// The same for a command line whose flags have dashes only.
-    pub(crate) fn from_dashes(command_line: Vec<OsString>) -> Result<Self, ConfigError> {
-        let command_line = command_line
-            .into_iter()
-            .enumerate()
-            // `vllm serve MODEL` is `server serve MODEL`.
-            .filter(|(i, arg)| *i != 1 || arg != "serve")
-            .map(|(_, arg)| arg)
-            .collect();
-        Ok(Flags::read(&Args::command(), command_line)?.config)
-    }
-
     /// Checks what clap cannot: ranges and contradictions.
     ///
     /// # Errors
@@ -238,7 +179,13 @@ impl Config {
         }
         let traces = args.otlp_traces_endpoint.as_deref();
         let traces = traces.map(|url| TracesConfig::read(url, |name| std::env::var(name).ok()));
-        let pooling = PoolingConfig::from_args(&args)?;
+        let pooling = PoolingConfig::new(
+            (args.runner, args.convert),
+            args.task,
+            args.pooler_config,
+            args.hf_overrides.clone(),
+        );
+        let pooling = pooling.map_err(|(flag, message)| ConfigError::Flag { flag, message })?;
         let finetuning = FineTuningConfig::from_args(&args)?;
         let api = ApiConfig::from_args(&args)?;
         let mut api_keys = args.api_key;

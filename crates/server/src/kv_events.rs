@@ -5,6 +5,7 @@
 //! dropped and counted, and its number is missing. What a subscriber's queue has dropped may be asked for at the replay endpoint;
 //! what the publisher's queue has dropped is lost.
 
+mod batch;
 mod blocks;
 mod peer;
 mod publisher;
@@ -20,6 +21,7 @@ use kv_paging::CacheEvent;
 use tokio::sync::mpsc;
 
 use crate::config::KvEventsConfig;
+use batch::Batch;
 use blocks::Blocks;
 
 pub use publisher::ListenError;
@@ -31,15 +33,6 @@ pub struct KvEventCounts {
     pub num_batches: u64,
     /// How often a full queue had no room for one: the publisher's queue, or a subscriber's.
     pub num_dropped: u64,
-}
-
-/// A batch on its way to the publisher.
-#[derive(Debug)]
-struct Batch {
-    number: u64,
-    /// Unix seconds.
-    time: f64,
-    events: Vec<blocks::Event>,
 }
 
 /// The engine's end.

@@ -1,6 +1,7 @@
 //! `/metrics` in Prometheus' text format or in OpenMetrics, with the names and the bounds of vLLM's metrics.
 
 mod exposition;
+mod format;
 mod http;
 mod process;
 
@@ -9,6 +10,7 @@ use crate::histogram::{CHOICES, FIRST_TOKEN_SECONDS, Histogram, REQUEST_SECONDS,
 use crate::kv_events::KvEventCounts;
 use exposition::{Exposition, escaped};
 
+pub use format::Format;
 pub use http::{Answered, HttpMetrics};
 
 /// What the HTTP side has seen of sequences.
@@ -31,33 +33,6 @@ impl Default for Metrics {
             inter_token_latency: Histogram::new(&TOKEN_SECONDS),
             e2e_request_latency: Histogram::new(&REQUEST_SECONDS),
             params_n: Histogram::new(&CHOICES),
-        }
-    }
-}
-
-/// How metrics are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Format {
-    /// Prometheus' text format.
-    Prometheus,
-    /// OpenMetrics 1.0.
-    OpenMetrics,
-}
-
-impl Format {
-    /// What a client asks for with `Accept`.
-    pub fn accepted(accept: Option<&str>) -> Self {
-        match accept.is_some_and(|accept| accept.contains("application/openmetrics-text")) {
-            true => Self::OpenMetrics,
-            false => Self::Prometheus,
-        }
-    }
-
-    /// The `Content-Type`.
-    pub fn content_type(self) -> &'static str {
-        match self {
-            Self::Prometheus => "text/plain; version=0.0.4; charset=utf-8",
-            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
         }
     }
 }

@@ -4,6 +4,8 @@ mod anthropic;
 mod chat;
 mod finetuning;
 mod limits;
+mod ollama;
+mod operation;
 mod other_apis;
 mod requests;
 mod responses;
@@ -13,12 +15,11 @@ use std::sync::LazyLock;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse as _, Response};
+use schemars::SchemaGenerator;
 use schemars::generate::SchemaSettings;
-use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use crate::engine::MemoryTable;
-use crate::error::shape::ErrorShape;
 use crate::protocol::chat_answer::ChatResponse;
 use crate::protocol::classify::ClassifyResponse;
 use crate::protocol::completions::CompletionResponse;
@@ -29,6 +30,7 @@ use crate::protocol::scores::{RerankResponse, ScoreResponse};
 use crate::protocol::tokenize::{Detokenized, Tokenized};
 use crate::state::AppState;
 use limits::Limits;
+use operation::{Answer, Operation, of};
 use requests::{detokenize, load_lora, rendered, request, tokenize, unload_lora};
 
 /// The document, without what depends on the server.
@@ -47,27 +49,6 @@ fn described(state: &AppState) -> &Value {
 /// Answers with the document.
 pub(crate) async fn openapi(State(state): State<AppState>) -> Response {
     Json(described(&state)).into_response()
-}
-
-/// What an answer holds.
-#[derive(Clone, Debug)]
-enum Answer {
-    Json(Value),
-    /// The same, or server-sent events with `stream`.
-    Stream(Value),
-    /// The same, or lines of JSON with `stream`.
-    Lines(Value),
-    Text,
-    Nothing,
-}
-
-/// One route with one method.
-struct Operation {
-    path: &'static str,
-    method: &'static str,
-    summary: &'static str,
-    request: Option<Value>,
-    answer: Answer,
 }
 
 fn document() -> Value {
@@ -267,56 +248,6 @@ fn operations(schemas: &mut SchemaGenerator) -> Vec<Operation> {
         get("/metrics", "Prometheus' metrics", Answer::Text),
         get("/openapi.json", "This document", object()),
     ]
-}
-
-impl Operation {
-    fn describe(self) -> Value {
-        let content = match self.answer {
-            Answer::Json(schema) => json!({ "application/json": { "schema": schema } }),
-            Answer::Stream(schema) => json!({
-                "application/json": { "schema": schema },
-                "text/event-stream": { "schema": { "type": "string" } },
-            }),
-            Answer::Lines(schema) => json!({
-                "application/json": { "schema": schema },
-                "application/x-ndjson": { "schema": { "type": "string" } },
-            }),
-            Answer::Text => json!({ "text/plain": { "schema": { "type": "string" } } }),
-            Answer::Nothing => Value::Null,
-        };
-        let mut success = json!({ "description": "Success" });
-        if !content.is_null() {
-            success["content"] = content;
-        }
-        // Each API has errors in a shape of its own.
-        let error = match ErrorShape::of(self.path) {
-            ErrorShape::OpenAi => json!({ "$ref": "#/components/schemas/Error" }),
-            ErrorShape::Anthropic | ErrorShape::Ollama => {
-                json!({ "type": "object", "required": ["error"] })
-            }
-        };
-        let error = json!({ "description": "An error", "content": { "application/json": { "schema": error } } });
-        let mut described = json!({
-            "summary": self.summary,
-            "responses": { "200": success, "4XX": error, "5XX": error },
-        });
-        if let Some(schema) = self.request {
-            let kind = match self.path {
-                "/v1/files" => "multipart/form-data",
-                _ => "application/json",
-            };
-            described["requestBody"] =
-                json!({ "required": true, "content": { kind: { "schema": schema } } });
-        }
-        if self.path.contains("{id}") {
-            described["parameters"] = json!([{ "name": "id", "in": "path", "required": true, "schema": { "type": "string" } }]);
-        }
-        described
-    }
-}
-
-fn of<T: JsonSchema>(schemas: &mut SchemaGenerator) -> Value {
-    schemas.subschema_for::<T>().to_value()
 }
 
 /// OpenAI's error object.

@@ -1,5 +1,6 @@
 //! The program: a command line to a [`Command`], and what that does until a signal.
 
+mod print;
 mod serve;
 mod signals;
 mod status_line;
@@ -12,6 +13,7 @@ use anyhow::{Context, Result};
 use model_qwen::chat_template::{RENDER_TEMPLATES, render_in_processes, serve_renders};
 use tracing_subscriber::EnvFilter;
 
+pub(crate) use self::print::print;
 use self::serve::{load, serve};
 use self::signals::{INTERRUPTED, signaled, signals};
 use crate::batch::{self, Progress, RunBatch};
@@ -142,20 +144,6 @@ async fn run_bench(bench: &Bench) -> Result<ExitCode> {
     match measured.error {
         Some(error) => Err(error),
         None => Ok(ExitCode::SUCCESS),
-    }
-}
-
-/// Writes to stdout. A reader that wants no more is no error.
-pub(crate) fn print(text: &str) -> Result<()> {
-    let mut stdout = io::stdout().lock();
-    match stdout
-        .write_all(text.as_bytes())
-        .and_then(|()| stdout.flush())
-    {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            Err(error).context("cannot write to standard output")
-        }
-        _ => Ok(()),
     }
 }
 

@@ -6,19 +6,22 @@
 
 mod context;
 mod exporter;
+mod facts;
 mod otlp;
 #[cfg(test)]
 mod tests;
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 
 use axum::http::HeaderMap;
 
 use crate::config::{Sampler, TracesConfig};
 use context::Context;
 use exporter::Exporter;
+pub use facts::SequenceSpan;
+use facts::{Parts, RequestFacts};
 
 tokio::task_local! {
     /// The trace of the request that this task answers.
@@ -33,49 +36,12 @@ pub struct Tracer {
     exporter: Exporter,
 }
 
-/// What the engine knows of a sequence that has ended.
-#[derive(Clone, Debug)]
-pub struct SequenceSpan {
-    /// When it came to the engine.
-    pub submitted: Instant,
-    /// Its first step, if it had one.
-    pub scheduled: Option<Instant>,
-    /// Its first token.
-    pub first_token: Option<Instant>,
-    /// Its last token.
-    pub last_token: Option<Instant>,
-    /// Tokens of its prompt.
-    pub num_prompt_tokens: usize,
-    /// Its tokens.
-    pub num_tokens: usize,
-    /// Most tokens that it may have.
-    pub max_tokens: usize,
-    /// Its sampling temperature.
-    pub temperature: f32,
-    /// The part of the tokens that it is sampled from.
-    pub top_p: f32,
-    /// Its adapter.
-    pub adapter: Option<String>,
-}
-
 /// The span of a request in the making.
 #[derive(Debug)]
 pub struct RequestTrace {
-    context: Context,
-    request_id: String,
-    route: String,
-    model: String,
-    began: (SystemTime, Instant),
+    request: RequestFacts,
     exporter: Exporter,
     parts: Mutex<Parts>,
-}
-
-/// What a span learns on its way.
-#[derive(Clone, Debug, Default)]
-struct Parts {
-    sequences: Vec<SequenceSpan>,
-    num_choices: Option<usize>,
-    end: Option<(Duration, u16)>,
 }
 
 impl Tracer {
@@ -103,11 +69,13 @@ impl Tracer {
     ) -> Option<Arc<RequestTrace>> {
         let context = Context::of(headers, self.sampler)?;
         Some(Arc::new(RequestTrace {
-            context,
-            request_id: request_id.to_owned(),
-            route: route.to_owned(),
-            model: self.model.clone(),
-            began: (SystemTime::now(), Instant::now()),
+            request: RequestFacts {
+                context,
+                request_id: request_id.to_owned(),
+                route: route.to_owned(),
+                model: self.model.clone(),
+                began: (SystemTime::now(), Instant::now()),
+            },
             exporter: self.exporter.clone(),
             parts: Mutex::default(),
         }))
@@ -154,13 +122,13 @@ impl RequestTrace {
 
     /// Takes note of the end of the answer.
     pub(crate) fn finish(&self, status: u16) {
-        self.parts().end = Some((self.began.1.elapsed(), status));
+        self.parts().end = Some((self.request.began.1.elapsed(), status));
     }
 }
 
 impl Drop for RequestTrace {
     fn drop(&mut self) {
-        let span = otlp::span(self, &self.parts());
+        let span = otlp::span(&self.request, &self.parts());
         self.exporter.send(span);
     }
 }

@@ -10,6 +10,7 @@ mod cause;
 mod columns;
 mod defaults;
 mod devices;
+mod error;
 mod grpo;
 mod init;
 mod memory;
@@ -18,6 +19,7 @@ mod paths;
 mod ranges;
 mod resolve;
 mod resume;
+mod run_files;
 mod samples;
 mod validate;
 
@@ -31,17 +33,17 @@ use serde::{Deserialize, Serialize};
 pub use columns::Columns;
 pub use devices::AllReduce;
 pub(crate) use devices::micro_batches_of;
+pub use error::ConfigError;
 pub use grpo::{GrpoOptions, ScaleRewards};
 pub use init::InitLora;
 pub use memory::{BatchSize, MemoryOptions};
 pub use method::{LossType, Method, MethodConfig};
 pub(crate) use paths::{at_home, value_at_home};
 pub use resolve::DEFAULT_EPOCHS;
-pub(crate) use resume::{
-    SETTINGS, STATE_FILE, checkpoints_of, find_checkpoint, newest_checkpoint, run_of,
-};
+pub(crate) use resume::{checkpoints_of, find_checkpoint, newest_checkpoint, run_of};
+pub(crate) use run_files::{SETTINGS, STATE_FILE};
 pub use samples::SampleOptions;
-pub use validate::{ALL_LINEAR, ConfigError};
+pub use validate::ALL_LINEAR;
 
 /// Everything that determines a training run: from flags with [`Config::from_args`], or in a program with [`Config::new`].
 ///

@@ -6,9 +6,11 @@
 
 mod array;
 mod cells;
+mod dataset;
 mod error;
 mod example;
 pub mod files;
+pub(crate) mod findings;
 pub mod format;
 mod last_break;
 mod load;
@@ -34,6 +36,7 @@ use sha2::{Digest, Sha256};
 use tracing::info;
 
 pub(crate) use cells::speaker;
+pub use dataset::Dataset;
 pub use error::DataError;
 pub use example::{Example, Place, Source};
 pub use format::{Chat, Content, Extras, Format, Record, TurnKind};
@@ -50,17 +53,6 @@ use crate::digest;
 use load::{Recipe, load_files, load_records};
 use read::RawRecord;
 use render::{RenderSettings, Renderer};
-
-/// Examples of one or more files.
-#[derive(Debug, Default)]
-pub struct Dataset {
-    /// In file order.
-    pub examples: Examples,
-    /// What was found.
-    pub report: DataReport,
-    /// Tells these records from any other ones.
-    pub hash: String,
-}
 
 /// Records that a program has in memory: JSON objects of any of the [formats](Format), instead of the files of a [`Config`].
 #[derive(Clone, Debug, Default)]

@@ -2,11 +2,10 @@
 
 mod decomposed;
 mod low_rank;
-
-use std::collections::BTreeMap;
+mod read;
 
 use burn::tensor::{DType, Tensor, TensorData};
-use lora_4bit::peft::{LoraAdapter, LoraConfig, LoraMatrices, SAVABLE, SavedModule, TargetModules};
+use lora_4bit::peft::{LoraAdapter, LoraConfig, LoraMatrices, TargetModules};
 use lora_4bit::{Linear, LoraWeights};
 use model_qwen::{AdapterError, QwenModel, linear_names};
 use rand::{RngExt, SeedableRng};
@@ -14,6 +13,8 @@ use rand_chacha::ChaCha8Rng;
 
 use self::decomposed::start_from;
 pub use self::decomposed::{AdapterForm, Matrices, split, take_out};
+pub use self::read::read_adapter;
+use self::read::saved_modules;
 use crate::config::LoraOptions;
 use crate::parameters::Trainable;
 
@@ -102,26 +103,6 @@ fn init_adapter(
     }
 }
 
-/// The weights of the model that the adapter has saved whole: those of each module that `modules_to_save` names.
-fn saved_modules(model: &QwenModel, config: &LoraConfig) -> BTreeMap<String, SavedModule> {
-    let modules = SAVABLE.into_iter().filter(|(short, module)| {
-        let mut names = config.modules_to_save.iter();
-        names.any(|name| name == short || name == module)
-    });
-    let modules = modules.map(|(short, module)| {
-        let weight = match (short, &model.lm_head.weight) {
-            ("lm_head", weight) => weight.dequantize(),
-            _ => model.embed_tokens.clone(),
-        };
-        let saved = SavedModule {
-            shape: weight.dims(),
-            weight: weight.into_data().iter::<f32>().collect(),
-        };
-        (module.to_owned(), saved)
-    });
-    modules.collect()
-}
-
 /// Puts an adapter into `slot`, and the weights that it brings in the place of the model's own.
 ///
 /// # Errors
@@ -188,32 +169,4 @@ fn row_norms(linear: &Linear) -> Vec<f32> {
     let start = LoraWeights::new(a, b, 0.0).with_magnitude(&linear.weight, None);
     let magnitude = start.dora.map(|dora| dora.magnitude.into_data());
     magnitude.map_or_else(Vec::new, |data| data.iter::<f32>().collect())
-}
-
-/// The adapter in `slot`, read back from the device.
-#[must_use]
-pub fn read_adapter(model: &QwenModel, slot: usize, config: &LoraConfig) -> LoraAdapter {
-    let read = |tensor: &Tensor<2>| tensor.to_data().iter::<f32>().collect::<Vec<_>>();
-    let modules = model
-        .linears()
-        .into_iter()
-        .filter_map(|(name, linear)| linear.adapter(slot).map(|weights| (name, linear, weights)))
-        .map(|(name, linear, weights)| {
-            let matrices = LoraMatrices {
-                a: read(&weights.a),
-                b: read(&weights.b_t.clone().transpose()),
-                r: weights.a.dims()[0],
-                in_features: linear.in_features(),
-                out_features: linear.out_features(),
-                magnitude: (weights.dora.as_ref())
-                    .map(|dora| dora.magnitude.to_data().iter::<f32>().collect()),
-            };
-            (name, matrices)
-        })
-        .collect();
-    LoraAdapter {
-        config: config.clone(),
-        modules,
-        saved: saved_modules(model, config),
-    }
 }

@@ -17,6 +17,7 @@ mod held;
 mod ledger;
 mod pages;
 mod rows;
+mod shape;
 mod step;
 
 use std::fmt;
@@ -31,7 +32,7 @@ pub use self::fit::PlannedRun;
 pub(crate) use self::fit::plan;
 use self::ledger::Use;
 pub(crate) use self::rows::RowLengths;
-use self::step::{Objective, StepShape};
+use self::shape::{Objective, StepShape};
 use crate::config::{Config, GradientCheckpointing, Method, Optim};
 use crate::flat::BUCKET_LEN;
 use crate::footprint::Footprint;

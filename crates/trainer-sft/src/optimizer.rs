@@ -5,6 +5,8 @@
 //! over memory.
 
 mod flat;
+mod flat_moments;
+mod moments;
 
 use std::collections::BTreeMap;
 
@@ -15,7 +17,8 @@ pub use lora_4bit::training::eight_bit::{BLOCK, ByteMoments, Codes};
 use lora_4bit::training::{AdamWFactors, adamw};
 use serde::{Deserialize, Serialize};
 
-use self::flat::FlatMoments;
+use self::flat_moments::FlatMoments;
+pub use self::moments::Moments;
 
 /// Parameters of fewer values keep moments in f32, as in bitsandbytes (`min_8bit_size`).
 pub const MIN_VALUES: usize = 4096;
@@ -46,15 +49,6 @@ impl Default for AdamWConfig {
             eight_bit: false,
         }
     }
-}
-
-/// Running means of one parameter, both `[numel]` in f32.
-#[derive(Clone, Debug)]
-pub struct Moments {
-    /// Mean of the gradients.
-    pub mean: Tensor<1>,
-    /// Mean of the squared gradients.
-    pub variance: Tensor<1>,
 }
 
 /// Bytes of both moments of a parameter of `len` values.

@@ -7,14 +7,17 @@
 
 mod answers;
 mod losses;
+mod objective;
 mod score;
+mod step;
 mod tally;
 
 use lora_4bit::AdapterSelection;
 use model_qwen::QwenModel;
 
 use self::answers::{Answers, mismatched};
-use self::score::Step;
+pub use self::objective::Objective;
+use self::step::Step;
 pub use self::tally::Numbers;
 pub(crate) use self::tally::Tally;
 use crate::batch::{Batch, StepShare};
@@ -60,32 +63,6 @@ impl Baseline {
             count => (self.sum / count as f64).max(0.0),
         }
     }
-}
-
-/// A loss of answers, with the names of TRL.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Objective {
-    /// Of pairs, beside a reference.
-    Dpo {
-        /// Weight of a difference from the reference.
-        beta: f64,
-        /// Which loss of DPO; one of another method counts as [`LossType::Sigmoid`].
-        loss: LossType,
-        /// Part of the pairs that are the wrong way round.
-        label_smoothing: f64,
-    },
-    /// Of pairs: the cross-entropy of the chosen text, and the odds of the answers.
-    Orpo {
-        /// Weight of the odds.
-        beta: f64,
-    },
-    /// Of single answers, beside a reference.
-    Kto {
-        /// Weight of a difference from the reference.
-        beta: f64,
-        /// Weights of wanted answers and of other ones.
-        weights: (f64, f64),
-    },
 }
 
 /// Refuses a weight of 0 for all of the data: nothing of it would be learnt.

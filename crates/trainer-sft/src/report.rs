@@ -1,6 +1,7 @@
 //! `report.html`, one file that shows a run without any other, and `loss.svg`.
 
 mod chart;
+mod escape;
 mod masks;
 mod samples;
 
@@ -8,6 +9,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
 use self::chart::{Bars, Chart, Series};
+use self::escape::escape;
 pub(crate) use self::masks::{Picture, pictures};
 use crate::config::Method;
 use crate::data::Examples;
@@ -314,21 +316,6 @@ impl Report<'_> {
 const STYLE: &str = "body{font:16px/1.5 system-ui,sans-serif;max-width:760px;margin:2em auto;padding:0 1em;color-scheme:light dark}\
 th{text-align:left;font-weight:normal;padding-right:2em;opacity:.7}pre{overflow:auto;font-size:14px}\
 mark{background:#ffd54a;color:#000}.example{white-space:pre-wrap;max-height:20em}svg{display:block;width:100%;margin:1.5em 0}.samples td,.samples th{vertical-align:top;white-space:pre-wrap;width:50%;padding:.3em .8em .3em 0}";
-
-/// Text as HTML and SVG show it.
-fn escape(text: &str) -> String {
-    let mut escaped = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => escaped.push_str("&amp;"),
-            '<' => escaped.push_str("&lt;"),
-            '>' => escaped.push_str("&gt;"),
-            '"' => escaped.push_str("&quot;"),
-            c => escaped.push(c),
-        }
-    }
-    escaped
-}
 
 #[cfg(test)]
 mod tests {

@@ -1,10 +1,12 @@
 //! The loop of a run: steps, what is written meanwhile, and the adapter (or the model) at its end.
 
+mod best;
 mod checkpoints;
 mod checks;
 mod evaluation;
 mod method;
 mod progress;
+mod report;
 mod sampling;
 mod seen;
 
@@ -17,7 +19,7 @@ use burn::tensor::{DType, Device};
 use model_qwen::{device_memory, is_gpu};
 use tracing::warn;
 
-use self::checkpoints::find_best;
+use self::best::find_best;
 use self::checks::{Broken, Checks, broken_weight};
 pub(crate) use self::progress::time;
 use self::progress::{ProgressReport, tell_the_plan};

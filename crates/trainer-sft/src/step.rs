@@ -10,26 +10,32 @@
 //! again: a third more work, but the activations of only one layer are in memory at any time. [`Checkpointing`] says how many
 //! layers are checkpointed.
 
+mod checkpointing;
 pub mod explicit;
+mod head;
 mod measure;
 mod noise;
 mod offload;
+mod options;
 pub(crate) mod rows;
 
 use burn::tensor::Tensor;
 use kv_paging::{CausalAttention, Rotary};
 use lora_4bit::{AdapterSelection, inner_product};
-use model_qwen::{DecoderLayer, QwenConfig, QwenModel, is_gpu};
+use model_qwen::{DecoderLayer, QwenModel, is_gpu};
 
+pub use self::checkpointing::Checkpointing;
+pub(crate) use self::checkpointing::{CompiledPart, layer_values};
+pub(crate) use self::head::lm_head;
+use self::head::trained_lm_head;
 pub use self::measure::{Means, measure};
 pub use self::noise::Noise;
+pub use self::options::StepOptions;
 use crate::batch::Batch;
-use crate::config::GradientCheckpointing;
 use crate::full::embedding_gradient;
 use crate::gate::{self, WorkUnit};
-use crate::loss::{self, LmHead, LmHeadNames, Targets, TrainedLmHead};
-use crate::metrics;
-use crate::parameters::{EMBEDDINGS, FINAL_NORM, GradientStore, LM_HEAD, Trainable, visit_layer};
+use crate::loss::{self, LmHead, Targets, TrainedLmHead};
+use crate::parameters::{EMBEDDINGS, GradientStore, Trainable, visit_layer};
 
 /// Whether [`explicit`] computes it: on a GPU, where all rows have the same adapters.
 fn is_explicit(model: &QwenModel, adapters: &AdapterSelection) -> bool {
@@ -91,19 +97,6 @@ pub fn forward_backward(
     backward_of_loss(model, batch, options, store, |lm_head, x, trained| {
         loss::backward(lm_head, x, &targets, scale, trained)
     })
-}
-
-/// How the gradients of a batch are computed.
-#[derive(Clone, Copy, Debug)]
-pub struct StepOptions<'a> {
-    /// What is trained.
-    pub trainable: Trainable,
-    /// The adapters in use.
-    pub adapters: &'a AdapterSelection,
-    /// Which layers are computed again.
-    pub checkpointing: Checkpointing,
-    /// NEFTune's noise on the embeddings.
-    pub noise: Option<Noise>,
 }
 
 /// Adds the gradients of a loss to `store`. `loss` gets what the last layer gives, `[tokens, hidden]`, and returns something
@@ -174,22 +167,6 @@ pub(crate) fn backward_of_loss<L>(
     loss_value
 }
 
-/// The model's lm_head, where it is trained.
-fn trained_lm_head<'a>(
-    model: &QwenModel,
-    trainable: Trainable,
-    store: &'a mut GradientStore,
-) -> Option<TrainedLmHead<'a>> {
-    let names = LmHeadNames {
-        norm: trainable.is_full().then_some(FINAL_NORM),
-        lm_head: match model.config.tie_word_embeddings {
-            true => EMBEDDINGS,
-            false => LM_HEAD,
-        },
-    };
-    (trainable.has_lm_head()).then_some(TrainedLmHead { names, store })
-}
-
 /// What the forward pass keeps of a layer.
 #[expect(clippy::large_enum_variant, reason = "there is one for each layer")]
 enum Kept {
@@ -249,100 +226,5 @@ impl LayerGraph {
             store.add(name, parameter.take_gradient(&mut gradients));
         });
         self.x.grad_remove(&mut gradients)
-    }
-}
-
-/// Which layers are computed again in the backward pass. Any other layer keeps its activations from the forward pass.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Checkpointing {
-    /// Every layer on a GPU; on a CPU those whose activations do not fit into half of the memory that is free, the first ones. (A
-    /// run decides for a GPU before: see [`PlannedRun`](crate::memory::PlannedRun).)
-    #[default]
-    Auto,
-    /// Every layer.
-    On,
-    /// Every layer, and the inputs of the layers wait in the host's memory. On a CPU they are there already.
-    Offload,
-    /// None.
-    Off,
-    /// The first ones, so many.
-    Layers(usize),
-}
-
-impl From<GradientCheckpointing> for Checkpointing {
-    fn from(setting: GradientCheckpointing) -> Self {
-        match setting {
-            GradientCheckpointing::Auto => Self::Auto,
-            GradientCheckpointing::True => Self::On,
-            GradientCheckpointing::False => Self::Off,
-            GradientCheckpointing::Layers(layers) => Self::Layers(layers),
-        }
-    }
-}
-
-/// The part of a step with which all of its kernels are compiled.
-pub(crate) struct CompiledPart {
-    /// The first layers, so many.
-    pub(crate) num_layers: usize,
-    pub(crate) checkpointing: Checkpointing,
-}
-
-impl Checkpointing {
-    /// A layer of each kind, computed again or not: the other layers need the same kernels. No input waits on the host, because
-    /// nothing can be read while kernels are only compiled.
-    pub(crate) fn for_compiling(self) -> CompiledPart {
-        let (num_layers, checkpointing) = match self {
-            Self::Offload => (1, Self::On),
-            Self::Layers(_) => (2, Self::Layers(1)),
-            Self::Auto | Self::On | Self::Off => (1, self),
-        };
-        CompiledPart {
-            num_layers,
-            checkpointing,
-        }
-    }
-
-    /// The first layer whose activations a GPU keeps.
-    pub(crate) fn first_kept(self, num_layers: usize) -> usize {
-        match self {
-            Self::Auto | Self::On | Self::Offload => num_layers,
-            Self::Off => 0,
-            Self::Layers(layers) => layers.min(num_layers),
-        }
-    }
-
-    fn num_kept(self, model: &QwenModel, num_tokens: usize) -> usize {
-        let num_layers = model.layers.len();
-        match self {
-            Self::On | Self::Offload | Self::Off | Self::Layers(_) => {
-                num_layers - self.first_kept(num_layers)
-            }
-            Self::Auto => {
-                let free = metrics::available_memory().unwrap_or(0) as usize;
-                (free / 2 / layer_bytes(model, num_tokens).max(1)).min(num_layers)
-            }
-        }
-    }
-}
-
-/// Bytes that the graph of one layer keeps, about.
-fn layer_bytes(model: &QwenModel, num_tokens: usize) -> usize {
-    size_of::<f32>() * layer_values(&model.config) * num_tokens
-}
-
-/// Values for each token that the graph of one layer keeps, about.
-pub(crate) fn layer_values(config: &QwenConfig) -> usize {
-    let heads = config.head_dim * config.num_attention_heads;
-    let kv_heads = config.head_dim * config.num_key_value_heads;
-    // Residual stream and norms; q, rotated q and attention; k, rotated k and v; gate, up and their product.
-    5 * config.hidden_size + 3 * heads + 3 * kv_heads + 3 * config.intermediate_size
-}
-
-/// What turns the last layer's output into logits.
-pub(crate) fn lm_head(model: &QwenModel) -> LmHead {
-    LmHead {
-        norm: model.norm.clone(),
-        norm_eps: model.config.rms_norm_eps,
-        projection: model.lm_head.clone(),
     }
 }

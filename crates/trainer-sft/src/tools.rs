@@ -13,6 +13,7 @@ mod inspect;
 mod merge;
 mod modelfile;
 mod numbers;
+mod output;
 mod progress;
 mod reading;
 mod staging;
@@ -40,6 +41,7 @@ pub use error::ToolError;
 pub use evaluate::{Measured, measure};
 pub use init::InitArgs;
 pub use inspect::{AdapterFacts, DtypeFacts, ModelFacts, Norms, Report, inspect};
+pub use output::{End, ToolOutput};
 pub use reading::ReadingArgs;
 pub use staging::discard_unfinished;
 
@@ -68,26 +70,6 @@ pub enum Tool {
     Eval(EvalArgs),
     /// Talk to a model with an adapter in the terminal, and compare it with the model without
     Chat(ChatArgs),
-}
-
-/// What a command has to say.
-#[derive(Debug)]
-pub struct ToolOutput {
-    /// For standard output.
-    pub text: String,
-    /// How it has ended.
-    pub end: End,
-}
-
-/// How a command ends that has not failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// All is well.
-    Well,
-    /// It was to look for problems, and has found some.
-    Problems,
-    /// It was stopped when its result was written already.
-    Stopped,
 }
 
 impl Tool {

@@ -1,6 +1,7 @@
 //! One optimizer step: gradients of all micro-batches, clipping, AdamW.
 
 mod flat_parameters;
+mod lay_flat;
 mod output;
 mod replicas;
 

@@ -7,7 +7,7 @@
 use minijinja::{Error, ErrorKind, State};
 use serde_json::Value;
 
-use super::RenderOptions;
+use super::render_options::RenderOptions;
 
 /// Fuel of every render. Templates of published models take some hundred for a message.
 pub(super) const BASE: u64 = 1_000_000;

@@ -6,7 +6,7 @@ use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Value, filters};
 
 use super::arguments::{Given, arguments, count, invalid};
-use super::text_methods::is_space;
+use super::text_classes::is_space;
 
 /// Puts these filters where templates find them.
 pub(super) fn add_to(environment: &mut Environment<'static>) {

@@ -5,7 +5,8 @@ use minijinja::{Error, State, Value};
 
 use super::fuel::{self, Pay};
 use super::python::{self, is_tuple};
-use super::text_methods::{is_space, lines};
+use super::text_classes::is_space;
+use super::text_methods::lines;
 
 /// Columns of a line.
 const WIDTH: usize = 80;

@@ -9,8 +9,10 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::apart;
+use super::compiled::Compiled;
+use super::error::TemplateError;
 use super::frames::{self, Work};
-use super::{Compiled, TemplateError, apart};
 use crate::sys::limits;
 
 /// Processor time of a template.

@@ -4,7 +4,8 @@ use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Error, State, Value};
 
 use super::arguments::invalid;
-use super::{methods, python};
+use super::plain_text::{self, cost};
+use super::{fuel, python};
 
 /// Calls a method of safe text, which gives safe text, and escapes what it puts in.
 pub(super) fn call(
@@ -13,6 +14,7 @@ pub(super) fn call(
     method: &str,
     args: &[Value],
 ) -> Result<Value, Error> {
+    fuel::pay(state, cost(text, method, args))?;
     let escaped = |value: &Value| -> Result<Value, Error> {
         let escaped = python::escape(state, value)?;
         Ok(Value::from(escaped.as_str().unwrap_or_default()))
@@ -31,7 +33,7 @@ pub(super) fn call(
         }
         _ => args.to_vec(),
     };
-    let result = methods::call(state, &Value::from(text), method, &args)?;
+    let result = plain_text::call(state, text, method, &args)?;
     let safe = |value: &Value| match value.as_str() {
         Some(text) => Value::from_safe_string(text.to_owned()),
         None => value.clone(),

@@ -1,7 +1,6 @@
 //! What Python's methods of strings say of characters, and how they change their case.
 
 use super::python;
-use super::text_methods::is_space;
 
 /// Digits of Python that are not decimal, such as those above a line and in circles.
 const DIGITS: [(char, char); 20] = [
@@ -36,6 +35,11 @@ const ZEROS: [u32; 65] = [
     0x116c0, 0x11730, 0x118e0, 0x11950, 0x11c50, 0x11d50, 0x11da0, 0x16a60, 0x16ac0, 0x16b50,
     0x1d7ce, 0x1d7d8, 0x1d7e2, 0x1d7ec, 0x1d7f6, 0x1e140, 0x1e2f0, 0x1e950, 0x1fbf0,
 ];
+
+/// White space of Python, which has four separators more than Rust.
+pub(super) fn is_space(c: char) -> bool {
+    c.is_whitespace() || matches!(c, '\u{1c}'..='\u{1f}')
+}
 
 /// What a method `is…` says of a text.
 pub(super) fn is_all(text: &str, method: &str) -> bool {

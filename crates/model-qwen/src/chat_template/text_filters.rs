@@ -6,7 +6,8 @@ use minijinja::{Environment, Error, ErrorKind, State, Value};
 use super::arguments::{Given, arguments, count, invalid, is_true};
 use super::number_filters::python_float;
 use super::pretty;
-use super::text_methods::{is_space, lines, of_text};
+use super::text_classes::is_space;
+use super::text_methods::{lines, of_text};
 use super::wrap::Wrap;
 use super::{fuel, python};
 

@@ -7,7 +7,7 @@ use minijinja::value::{Kwargs, Tuple, from_args};
 use minijinja::{Error, State, Value};
 
 use super::arguments::invalid;
-use super::text_classes::{is_all, recased};
+use super::text_classes::{is_all, is_space, recased};
 use super::{fuel, python};
 
 /// Calls a method of a string; `None` where it is none of these.
@@ -266,11 +266,6 @@ pub(super) fn lines(text: &str, keepends: bool) -> Vec<&str> {
         rest = &rest[next..];
     }
     lines
-}
-
-/// White space of Python, which has four separators more than Rust.
-pub(super) fn is_space(c: char) -> bool {
-    c.is_whitespace() || matches!(c, '\u{1c}'..='\u{1f}')
 }
 
 /// `startswith` and `endswith`: a text or a tuple of texts, within a part of the text.

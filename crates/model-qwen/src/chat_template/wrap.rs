@@ -3,7 +3,7 @@
 use minijinja::Error;
 
 use super::arguments::invalid;
-use super::text_methods::is_space;
+use super::text_classes::is_space;
 
 /// How `wordwrap` breaks lines.
 pub(super) struct Wrap {

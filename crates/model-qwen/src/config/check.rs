@@ -3,16 +3,14 @@
 use burn::tensor::DType;
 use serde_json::Value;
 
-use super::QwenConfig;
 use super::keys::check_keys;
 use super::quantization::check_quantization;
 use super::rope::{RopeShape, read_rope};
+use super::{MAX_CONTEXT, QwenConfig};
 use crate::json_file::{JsonFile, JsonFileError, Nested, whole};
 
 /// Layers of a model, at most: the deepest Qwen has 94.
 const MAX_LAYERS: usize = 4096;
-/// Tokens of the longest text that positions of 32 bits can count.
-pub(super) const MAX_CONTEXT: usize = i32::MAX as usize;
 
 /// Checks every field. What the user should know besides comes second.
 pub(super) fn read(file: &JsonFile) -> Result<(QwenConfig, Vec<String>), JsonFileError> {

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
 
-use super::json_schema::{for_each_mut, for_each_of};
+use super::subschemas::{for_each_mut, for_each_of};
 
 /// Keywords that list properties.
 const LISTS: [&str; 2] = ["properties", "patternProperties"];

@@ -4,15 +4,17 @@
 //! regular expression, and accepts exactly the same texts. In others a terminal takes as much text as it can, as in Lark.
 
 mod reader;
+mod rule;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use super::grammar::{GrammarError, lark_string};
-use reader::Reader;
+use llguidance::api::TopLevelGrammar;
 
-/// Groups inside one another.
-const MAX_DEPTH: usize = 100;
+use super::grammar_error::GrammarError;
+use super::lark::{lark_string, sized};
+use reader::Reader;
+use rule::{Expression, Rule, is_name};
 
 /// The empty text in Lark.
 const NOTHING: &str = "\"\"";
@@ -26,11 +28,16 @@ pub(super) fn has_rules(source: &str) -> bool {
     })
 }
 
-/// The grammar in Lark.
+/// The grammar as llguidance takes it.
 ///
 /// # Errors
 /// Where it is no GBNF, with line and column.
-pub(super) fn to_lark(source: &str) -> Result<String, GrammarError> {
+pub(super) fn to_llguidance(source: &str) -> Result<TopLevelGrammar, GrammarError> {
+    Ok(TopLevelGrammar::from_lark(to_lark(sized(source)?)?))
+}
+
+/// The grammar in Lark.
+fn to_lark(source: &str) -> Result<String, GrammarError> {
     let rules = Reader::new(source).rules()?;
     let names = Names::new(&rules);
     let mut lark = String::from("%llguidance {}\n");
@@ -56,22 +63,6 @@ pub(super) fn to_lark(source: &str) -> Result<String, GrammarError> {
             "EBNF: expected a rule `root`, found none".to_owned(),
         )),
     }
-}
-
-struct Rule {
-    name: String,
-    body: Expression,
-}
-
-enum Expression {
-    Text(String),
-    /// Ranges of characters, or all others.
-    Class(bool, Vec<(char, char)>),
-    Any,
-    Name(String),
-    Sequence(Vec<Expression>),
-    Choice(Vec<Expression>),
-    Repeat(Box<Expression>, usize, Option<usize>),
 }
 
 impl Expression {
@@ -167,8 +158,4 @@ impl<'a> Names<'a> {
         });
         Self(names.collect())
     }
-}
-
-fn is_name(c: char) -> bool {
-    c.is_ascii_alphanumeric() || c == '-' || c == '_'
 }

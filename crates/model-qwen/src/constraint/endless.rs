@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use serde_json::{Map, Value};
 
-use super::grammar::{GrammarError, invalid};
-use super::json_schema::for_each_of;
+use super::grammar_error::{GrammarError, invalid};
+use super::subschemas::for_each_of;
 
 /// Schemas that are looked at, at most: what is not known then counts as if it had an end.
 const MAX_VISITS: usize = 4_000_000;

@@ -13,8 +13,9 @@ use llguidance::toktrie::{
 use llguidance::{Logger, Matcher, ParserFactory};
 
 use super::Constraint;
-use super::grammar::{Grammar, GrammarError, reason};
-use super::patterns::blamed;
+use super::blame::blamed;
+use super::grammar::Grammar;
+use super::grammar_error::{GrammarError, reason};
 use super::places::{Place, Places};
 use crate::tokenizer::Tokenizer;
 

@@ -1,17 +1,13 @@
 //! What a text may have to keep to.
 
 use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
-use llguidance::regex_to_lark;
 use regex_syntax::escape;
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
-use super::{ebnf, json_schema, numbers, patterns, structural_tag};
-use crate::json_file::json_type;
-
-/// Bytes of a grammar or of a regular expression, at most.
-const MAX_SOURCE_BYTES: usize = 1 << 20;
-/// Characters of a reason that are of use to anybody.
-const MAX_REASON: usize = 600;
+use super::grammar_error::{GrammarError, invalid};
+use super::json_style::JsonStyle;
+use super::lark::{lark_regex, sized};
+use super::{ebnf, json_schema, lark, patterns, structural_tag};
 
 /// What a text has to keep to, from its first character to its last.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,32 +28,6 @@ pub enum Grammar {
     /// Free text with parts that keep to a format, in xgrammar's terms: an object with `format`, or the older one with
     /// `structures` and `triggers`.
     StructuralTag(Value),
-}
-
-/// A grammar that can't be used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum GrammarError {
-    /// It is not understood, contradicts itself, or needs something that is not supported.
-    #[error("{0}")]
-    Invalid(String),
-    /// It is more than the limits allow.
-    #[error("too large: {0}")]
-    TooLarge(String),
-    /// The tokenizer's vocabulary can't be used.
-    #[error("the tokenizer cannot be used with grammars: {0}")]
-    Tokenizer(String),
-}
-
-/// How JSON is written, and how schemas are read.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct JsonStyle {
-    /// No white space outside of strings.
-    pub compact: bool,
-    /// A regular expression of the white space that may be wherever JSON may have some.
-    pub whitespace_pattern: Option<String>,
-    /// An object whose schema lists properties and says nothing of other ones has none; but if several schemas say something of an
-    /// object (`allOf`), or one of its required properties is not listed, it may have other ones.
-    pub closed_objects: bool,
 }
 
 impl Grammar {
@@ -100,29 +70,10 @@ impl Grammar {
                 regex_grammar(unanchored(regex))
             }
             Self::Choice(choices) => regex_grammar(sized(&alternatives(choices)?)?),
-            Self::Lark(source) => {
-                numbers::check_lark(sized(source)?)?;
-                TopLevelGrammar::from_lark(source.clone())
-            }
-            Self::Ebnf(source) => TopLevelGrammar::from_lark(ebnf::to_lark(sized(source)?)?),
+            Self::Lark(source) => lark::to_llguidance(source)?,
+            Self::Ebnf(source) => ebnf::to_llguidance(source)?,
             Self::StructuralTag(tag) => structural_tag::to_llguidance(tag)?,
         })
-    }
-}
-
-pub(super) fn invalid<T>(message: impl Into<String>) -> Result<T, GrammarError> {
-    Err(GrammarError::Invalid(message.into()))
-}
-
-pub(super) fn sized(source: &str) -> Result<&str, GrammarError> {
-    if source.is_empty() {
-        return invalid("expected a text, found an empty one");
-    }
-    match source.len() {
-        ..=MAX_SOURCE_BYTES => Ok(source),
-        len => Err(GrammarError::TooLarge(format!(
-            "expected at most {MAX_SOURCE_BYTES} bytes, found {len}"
-        ))),
     }
 }
 
@@ -133,17 +84,6 @@ fn regex_grammar(regex: &str) -> TopLevelGrammar {
         ..GrammarWithLexer::default()
     };
     TopLevelGrammar::from_grammar(grammar)
-}
-
-/// A regular expression as Lark writes it.
-pub(super) fn lark_regex(regex: &str) -> String {
-    format!("/{}/", regex_to_lark(regex, ""))
-}
-
-/// A text as Lark writes it.
-pub(super) fn lark_string(text: &str) -> String {
-    // Lark takes JSON's strings, but no bare DEL.
-    Value::from(text).to_string().replace('\u{7f}', "\\u007f")
 }
 
 /// A regular expression that matches all of a text has no need of anchors at its ends, which llguidance doesn't take.
@@ -171,52 +111,6 @@ fn alternatives(choices: &[String]) -> Result<String, GrammarError> {
     Ok(format!("(?:{})", choices.join("|")))
 }
 
-/// What is worth reading in an error of llguidance.
-pub(super) fn reason(error: &impl std::fmt::Display) -> String {
-    let text = error.to_string();
-    let ends = ["<non-verbose/>", "<backtrace>", "<state>"];
-    let end = ends.iter().filter_map(|end| text.find(end)).min();
-    let text = text[..end.unwrap_or(text.len())].trim();
-    let text = match text {
-        // llguidance's name for it.
-        "NoExtensionBias" => "no text fits it",
-        text => text,
-    };
-    match text.chars().nth(MAX_REASON) {
-        None => text.to_owned(),
-        Some(_) => text.chars().take(MAX_REASON).chain("…".chars()).collect(),
-    }
-}
-
-/// An object of a request, whose every key is known; other keys may say nothing: null, false or an empty list.
-pub(super) fn object<'a>(
-    value: &'a Value,
-    what: &str,
-    keys: &[&str],
-) -> Result<&'a Map<String, Value>, GrammarError> {
-    let Value::Object(object) = value else {
-        return invalid(format!(
-            "{what}: expected an object, found {}",
-            json_type(value)
-        ));
-    };
-    let says_nothing = |value: &Value| match value {
-        Value::Null | Value::Bool(false) => true,
-        Value::Array(items) => items.is_empty(),
-        _ => false,
-    };
-    let unknown = object
-        .iter()
-        .find(|(key, value)| !keys.contains(&key.as_str()) && !says_nothing(value));
-    match unknown {
-        None => Ok(object),
-        Some((key, _)) => invalid(format!(
-            "{what}: the key `{key}` is not supported, expected {}",
-            keys.join(", ")
-        )),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -232,12 +126,5 @@ mod tests {
         ] {
             assert_eq!(unanchored(regex), expected, "{regex}");
         }
-    }
-
-    #[test]
-    fn reasons_are_short_and_without_states() {
-        assert_eq!(reason(&"no\n<state>\n5"), "no");
-        assert_eq!(reason(&"NoExtensionBias"), "no text fits it");
-        assert_eq!(reason(&"é".repeat(2000)).chars().count(), MAX_REASON + 1);
     }
 }

@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::json_schema::{Holds, Step, find_inside, for_each_mut, holds};
+use super::subschemas::{Holds, Step, find_inside, for_each_mut, holds};
 use crate::json_file::json_type;
 
 /// How llguidance begins the list of keywords that it does not know.

@@ -5,8 +5,8 @@
 
 use serde_json::{Map, Number, Value};
 
-use super::grammar::{GrammarError, invalid};
-use super::json_schema::for_each_mut;
+use super::grammar_error::{GrammarError, invalid};
+use super::subschemas::for_each_mut;
 
 /// The largest `f64` below 2^63.
 const MAX: i64 = i64::MAX - 1023;

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
-use super::grammar::GrammarError;
+use super::grammar_error::GrammarError;
 
 /// Grammars that are compiled at once; others wait.
 const MAX_COMPILING: usize = 4;

@@ -5,15 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use percent_encoding::percent_decode_str;
 use serde_json::{Map, Value};
 
-use super::grammar::{GrammarError, invalid};
-use super::json_schema::{Holds, MAX_BYTES, for_each_inside, for_each_mut, holds};
+use super::grammar_error::{GrammarError, invalid};
+use super::subschemas::{Holds, for_each_inside, for_each_mut, holds};
 
 /// The schema with references that llguidance finds: `#/…` whose keys have no escapes, to places where keywords have schemas. What
 /// others name gets such a name, too.
 ///
 /// # Errors
-/// For a reference to another document, or to nothing.
-pub(super) fn resolved(mut schema: Value) -> Result<Value, GrammarError> {
+/// For a reference to another document, or to nothing, and if more than `max_bytes` get another name.
+pub(super) fn resolved(mut schema: Value, max_bytes: usize) -> Result<Value, GrammarError> {
     let base = schema.get("$id").and_then(Value::as_str).map(str::to_owned);
     let root = schema.clone();
     let mut odd = odd_references(&mut schema, base.as_deref(), &root);
@@ -29,9 +29,9 @@ pub(super) fn resolved(mut schema: Value) -> Result<Value, GrammarError> {
         }
         let mut target = target(&root, &reference)?.clone();
         num_bytes += target.to_string().len();
-        if num_bytes > MAX_BYTES {
+        if num_bytes > max_bytes {
             return Err(GrammarError::TooLarge(format!(
-                "`$ref`: expected at most {MAX_BYTES} bytes behind references with escapes or to odd places"
+                "`$ref`: expected at most {max_bytes} bytes behind references with escapes or to odd places"
             )));
         }
         odd.append(&mut odd_references(&mut target, base.as_deref(), &root));

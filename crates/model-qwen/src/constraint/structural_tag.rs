@@ -3,6 +3,7 @@
 mod content;
 mod keys;
 mod repeats;
+mod token;
 
 use std::fmt::Write as _;
 
@@ -10,13 +11,13 @@ use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
 use regex_syntax::escape;
 use serde_json::{Map, Value};
 
-use super::grammar::{
-    Grammar, GrammarError, JsonStyle, invalid, lark_regex, lark_string, object, sized,
-};
-use super::{json_schema, patterns};
+use super::grammar_error::{GrammarError, invalid};
+use super::json_style::JsonStyle;
+use super::lark::{lark_regex, lark_string, sized};
+use super::{ebnf, json_schema, lark, patterns};
 use crate::json_file::json_type;
-use content::{Content, one};
-use keys::{flag, list, optional_texts, text, texts};
+use content::{Content, joined, one};
+use keys::{flag, list, object, optional_texts, text, texts};
 
 /// Formats inside one another.
 const MAX_DEPTH: usize = 64;
@@ -212,7 +213,7 @@ impl Lark {
                 let excludes = optional_texts(with(&["excludes"])?, "excludes")?;
                 return Ok(Content::open(String::new(), self.text_without(&excludes)?));
             }
-            "token" => repeats::token(format)?,
+            "token" => token::of_format(format)?,
             "optional" | "star" | "plus" | "repeat" => return self.repeated(format, name, depth),
             "dispatch" => return self.dispatch(with(&["rules", "loop", "excludes"])?, depth),
             "sequence" => return self.sequence(list(with(&["elements"])?, "elements")?, depth),
@@ -225,7 +226,7 @@ impl Lark {
             }
             "tag" => {
                 let begin = match format.get("begin") {
-                    Some(token @ Value::Object(_)) => Some(repeats::token(token)?),
+                    Some(token @ Value::Object(_)) => Some(token::of_format(token)?),
                     _ => None,
                 };
                 let tag = match begin.is_some() {
@@ -267,14 +268,17 @@ impl Lark {
     }
 
     fn grammar(&mut self, format: &Map<String, Value>) -> Result<String, GrammarError> {
-        let source = text(format, "grammar")?.to_owned();
-        let grammar = match format.get("syntax").map(Value::as_str) {
-            None => Grammar::from_source(source),
-            Some(Some("ebnf")) => Grammar::Ebnf(source),
-            Some(Some("lark")) => Grammar::Lark(source),
+        let source = text(format, "grammar")?;
+        let is_ebnf = match format.get("syntax").map(Value::as_str) {
+            None => ebnf::has_rules(source),
+            Some(Some("ebnf")) => true,
+            Some(Some("lark")) => false,
             Some(_) => return invalid("grammar: `syntax` must be `ebnf` or `lark`"),
         };
-        let grammar = grammar.to_llguidance()?;
+        let grammar = match is_ebnf {
+            true => ebnf::to_llguidance(source)?,
+            false => lark::to_llguidance(source)?,
+        };
         let name = format!("grammar_{}", self.grammars.len());
         self.grammars.extend(
             grammar
@@ -322,7 +326,7 @@ impl Lark {
         let tag = object(tag, "tag", &["type", "begin", "content", "end"])?;
         let begin = text(tag, "begin")?.to_owned();
         let end_token = match tag.get("end") {
-            Some(token @ Value::Object(_)) => Some(repeats::token(token)?),
+            Some(token @ Value::Object(_)) => Some(token::of_format(token)?),
             _ => None,
         };
         let ends = match tag.get("end") {
@@ -431,19 +435,6 @@ fn with_begin(tag: &Value, begin: &str) -> Value {
     let mut tag = tag.clone();
     tag["begin"] = Value::from(begin);
     tag
-}
-
-/// Expressions one after the other.
-fn joined(parts: &[String]) -> String {
-    let parts: Vec<&str> = parts
-        .iter()
-        .map(String::as_str)
-        .filter(|part| !part.is_empty())
-        .collect();
-    match parts.is_empty() {
-        true => "\"\"".to_owned(),
-        false => parts.join(" "),
-    }
 }
 
 /// A text as an expression; nothing for an empty one.

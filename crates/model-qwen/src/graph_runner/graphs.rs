@@ -10,8 +10,10 @@ use kv_paging::kernels::overwrite;
 use kv_paging::{DecodeStep, PagedKvCache, RecordedAttention, SchedulerConfig};
 use lora_4bit::{AdapterSelection, StackedRows, Weight};
 
+use super::buckets::bucket;
+use super::decode_row::DecodeRow;
+use super::pending::Pending;
 use super::pending::Unmasked;
-use super::{DecodeRow, Pending, bucket};
 use crate::choose::MAX_LOGIT_ROWS;
 use crate::kernels::choice::{
     MaskTable, argmax_into, change_logits, changes_of, draw_step, read_ids, read_logits,

@@ -2,8 +2,8 @@
 
 use kv_paging::{PagedKvCache, SchedulerConfig};
 
-use super::pending::Unmasked;
-use super::{DecodeRow, Pending};
+use super::decode_row::DecodeRow;
+use super::pending::{Pending, Unmasked};
 use crate::model::QwenModel;
 use crate::sampling::RowMask;
 

@@ -9,13 +9,14 @@ use hf_hub::api::RepoInfo;
 use hf_hub::api::sync::{ApiBuilder, ApiError, ApiRepo};
 use hf_hub::{Cache, Repo, RepoType};
 
+use super::error::ResolveError;
+use super::options::HubOptions;
 use super::patience::{Watch, is_busy, wait_for_turn};
 use super::progress_writer::ProgressWriter;
-use super::{HubOptions, ResolveError, module_configs};
 use crate::model_folder::{
     INDEX, MODULE_FILES, QUANTIZATION_FILES, SINGLE, TEXT_FILES, TOOL_USE_TEMPLATE,
 };
-use crate::modules::MODULES;
+use crate::modules::{MODULES, module_folders};
 
 /// How often it is said how far a transfer without ranges is, which has no bar.
 const REPORT_EVERY: Duration = Duration::from_secs(3);
@@ -26,6 +27,12 @@ const ATTEMPTS: usize = 3;
 pub(super) fn optional_files() -> impl Iterator<Item = &'static str> {
     let text = TEXT_FILES.into_iter().chain([TOOL_USE_TEMPLATE]);
     text.chain(QUANTIZATION_FILES).chain(MODULE_FILES)
+}
+
+/// The files that `modules.json` of a snapshot names.
+pub(super) fn module_configs(folder: &Path) -> impl Iterator<Item = String> {
+    let folders = module_folders(folder).into_iter();
+    folders.map(|path| format!("{path}/config.json"))
 }
 
 /// The distinct files of `weight_map`, sorted. `Err` holds the reason.

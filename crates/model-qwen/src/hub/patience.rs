@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use ureq::http::HeaderMap;
 
-use super::HubOptions;
+use super::options::HubOptions;
 
 /// When somebody who waits is told what for.
 const SILENCE: Duration = Duration::from_secs(3);

@@ -3,55 +3,31 @@
 // For the launches of kernels, which index without checks.
 #![allow(unsafe_code)]
 
+pub(super) mod abilities;
 mod change;
-mod choose;
+pub(super) mod choose;
 mod cross_entropy;
 mod draw;
-mod int8_lm_head;
+pub(super) mod int8_lm_head;
+mod launch;
 mod mask;
-mod read;
+pub(super) mod read;
 mod units;
 
+use burn::backend::Cube;
 use burn::backend::cubecl::dtype_to_elem_type;
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::backend::{Cube, DispatchDevice};
-use burn::tensor::{DType, Device, Shape, Tensor};
+use burn::tensor::DType;
+#[cfg(test)]
+use burn::tensor::Device;
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
-use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::ElemType;
-use cubecl::ir::features::Plane;
 use cubecl::prelude::*;
-
-pub(super) use choose::{NONE, top_logits_of};
-pub(super) use int8_lm_head::MAX_ROWS as MAX_INT8_ROWS;
-pub(super) use read::{PendingWords, queues};
 
 use super::choice::GpuChoiceOps;
 use super::gpu::{DeviceModelOps, LossOps};
-
-/// Units of a cube.
-const UNITS: usize = 256;
-
-/// Whether the kernels can run where a tensor lives.
-pub(super) fn supports<const D: usize>(x: &Tensor<D>) -> bool {
-    x.dtype() == DType::F32 && has_plane_operations(&x.device())
-}
-
-/// Whether lm_head `[vocab, hidden]` can be copied in int8.
-pub(super) fn can_copy_int8(weight: &Tensor<2>) -> bool {
-    int8_lm_head::supports(weight.dims(), weight.dtype()) && has_plane_operations(&weight.device())
-}
-
-pub(super) fn has_plane_operations(device: &Device) -> bool {
-    let DispatchDevice::Cube(device) = device.as_dispatch() else {
-        return false;
-    };
-    // CubeCL doesn't use plane operations on a CPU's Vulkan device (Mesa's lavapipe), although they work there. The tests
-    // run on it, so that a variable can say otherwise.
-    device.client().features().plane.contains(Plane::Ops)
-        || std::env::var_os("ASSUME_PLANE_OPERATIONS").is_some()
-}
+use launch::{UNITS, cubes, empty_of};
+use read::PendingWords;
 
 impl LossOps for Cube {
     fn gpu_cross_entropy(
@@ -134,20 +110,6 @@ impl DeviceModelOps for Cube {
             }
         }
         (cos, sin)
-    }
-}
-
-/// Whether a device is a card of NVIDIA, whose sines are exact for large numbers.
-pub(super) fn has_exact_sines(device: &Device) -> bool {
-    #[cfg(feature = "cuda")]
-    return matches!(
-        device.as_dispatch(),
-        DispatchDevice::Cube(burn_cubecl::CubeDevice::Cuda(_))
-    );
-    #[cfg(not(feature = "cuda"))]
-    {
-        let _ = device;
-        false
     }
 }
 
@@ -305,17 +267,4 @@ pub(crate) fn first_gpu() -> Device {
         "wgpu"
     };
     crate::parse_device(name).unwrap()
-}
-
-/// A tensor on the same device whose values are not set yet.
-fn empty_of(like: &CubeTensor, shape: impl Into<Shape>, dtype: DType) -> CubeTensor {
-    let (client, device) = (like.client.clone(), like.device.clone());
-    empty_device_contiguous_dtype(client, device, shape.into(), dtype)
-}
-
-/// Enough cubes for a unit each; two dimensions, since one holds 65,535 on some devices.
-fn cubes(units: usize) -> CubeCount {
-    let cubes = units.div_ceil(UNITS);
-    let rows = cubes.div_ceil(65_535);
-    CubeCount::Static(cubes.div_ceil(rows) as u32, rows as u32, 1)
 }

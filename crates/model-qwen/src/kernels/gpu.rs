@@ -5,7 +5,8 @@ use burn::backend::{Backend, Dispatch, backend_extension};
 use burn::tensor::{DType, Device, Int, Tensor};
 use kv_paging::{DecodeStep, Rotary};
 
-use super::{cube, token_tensor};
+use super::cube::abilities::has_exact_sines;
+use super::integers::token_tensor;
 
 /// The operations of a step on a GPU, outside of autodiff graphs.
 #[backend_extension(Cube)]
@@ -40,7 +41,7 @@ pub(crate) fn device_angles(
     (inv_freq, scale): (&[f32], f32),
     device: &Device,
 ) -> Option<Rotary> {
-    cube::has_exact_sines(device).then(|| angles(positions, (inv_freq, scale), device))
+    has_exact_sines(device).then(|| angles(positions, (inv_freq, scale), device))
 }
 
 fn angles(positions: &[u32], (inv_freq, scale): (&[f32], f32), device: &Device) -> Rotary {
@@ -217,7 +218,7 @@ mod tests {
     fn angles_are_those_of_the_cpu() {
         let device = cube::first_gpu();
         // Where sines of large numbers are less exact, the kernel is not used, but shows which angle is whose.
-        let (positions, error) = match cube::has_exact_sines(&device) {
+        let (positions, error) = match has_exact_sines(&device) {
             true => ([0, 1, 77, 8_191, 131_071, 1_000_003], 1e-6),
             false => ([0, 1, 2, 3, 5, 7], 1e-3),
         };

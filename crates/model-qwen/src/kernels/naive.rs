@@ -2,7 +2,7 @@
 
 use burn::tensor::{Bool, DType, IndexingUpdateOp, Tensor, TensorData};
 
-use super::token_tensor;
+use super::integers::token_tensor;
 use crate::sampling::RowMask;
 
 /// Logits `[rows, vocab]` with negative infinity for the tokens that may not come. A GPU has a kernel for it, a CPU applies a mask

@@ -6,7 +6,7 @@ use burn::tensor::{DType, Device, Tensor};
 use lora_4bit::bnb;
 use safetensors::tensor::TensorView;
 
-use super::LoadError;
+use super::error::LoadError;
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::QwenConfig;
 use crate::pooling::ScoreHead;

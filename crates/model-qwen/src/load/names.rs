@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::{LoadError, Loader, has_output_bias};
+use super::error::LoadError;
+use super::{Loader, has_output_bias};
 use crate::config::QwenConfig;
 use crate::model::LINEARS;
 

@@ -7,7 +7,9 @@ use burn::tensor::Device;
 use lora_4bit::bnb;
 use lora_4bit::peft::LoraAdapter;
 
-use super::{LoadError, LoadOptions, Loader};
+use super::Loader;
+use super::error::LoadError;
+use super::options::LoadOptions;
 use crate::adapter::{AdapterError, check_modules, told_missing};
 use crate::checkpoint::{Checkpoint, CheckpointError};
 use crate::config::QwenConfig;

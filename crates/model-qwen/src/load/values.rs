@@ -3,7 +3,7 @@
 use burn::tensor::{DType, Device};
 use lora_4bit::device::is_cpu;
 
-use super::{LoadOptions, Quantization};
+use super::options::{LoadOptions, Quantization};
 use crate::checkpoint::Checkpoint;
 use crate::model::LINEARS;
 use crate::sys::{Background, stand_back};

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 
 use super::Sampler;
-use super::draw::Ahead;
+use super::ahead::Ahead;
 
 /// What biases, banned tokens, bad words and penalties change of a row of logits: one entry for each token in question, in any
 /// order, so that a device changes each of them by itself.

@@ -1,14 +1,7 @@
 //! Which tokens count for the penalties: all of prompt and output, or the last ones.
 
 use super::Sampler;
-
-/// How often a token came up among the tokens that count.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Seen {
-    /// In the prompt and in the output. Kept only where a window is.
-    num_held: usize,
-    pub(super) num_output: u32,
-}
+use super::seen::Seen;
 
 impl Sampler {
     /// Counts the tokens of the prompt.

@@ -7,7 +7,7 @@ use serde_json::Value;
 use tokenizers::processors::template::TemplateProcessing;
 use tokenizers::{AddedToken, Tokenizer};
 
-use super::TokenizerError;
+use super::error::TokenizerError;
 use crate::json_file::{JsonFile, JsonFileError};
 use crate::special_tokens::special_tokens;
 

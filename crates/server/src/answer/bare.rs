@@ -3,8 +3,9 @@
 //!
 //! Only JSON that begins with `{"name": "…"` (or with a list of such objects), where the name is that of a tool, is held back.
 
-use super::brackets::{Brackets, Stop};
-use super::calls::{FENCE, Fence, TOOLS};
+use super::bare_json::BareJson;
+use super::brackets::Stop;
+use super::fence::{FENCE, Fence, TOOLS};
 use super::json_call::{Read, calls_of, name};
 use super::tag::{Begins, begins, trimmed};
 use super::{AnswerParser, CLOSE_CALL, Place, State, Tool};
@@ -17,26 +18,6 @@ pub(super) enum Probe {
     Other,
     /// More text decides.
     Open,
-}
-
-/// JSON without tags, up to where it was read.
-#[derive(Debug, Default)]
-pub(super) struct Bare {
-    /// Without a call it is content.
-    pub(super) lead: String,
-    pub(super) fence: Fence,
-    brackets: Brackets,
-    len: usize,
-}
-
-impl Bare {
-    pub(super) fn new(lead: String, fence: Fence) -> Self {
-        Self {
-            lead,
-            fence,
-            ..Self::default()
-        }
-    }
 }
 
 /// Looks at a text from the start of a line.
@@ -77,7 +58,7 @@ fn is_language(text: &str) -> bool {
 }
 
 impl AnswerParser {
-    pub(super) fn bare(&mut self, mut bare: Bare, ends: bool) -> bool {
+    pub(super) fn bare(&mut self, mut bare: BareJson, ends: bool) -> bool {
         // Nothing outside of strings ends JSON before its last bracket.
         let stop = loop {
             let (more, _, stop) = bare.brackets.take(&self.buffer[bare.len..]);
@@ -91,7 +72,7 @@ impl AnswerParser {
             return self.wait(State::Bare(bare));
         }
         let json = self.take(bare.len);
-        let Bare { lead, fence, .. } = bare;
+        let BareJson { lead, fence, .. } = bare;
         let calls = match (&self.options.calls, stop) {
             (Some(options), Stop::Complete) => calls_of(&json, |call| {
                 let mut tools = options.tools.iter();

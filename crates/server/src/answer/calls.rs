@@ -1,16 +1,10 @@
 //! Content, and where a call begins in it.
 
-use super::bare::{self, Bare, Probe};
+use super::bare::{self, Probe};
+use super::bare_json::BareJson;
+use super::fence::Fence;
 use super::tag::{Begins, MAX_SPACE, Search, begins, search};
 use super::{AnswerParser, OPEN_CALL, OPEN_FUNCTION, Place, State};
-
-/// A block of code begins and ends with it.
-pub(super) const FENCE: &str = "```";
-
-/// Tags of the list of tools in Qwen's templates, which models repeat around calls.
-pub(super) const TOOLS: [&str; 2] = ["<tools>", "</tools>"];
-/// What ends what is around a call, if there is something.
-pub(super) type Fence = Option<&'static str>;
 
 /// What a call may begin with.
 enum Start {
@@ -61,7 +55,7 @@ impl AnswerParser {
                     _ => fence,
                 };
                 let lead = self.take(at - cut + len);
-                self.go(State::Bare(Bare::new(lead, fence)))
+                self.go(State::Bare(BareJson::new(lead, fence)))
             }
         }
     }

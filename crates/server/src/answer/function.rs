@@ -2,6 +2,7 @@
 
 use serde_json::Value;
 
+use super::parameters::Parameters;
 use super::tag::{Begins, MAX_NAME, Search, begins, name_room, search, search_from, trimmed};
 use super::tool::is_json;
 use super::{AnswerParser, CLOSE_CALL, OPEN_CALL, OPEN_FUNCTION, Place, State};
@@ -11,16 +12,6 @@ const OPEN_PARAMETER: &str = "<parameter=";
 const CLOSE_PARAMETER: &str = "</parameter>";
 /// What may follow a parameter.
 const FOLLOWERS: [&str; 3] = [OPEN_PARAMETER, CLOSE_FUNCTION, CLOSE_CALL];
-
-/// A function's parameters so far.
-#[derive(Debug)]
-pub(super) struct Parameters {
-    /// Index of the tool, if it is one of the request's.
-    tool: Option<usize>,
-    num: usize,
-    /// Text between them.
-    stray: String,
-}
 
 impl AnswerParser {
     pub(super) fn function_name(&mut self, lead: String, ends: bool) -> bool {

@@ -1,24 +1,8 @@
 //! Reasoning, between `<think>` and `</think>`.
 
 use super::tag::{Begins, Search, begins, search, trimmed};
+use super::think::{CLOSE_THINK, OPEN_THINK};
 use super::{AnswerParser, OPEN_CALL, OPEN_FUNCTION, Part, Place, State};
-
-/// Begins reasoning.
-pub const OPEN_THINK: &str = "<think>";
-/// Ends reasoning.
-pub const CLOSE_THINK: &str = "</think>";
-
-/// Where reasoning begins.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ReasoningStart {
-    /// Nowhere: all is content.
-    #[default]
-    None,
-    /// With `<think>`, if the answer begins with it.
-    Tag,
-    /// In the prompt, or without a tag: all is reasoning until `</think>`.
-    Prompt,
-}
 
 impl AnswerParser {
     pub(super) fn is_reasoning(&self) -> bool {

@@ -7,7 +7,7 @@ use serde_json::value::RawValue;
 use super::source::{Ids, Line};
 use crate::batch_paths;
 use crate::error::ApiError;
-use crate::protocol::fields::boolean;
+use crate::protocol::switches::boolean;
 
 /// A request of the batch.
 #[derive(Debug)]

@@ -1,6 +1,7 @@
 //! Prompts of a run.
 
 mod made;
+pub(super) mod sample;
 mod sonnet;
 
 use std::pin::pin;
@@ -16,23 +17,11 @@ use super::dataset_args::DatasetArgs;
 use super::records::{Records, Row};
 use super::texts::Texts;
 use made::{burst, ordinary_tokens, prefix_repetition, random};
+use sample::{AT_ONCE, Sample};
 use sonnet::sonnet;
 
-/// Prompts that are made at once, where a server has the tokenizer.
-const AT_ONCE: usize = 16;
 /// Shortest prompt and answer of a chat, longest prompt, and longest of both together: vLLM's limits for ShareGPT.
 const SHAREGPT: [usize; 3] = [4, 1024, 2048];
-
-/// One request.
-#[derive(Debug, PartialEq)]
-pub(super) struct Sample {
-    /// Its text.
-    pub(super) prompt: String,
-    /// Tokens of the text, without any around it.
-    pub(super) prompt_len: usize,
-    /// Tokens to generate.
-    pub(super) output_len: usize,
-}
 
 /// The requests of a run. With `as_chat`, prompts of custom get the chat template here.
 pub(super) async fn samples(

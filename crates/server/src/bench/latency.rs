@@ -11,8 +11,8 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value, json};
 
-use super::Measured;
 use super::dataset_args::{MAX_COUNT, MAX_LEN, MAX_TOKENS, check_range, check_total};
+use super::measured::Measured;
 use super::metrics::{mean, percentile, std_dev};
 use super::offline::{Offline, Work, bar, measured, open_json};
 use crate::config::{Config, ConfigError, Flags, OF_API, refuse};

@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use model_qwen::SamplingParams;
 use serde_json::Value;
 
-use super::Measured;
+use super::measured::Measured;
 use crate::config::Config;
 use crate::deltas::Deltas;
 use crate::engine::{

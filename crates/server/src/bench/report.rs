@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use super::dataset::Sample;
+use super::dataset::sample::Sample;
 use super::drafts::DraftCounts;
+use super::goodput::Goal;
 use super::metrics::{mean, percentile, std_dev};
 use super::request::Outcome;
-use super::serve_args::{Goal, MetricName, ServeArgs};
+use super::serve_args::{MetricName, ServeArgs};
 use super::serve_values::value_name;
 use super::table::Table;
 

@@ -13,12 +13,13 @@ use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use super::Measured;
 use super::arrivals::times;
 use super::client::Client;
-use super::dataset::{Sample, samples};
+use super::dataset::sample::Sample;
+use super::dataset::samples;
 use super::dataset_args::DatasetName;
 use super::drafts::DraftCounts;
+use super::measured::Measured;
 use super::offline::bar;
 use super::ready::{Failure, until_ready};
 use super::records::Records;

@@ -7,9 +7,10 @@ use clap::{Parser, ValueEnum};
 
 use super::arrivals::Rate;
 use super::dataset_args::DatasetArgs;
+use super::goodput::{Goal, goal};
 use super::request::Backend;
 use super::serve_values::{
-    batch_size, goal, header, header_text, no_probes, pair, percent, tokenizer_mode,
+    batch_size, header, header_text, no_probes, pair, percent, tokenizer_mode,
 };
 use crate::config::units::{self, Object};
 
@@ -257,17 +258,6 @@ pub enum MetricName {
     /// Time from when a request could be sent to its last token
     #[value(name = "e2el_including_client_queue")]
     E2elIncludingClientQueue,
-}
-
-/// What `--goodput` has a bound for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Goal {
-    /// Time to the first token
-    Ttft,
-    /// Mean time of a further token of a request
-    Tpot,
-    /// Time to the last token
-    E2el,
 }
 
 impl MetricName {

@@ -3,8 +3,9 @@
 use std::ops::RangeInclusive;
 
 use super::dataset_args::check_range;
+use super::goodput::Goal;
 use super::request::Backend;
-use super::serve_args::{Goal, MetricName, ServeArgs};
+use super::serve_args::{MetricName, ServeArgs};
 use super::serve_values::value_name;
 use crate::config::ConfigError;
 

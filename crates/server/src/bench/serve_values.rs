@@ -5,8 +5,6 @@ use std::str::FromStr as _;
 use axum::http::{HeaderName, HeaderValue};
 use clap::ValueEnum;
 
-use super::serve_args::Goal;
-
 /// Why there are no flags of the Hub.
 pub(super) const NO_HUB: &str =
     "no data set comes from the Hub: write the prompts into a file of --dataset-name custom";
@@ -113,16 +111,6 @@ pub(super) fn no_probes(text: &str) -> Result<(), String> {
 
 pub(super) fn percent(text: &str) -> Result<f64, std::num::ParseFloatError> {
     text.trim().parse()
-}
-
-pub(super) fn goal(text: &str) -> Result<(Goal, f64), String> {
-    let (name, value) = text.split_once(':').ok_or("expected NAME:MILLISECONDS")?;
-    let goal = Goal::from_str(name, false);
-    let goal = goal.map_err(|_| format!("expected ttft, tpot or e2el, found {name}"))?;
-    match value.parse::<f64>() {
-        Ok(value) if value >= 0.0 => Ok((goal, value)),
-        _ => Err(format!("expected milliseconds, found {value}")),
-    }
 }
 
 #[cfg(test)]

@@ -11,9 +11,9 @@ use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
-use super::Measured;
 use super::dataset::samples;
 use super::dataset_args::{DatasetArgs, MAX_COUNT, check_range, check_total};
+use super::measured::Measured;
 use super::offline::{Offline, Work, bar, measured, open_json};
 use super::records::Records;
 use super::serve_values::NO_HUB;

@@ -1,5 +1,6 @@
 //! How the HTTP API answers.
 
+use super::api_flags::MAX_LOGPROBS;
 use super::args::Args;
 use super::parsers::{ReasoningParser, ToolCallParser};
 use super::structured_outputs::default_style;
@@ -7,31 +8,6 @@ use super::{ConfigError, StoredResponses, units};
 use axum::http::{HeaderName, HeaderValue, Method};
 use model_qwen::{JsonStyle, LogprobsMode};
 use serde_json::{Map, Value};
-
-/// Most alternatives per token in log-probabilities, as in vLLM.
-pub(super) const MAX_LOGPROBS: usize = 20;
-
-/// Variables of the chat template that have a field of a request.
-pub const TEMPLATE_FIELDS: [&str; 6] = [
-    "messages",
-    "tools",
-    "chat_template",
-    "add_generation_prompt",
-    "continue_final_message",
-    "tokenize",
-];
-
-/// `--default-chat-template-kwargs`.
-pub(super) fn template_kwargs(text: &str) -> Result<units::Object, String> {
-    let object = units::object(text)?;
-    match object
-        .keys()
-        .find(|name| TEMPLATE_FIELDS.contains(&name.as_str()))
-    {
-        None => Ok(object),
-        Some(name) => Err(format!("`{name}` has no effect: each request has its own")),
-    }
-}
 
 /// How the HTTP API answers.
 #[derive(Clone, Debug, PartialEq)]

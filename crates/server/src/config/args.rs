@@ -7,8 +7,8 @@ use lora_4bit::ComputeDtype;
 use model_qwen::flags::{some_of, whole};
 use model_qwen::{Dtype, JsonStyle, LogprobsMode, Quantization};
 
-use super::api::{MAX_LOGPROBS, template_kwargs};
-use super::finetuning::JobPriority;
+use super::api_flags::{MAX_LOGPROBS, template_kwargs};
+use super::job_priority::JobPriority;
 use super::kv_events::{KvEventsFlag, kv_events};
 use super::pooling::{Convert, HfOverrides, PoolerConfig, Runner, Task};
 use super::speculative::{Speculation, speculation};

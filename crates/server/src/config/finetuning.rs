@@ -2,10 +2,9 @@
 
 use std::path::PathBuf;
 
-use serde::{Deserialize, Serialize};
-
 use super::ConfigError;
 use super::args::Args;
+use super::job_priority::JobPriority;
 
 /// Largest uploaded file unless `--max-file-size` says otherwise, as at OpenAI.
 const MAX_FILE_SIZE: u64 = 512 << 20;
@@ -23,17 +22,6 @@ pub struct FineTuningConfig {
     pub memory: Option<u64>,
     /// Largest uploaded file in bytes.
     pub max_file_size: u64,
-}
-
-/// What a job gets of the processor while requests run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum JobPriority {
-    /// The smallest share, and all of it while no request needs it
-    #[default]
-    Normal,
-    /// Nothing: a job waits while requests run
-    Low,
 }
 
 impl FineTuningConfig {

@@ -11,7 +11,8 @@ use clap::{
 
 use super::args::Args;
 use super::command_line::parse;
-use super::{Config, ConfigError, dotted, file, vllm_flags};
+use super::error::ConfigError;
+use super::{Config, dashes, dotted, file, vllm_flags};
 
 /// Flags that only a server which listens has.
 const OF_HTTP: [&str; 21] = [
@@ -60,6 +61,32 @@ pub(crate) const OF_API: [&str; 16] = [
 
 /// The variables of vLLM that this server reads.
 const OF_ENVIRONMENT: [&str; 2] = ["VLLM_API_KEY", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"];
+
+impl Config {
+    /// Reads a command line (with the program's name first) and the file that `--config` names.
+    ///
+    /// # Errors
+    /// [`ConfigError`]; `Usage` also carries `--help` and `--version`.
+    pub fn from_command_line<I>(command_line: I) -> Result<Self, ConfigError>
+    where
+        I: IntoIterator,
+        I::Item: Into<OsString>,
+    {
+        Self::from_dashes(dashes(command_line))
+    }
+
+    /// The same for a command line whose flags have dashes only.
+    pub(crate) fn from_dashes(command_line: Vec<OsString>) -> Result<Self, ConfigError> {
+        let command_line = command_line
+            .into_iter()
+            .enumerate()
+            // `vllm serve MODEL` is `server serve MODEL`.
+            .filter(|(i, arg)| *i != 1 || arg != "serve")
+            .map(|(_, arg)| arg)
+            .collect();
+        Ok(Flags::read(&Args::command(), command_line)?.config)
+    }
+}
 
 /// What a command line with the flags of [`Args`], and maybe more, says.
 pub(crate) struct Flags {

@@ -5,9 +5,6 @@ use clap::ValueEnum;
 use model_qwen::{Architecture, PoolingType};
 use serde_json::{Map, Value};
 
-use super::ConfigError;
-use super::args::Args;
-
 /// `--runner`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Runner {
@@ -209,20 +206,6 @@ impl HfOverrides {
 }
 
 impl PoolingConfig {
-    /// From the command line.
-    ///
-    /// # Errors
-    /// [`ConfigError::Flag`] if two flags contradict each other.
-    pub(super) fn from_args(args: &Args) -> Result<Self, ConfigError> {
-        Self::new(
-            (args.runner, args.convert),
-            args.task,
-            args.pooler_config,
-            args.hf_overrides.clone(),
-        )
-        .map_err(|(flag, message)| ConfigError::Flag { flag, message })
-    }
-
     /// Joins the flags. `task` is read where neither of the others is given.
     ///
     /// # Errors

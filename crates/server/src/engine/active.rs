@@ -10,13 +10,13 @@ use model_qwen::{Ahead, ChoiceRow, Constraint, Draw, SampledToken, Sampler, Want
 
 use super::adapters::AdapterUse;
 use super::error::SequenceError;
-use super::launch::LaunchedChunk;
-use super::pooling::Pooler;
+use super::launched::LaunchedChunk;
+use super::pooler::Pooler;
 use super::receiver::{OutputSink, QueuePermit};
 use super::request::{EngineOutput, FinishReason, GenerateRequest, TokenLogprobs};
-use super::request_metrics::{Ended, SequenceTimes};
-use super::speculation::Drafter;
-use crate::traces::RequestTrace;
+use super::request_metrics::{Ended, RequestMetrics, SequenceLengths, SequenceTimes};
+use super::speculation::drafter::Drafter;
+use crate::traces::{RequestTrace, SequenceSpan};
 
 /// What the engine remembers of a sequence besides its blocks.
 pub(super) struct ActiveSequence {
@@ -132,6 +132,36 @@ impl ActiveSequence {
             }
         };
         SequenceEnd { output, ended }
+    }
+
+    /// Takes note of how it has ended: in its trace and in what the engine counts.
+    pub(super) fn record(&self, how: Ended, metrics: &RequestMetrics) {
+        if let Some(trace) = &self.trace {
+            trace.add(self.span());
+        }
+        let lengths = SequenceLengths {
+            num_prompt: self.request.prompt.len(),
+            num_generated: self.num_generated,
+            max_tokens: (self.pooler.is_none()).then_some(self.request.max_tokens),
+        };
+        metrics.record(how, lengths, &self.times);
+    }
+
+    /// What its trace shows of it.
+    fn span(&self) -> SequenceSpan {
+        let (request, times) = (&self.request, &self.times);
+        SequenceSpan {
+            submitted: times.submitted,
+            scheduled: times.scheduled,
+            first_token: times.first_token,
+            last_token: times.last_token,
+            num_prompt_tokens: request.prompt.len(),
+            num_tokens: self.num_generated,
+            max_tokens: request.max_tokens,
+            temperature: request.sampling.temperature,
+            top_p: request.sampling.top_p,
+            adapter: request.adapter.clone(),
+        }
     }
 
     /// Whether `id`, its last token, ends it with reason `Stop`.

@@ -9,9 +9,9 @@ use model_qwen::QwenModel;
 use rustc_hash::FxHasher;
 
 use super::adapter_folder::read_adapter;
+use super::device_failure::catch;
 use super::error::{AdapterError, SequenceError};
 use super::receiver::OnTaken;
-use super::recovery::catch;
 use super::stats::AdapterInfo;
 use crate::config::LoraOptions;
 

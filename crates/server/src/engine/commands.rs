@@ -6,8 +6,7 @@ use model_qwen::sys::wait_on_device;
 
 use super::receiver::EngineCommand;
 use super::request_metrics::Ended;
-use super::start::DeviceUse;
-use super::worker::Worker;
+use super::worker::{DeviceUse, Worker};
 
 impl Worker {
     /// Takes the commands that wait; sleeps for one if nothing else is to be done. `false` at the end.

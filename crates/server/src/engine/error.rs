@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::pooling_model::WhyPooling;
+use super::why_pooling::WhyPooling;
 
 /// Why a sequence was not accepted.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]

@@ -5,13 +5,13 @@
 //! counts the sequence as done, dropping a [`QueuePermit`] frees a place in the queue, dropping the receiver marks the engine
 //! as dead. Commands travel over a `std` channel, so that an idle engine thread sleeps in [`EngineReceiver::recv`].
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use model_qwen::PoolingType;
-use tokio::sync::{mpsc as async_mpsc, watch};
+use tokio::sync::mpsc as async_mpsc;
 
 use super::error::SubmitError;
 use super::receiver::{
@@ -19,30 +19,9 @@ use super::receiver::{
 };
 use super::request::{EngineOutput, GenerateRequest, PoolRequest};
 use super::request_metrics::RequestMetrics;
+use super::shared::Shared;
 use super::stats::{AdapterInfo, EngineLimits, EngineStats};
 use crate::traces::RequestTrace;
-
-/// State that both ends see.
-#[derive(Debug)]
-pub(super) struct Shared {
-    pub(super) limits: EngineLimits,
-    pub(super) next_id: AtomicU64,
-    pub(super) num_queued: AtomicUsize,
-    pub(super) num_active: watch::Sender<usize>,
-    pub(super) shutting_down: AtomicBool,
-    pub(super) alive: AtomicBool,
-    pub(super) stats: Mutex<EngineStats>,
-    pub(super) adapters: RwLock<Vec<AdapterInfo>>,
-    pub(super) requests: RequestMetrics,
-    /// Adapters are read one after the other: each takes memory until the engine has it.
-    pub(super) reading_adapter: Mutex<()>,
-}
-
-impl Shared {
-    pub(super) fn stats(&self) -> MutexGuard<'_, EngineStats> {
-        self.stats.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
 
 /// The client's end of one sequence. Dropping it before `Finished` or `Failed` aborts the sequence.
 #[derive(Debug)]
@@ -292,19 +271,7 @@ impl EngineHandle {
 /// Makes the two ends of an engine.
 pub fn channel(limits: EngineLimits) -> (EngineHandle, EngineReceiver) {
     let (commands, receiver) = mpsc::channel();
-    let requests = RequestMetrics::new(limits.max_model_len);
-    let shared = Arc::new(Shared {
-        limits,
-        next_id: AtomicU64::new(0),
-        num_queued: AtomicUsize::new(0),
-        num_active: watch::channel(0).0,
-        shutting_down: AtomicBool::new(false),
-        alive: AtomicBool::new(true),
-        stats: Mutex::default(),
-        adapters: RwLock::default(),
-        requests,
-        reading_adapter: Mutex::default(),
-    });
+    let shared = Arc::new(Shared::new(limits));
     let handle = EngineHandle {
         commands,
         shared: Arc::clone(&shared),

@@ -3,6 +3,7 @@
 mod estimate;
 mod room;
 mod table;
+mod units;
 
 use burn::tensor::{DType, Device};
 use kv_paging::KvShape;
@@ -13,10 +14,8 @@ use crate::config::{Config, MaxModelLen};
 use estimate::{activation_bytes, adapter_bytes, unpacked_bytes};
 use room::Room;
 pub use table::MemoryTable;
+use units::{GIB, KIB, MIB};
 
-const KIB: f64 = 1024.0;
-const MIB: f64 = 1024.0 * KIB;
-const GIB: f64 = 1024.0 * MIB;
 /// Context, compiled kernels, CUDA graphs and pools of a CUDA process. Besides weights, cache and activations, `nvidia-smi`
 /// showed 0.87 GiB on an H200 while 8 sequences of 4,000 tokens ran (docs/benchmarks/2026-11-23-cuda.md).
 const GPU_CONTEXT: u64 = 960 << 20;

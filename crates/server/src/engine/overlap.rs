@@ -12,59 +12,12 @@
 //! If the host chooses a token, the next step waits for it. If the next step may have a draft (speculative decoding), that step
 //! waits, too: the draft begins after a token that is not known yet.
 
-use std::collections::HashMap;
-
 use kv_paging::{Chunk, DecodeToken, SequenceId};
-use model_qwen::{DecodeRow, Draw, Pending};
+use model_qwen::{DecodeRow, Draw};
 
-use super::launch::{Launched, LaunchedChunk};
+use super::launched::{Launched, LaunchedChunk};
+use super::step_ahead::StepAhead;
 use super::worker::Worker;
-
-/// A step that was launched before the step before was committed.
-#[derive(Debug)]
-pub(super) struct StepAhead {
-    rows: HashMap<SequenceId, AheadRow>,
-    pending: Pending,
-}
-
-/// A sequence's row in that step.
-#[derive(Clone, Copy, Debug)]
-struct AheadRow {
-    row: usize,
-    /// The position of the token that it computes.
-    position: usize,
-}
-
-impl StepAhead {
-    /// The chunks that this step computes, and the rest. `None` if it computes none of them.
-    pub(super) fn take_launched(self, chunks: &[Chunk]) -> Option<(Launched<'_>, Vec<&Chunk>)> {
-        let (mut taken, mut rest) = (Vec::with_capacity(chunks.len()), Vec::new());
-        for chunk in chunks {
-            match self.row_of(chunk) {
-                Some(first_row) => taken.push(LaunchedChunk { chunk, first_row }),
-                None => rest.push(chunk),
-            }
-        }
-        let launched = Launched {
-            chunks: taken,
-            pending: self.pending,
-        };
-        (!launched.chunks.is_empty()).then_some((launched, rest))
-    }
-
-    /// The row that computes a chunk.
-    fn row_of(&self, chunk: &Chunk) -> Option<usize> {
-        let AheadRow { row, position } = *self.rows.get(&chunk.id)?;
-        let is_one = chunk.num_tokens() == 1;
-        (is_one && chunk.start == position).then_some(row)
-    }
-
-    /// Forgets the rows of sequences whose tokens turned out to be others.
-    pub(super) fn forget(&mut self, chunks: &[&Chunk]) {
-        let keeps = |id: &SequenceId| chunks.iter().all(|chunk| chunk.id != *id);
-        self.rows.retain(|id, _| keeps(id));
-    }
-}
 
 /// A sequence that goes on.
 struct Next<'a> {
@@ -126,12 +79,8 @@ impl Worker {
             .collect();
         let (model, cache) = (&self.model, &self.cache);
         let pending = (self.runner).launch_ahead(&before.pending, model, cache, &rows)?;
-        let positions = rows.iter().map(|row| row.position).enumerate();
-        let ahead_rows = positions.map(|(row, position)| AheadRow { row, position });
+        let positions = rows.iter().map(|row| row.position);
         self.num_steps_ahead += 1;
-        Some(StepAhead {
-            rows: ids.into_iter().zip(ahead_rows).collect(),
-            pending,
-        })
+        Some(StepAhead::new(ids.into_iter().zip(positions), pending))
     }
 }

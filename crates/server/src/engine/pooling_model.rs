@@ -1,6 +1,5 @@
 //! Whether a folder's model generates text, or computes embeddings or scores, and how.
 
-use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,7 +9,8 @@ use model_qwen::{
     SentenceTransformer, Tokenizer, is_headless, score_weights,
 };
 
-use super::start::StartError;
+use super::start_error::StartError;
+use super::why_pooling::WhyPooling;
 use crate::config::{ConfigError, Convert, PoolingConfig, Runner, ScoreMethod, Task};
 
 /// How texts become vectors or scores.
@@ -42,33 +42,6 @@ impl PoolingInfo {
     /// What has to be known to refuse requests.
     pub fn limits(&self) -> (PoolingType, WhyPooling) {
         (self.pooling_type, self.why)
-    }
-}
-
-/// What says that a model computes embeddings or scores.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WhyPooling {
-    /// `--runner`, `--convert` or `--task`.
-    Flags,
-    /// The file of sentence-transformers.
-    Modules,
-    /// `architectures` of `config.json`.
-    Architecture,
-    /// `classifier_from_token`.
-    Classifier,
-    /// The weights.
-    NoHead,
-}
-
-impl fmt::Display for WhyPooling {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Flags => "the server's flags say so",
-            Self::Modules => "its folder has modules.json",
-            Self::Architecture => "`architectures` in its config.json says so",
-            Self::Classifier => "it has `classifier_from_token`",
-            Self::NoHead => "its folder has no lm_head",
-        })
     }
 }
 

@@ -11,9 +11,9 @@ use model_qwen::PoolingType;
 use tokio::sync::{mpsc as async_mpsc, oneshot};
 
 use super::error::AdapterError;
-use super::handle::Shared;
 use super::request::{EngineOutput, GenerateRequest};
 use super::request_metrics::RequestMetrics;
+use super::shared::Shared;
 use super::stats::{AdapterInfo, EngineStats};
 use crate::traces::RequestTrace;
 

@@ -2,22 +2,12 @@
 
 use burn::tensor::DType;
 use kv_paging::{KvShape, PagedKvCache, SequenceId};
-use model_qwen::{catch_device_failure, device_causes};
 
+use super::device_failure::{MAX_FAILURES, catch};
 use super::error::SequenceError;
 use super::request::EngineOutput;
 use super::request_metrics::Ended;
 use super::worker::Worker;
-
-/// Failed steps in a row after which the engine gives up: the device needs a new process then.
-pub(super) const MAX_FAILURES: usize = 3;
-
-/// The result of `step`, or what the device said: Burn's operations panic where a kernel or an allocation has failed, and reads
-/// of this project's own have an error.
-pub(super) fn catch<T>(step: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
-    // What a step leaves half done is replaced in `Worker::recover`.
-    catch_device_failure(step)?.map_err(|report| device_causes(&report))
-}
 
 impl Worker {
     /// Ends the sequences that were running, and begins anew with an empty cache: what the step should have written to the
@@ -35,9 +25,7 @@ impl Worker {
         for id in running {
             self.scheduler.abort(id);
             if let Some(sequence) = self.sequences.remove(&id) {
-                self.receiver
-                    .request_metrics()
-                    .record(&sequence, Ended::Error);
+                sequence.record(Ended::Error, self.receiver.request_metrics());
                 let error = SequenceError::DeviceFailed(reason.to_owned());
                 sequence.sink.send(EngineOutput::Failed(error));
             }

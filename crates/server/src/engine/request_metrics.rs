@@ -3,9 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use super::active::ActiveSequence;
 use crate::histogram::{Histogram, PREEMPTIONS, REQUEST_SECONDS, STEP_TOKENS, TOKEN_SECONDS};
-use crate::traces::SequenceSpan;
 
 /// How a sequence ended, in vLLM's words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,16 +83,16 @@ impl RequestMetrics {
     }
 
     /// Counts a sequence that has ended.
-    pub(super) fn record(&self, sequence: &ActiveSequence, how: Ended) {
+    pub(super) fn record(&self, how: Ended, lengths: SequenceLengths, times: &SequenceTimes) {
         self.count(how);
-        let (times, num_generated) = (&sequence.times, sequence.num_generated);
-        if let Some(trace) = &sequence.trace {
-            trace.add(times.span(sequence));
-        }
         let Some(scheduled) = times.scheduled else {
             return;
         };
-        let num_prompt = sequence.request.prompt.len();
+        let SequenceLengths {
+            num_prompt,
+            num_generated,
+            max_tokens,
+        } = lengths;
         let observe = |histogram: &Histogram, value: usize| histogram.observe_value(value as f64);
         observe(&self.prompt_tokens, num_prompt);
         observe(&self.generation_tokens, num_generated);
@@ -103,8 +101,8 @@ impl RequestMetrics {
             num_prompt.saturating_sub(times.num_cached),
         );
         observe(&self.num_preemptions, times.num_preemptions);
-        if sequence.pooler.is_none() {
-            observe(&self.max_tokens, sequence.request.max_tokens);
+        if let Some(max_tokens) = max_tokens {
+            observe(&self.max_tokens, max_tokens);
         }
         let now = Instant::now();
         self.queue_time.observe(scheduled - times.submitted);
@@ -122,13 +120,23 @@ impl RequestMetrics {
     }
 }
 
+/// How long a sequence has become.
+pub(super) struct SequenceLengths {
+    /// Tokens of its prompt.
+    pub(super) num_prompt: usize,
+    /// Tokens after the prompt.
+    pub(super) num_generated: usize,
+    /// Most tokens after the prompt; `None` for a sequence that wants a vector.
+    pub(super) max_tokens: Option<usize>,
+}
+
 /// What a sequence has gone through.
 #[derive(Debug)]
 pub(super) struct SequenceTimes {
     pub(super) submitted: Instant,
     pub(super) scheduled: Option<Instant>,
-    first_token: Option<Instant>,
-    last_token: Option<Instant>,
+    pub(super) first_token: Option<Instant>,
+    pub(super) last_token: Option<Instant>,
     pub(super) num_preemptions: usize,
     num_cached: usize,
 }
@@ -142,23 +150,6 @@ impl SequenceTimes {
             last_token: None,
             num_preemptions: 0,
             num_cached: 0,
-        }
-    }
-
-    /// What a trace shows of its sequence.
-    fn span(&self, sequence: &ActiveSequence) -> SequenceSpan {
-        let request = &sequence.request;
-        SequenceSpan {
-            submitted: self.submitted,
-            scheduled: self.scheduled,
-            first_token: self.first_token,
-            last_token: self.last_token,
-            num_prompt_tokens: request.prompt.len(),
-            num_tokens: sequence.num_generated,
-            max_tokens: request.max_tokens,
-            temperature: request.sampling.temperature,
-            top_p: request.sampling.top_p,
-            adapter: request.adapter.clone(),
         }
     }
 

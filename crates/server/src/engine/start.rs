@@ -7,88 +7,23 @@ use burn::tensor::{DType, Device};
 use kv_paging::{PagedKvCache, Scheduler, SchedulerConfig};
 use lora_4bit::compile_only::real_launches;
 use model_qwen::{
-    ChatTemplate, DeviceError, GenerationConfig, GenerationConfigError, LoadError, LoadOptions,
-    NoBundledData, QwenModel, ResolveError, TemplateError, Tokenizer, TokenizerError,
+    ChatTemplate, GenerationConfig, LoadOptions, QwenModel, TemplateError, Tokenizer,
     bundled_model_dir, is_gpu, parse_device, resolve_model, special_tokens,
 };
 
 use super::adapter_folder::read_adapter;
 use super::adapters::{Adapters, NewAdapter};
-use super::error::AdapterError;
 use super::handle::{EngineHandle, channel};
-use super::memory::{self, MemoryError};
+use super::memory;
 use super::model_info::{ModelDetails, ModelInfo};
 use super::pooling_model::{PoolingInfo, pooling_info};
 use super::progress::StartProgress;
 use super::receiver::OnTaken;
+use super::start_error::StartError;
 use super::stats::EngineLimits;
-use super::worker::Worker;
+use super::worker::{DeviceUse, Worker};
 use crate::config::{Config, ConfigError, Speculation};
-use crate::kv_events::{KvEvents, ListenError};
-
-/// Why the engine does not start.
-#[derive(Debug, thiserror::Error)]
-#[error(transparent)]
-pub enum StartError {
-    /// A setting.
-    Config(#[from] ConfigError),
-    /// There is no bundled model here.
-    NoModel(#[from] NoBundledData),
-    /// `--device`.
-    Device(#[from] DeviceError),
-    /// The hub, or a folder that is not there.
-    Resolve(#[from] ResolveError),
-    /// Tokenizer files.
-    Tokenizer(#[from] TokenizerError),
-    /// The chat template of the model.
-    Template(#[from] TemplateError),
-    /// The chat template that replaces it.
-    #[error("--chat-template: {0}")]
-    ChatTemplate(TemplateError),
-    /// `generation_config.json`.
-    GenerationConfig(#[from] GenerationConfigError),
-    /// Config or weights.
-    Load(#[from] LoadError),
-    /// It does not fit.
-    Memory(#[from] MemoryError),
-    /// Where events of the KV cache are published.
-    KvEvents(#[from] ListenError),
-    /// Limits that contradict each other.
-    Scheduler(#[from] kv_paging::ConfigError),
-    /// `--lora-modules`.
-    Adapter(#[from] AdapterError),
-    /// The device has failed before the first request.
-    #[error(
-        "the device cannot compute a step that requests may need: {0}; decrease --gpu-memory-utilization, --max-num-seqs or \
-         --max-num-batched-tokens, or start with --no-warm-up"
-    )]
-    WarmUp(String),
-    /// It has panicked.
-    #[error("loading the model failed: {0}")]
-    Loading(std::io::Error),
-    /// The operating system refused a thread.
-    #[error("cannot start the engine thread: {0}")]
-    Thread(std::io::Error),
-}
-
-impl StartError {
-    /// Whether the settings are wrong, whatever the model and the machine.
-    pub fn is_of_settings(&self) -> bool {
-        matches!(
-            self,
-            Self::Config(_) | Self::Device(_) | Self::ChatTemplate(_) | Self::Scheduler(_)
-        )
-    }
-}
-
-/// Who computes on an engine's device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum DeviceUse {
-    /// The engine alone: the device's thread may sleep while the engine does, which would keep others waiting.
-    Sole,
-    /// Others in the process, too.
-    Shared,
-}
+use crate::kv_events::KvEvents;
 
 /// Starts engines.
 #[derive(Debug)]

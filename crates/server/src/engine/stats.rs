@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use model_qwen::PoolingType;
 
-use super::pooling_model::WhyPooling;
+use super::why_pooling::WhyPooling;
 use crate::kv_events::KvEventCounts;
 
 /// What the HTTP side must know to refuse a request before it reaches the engine.

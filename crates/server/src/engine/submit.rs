@@ -7,7 +7,7 @@ use super::active::ActiveSequence;
 use super::adapters::AdapterUse;
 use super::error::SequenceError;
 use super::parked::Parked;
-use super::pooling::Pooler;
+use super::pooler::Pooler;
 use super::receiver::{RequestId, Submission};
 use super::request::EngineOutput;
 use super::request_metrics::{Ended, SequenceTimes};
@@ -93,7 +93,7 @@ impl Worker {
     pub(super) fn abort(&mut self, id: RequestId, how: Ended) {
         self.scheduler.abort(id);
         if let Some(sequence) = self.sequences.remove(&id) {
-            self.receiver.request_metrics().record(&sequence, how);
+            sequence.record(how, self.receiver.request_metrics());
         }
         let num = self.parked.len();
         self.parked.retain(|parked| parked.submission.id != id);

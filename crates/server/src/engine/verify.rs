@@ -10,8 +10,8 @@ use kv_paging::{Chunk, Sampled};
 use model_qwen::{Choice, ChoiceRow, Sampler, Want};
 
 use super::active::{ActiveSequence, banned};
-use super::launch::LaunchedChunk;
-use super::speculation::Drafts;
+use super::launched::LaunchedChunk;
+use super::speculation::drafts::Drafts;
 
 impl ActiveSequence {
     /// Adds the rows that give the next token, and those that come after it if the draft is right. Samplers that are `spare` take the

@@ -12,8 +12,8 @@ use model_qwen::{
     RowMask, Sampler, SamplingParams, Throttle, TokenMask, Want,
 };
 
+use super::device_failure::catch;
 use super::progress::StartProgress;
-use super::recovery::catch;
 use super::worker::Worker;
 
 /// How often progress is logged.

@@ -11,18 +11,26 @@ use model_qwen::{GraphRunner, QwenModel};
 
 use super::active::ActiveSequence;
 use super::adapters::Adapters;
-use super::overlap::StepAhead;
+use super::device_failure::{MAX_FAILURES, catch};
 use super::parked::ParkedQueue;
 use super::receiver::EngineReceiver;
-use super::recovery::{MAX_FAILURES, catch};
-use super::speculation::Drafts;
-use super::start::DeviceUse;
+use super::speculation::drafts::Drafts;
+use super::step_ahead::StepAhead;
 use crate::config::Config;
 use crate::kv_events::KvEvents;
 
 /// After a step of so many tokens on a CPU its activations go back to the system: they would stay with the process, and
 /// asking for them anew costs a hundredth of such a step.
 const LONG_STEP: usize = 256;
+
+/// Who computes on an engine's device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DeviceUse {
+    /// The engine alone: the device's thread may sleep while the engine does, which would keep others waiting.
+    Sole,
+    /// Others in the process, too.
+    Shared,
+}
 
 /// Owner of the device, the model and the KV cache.
 pub(super) struct Worker {
@@ -185,7 +193,7 @@ impl Worker {
             ended = true;
             if let Some(sequence) = self.sequences.remove(&sampled.id) {
                 let end = sequence.end(sampled.token);
-                self.receiver.request_metrics().record(&sequence, end.ended);
+                sequence.record(end.ended, self.receiver.request_metrics());
                 sequence.sink.send(end.output);
             }
         }

@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::sleep;
 
-use super::Batch;
+use super::batch::Batch;
 use super::peer::Subscribers;
 use super::replay::Replay;
 use super::wire::encode;

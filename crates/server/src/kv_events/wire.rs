@@ -4,7 +4,7 @@ use rmp_serde::Serializer;
 use rmp_serde::encode::Error;
 use serde::Serialize;
 
-use super::Batch;
+use super::batch::Batch;
 use super::blocks::{Event, Stored};
 use crate::config::EventFormat;
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::Format;
+use super::format::Format;
 use crate::histogram::Histogram;
 
 /// A page of metrics in the making.

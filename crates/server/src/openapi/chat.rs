@@ -4,8 +4,8 @@ use schemars::{JsonSchema as _, SchemaGenerator};
 use serde_json::{Value, json};
 
 use crate::config::TEMPLATE_FIELDS;
-use crate::protocol::chat::ReasoningEffort;
 use crate::protocol::fields::Endpoint;
+use crate::protocol::reasoning_effort::ReasoningEffort;
 
 /// The form of a field that has fields of its own.
 pub(super) fn form(endpoint: Endpoint, field: &str) -> Option<Value> {

@@ -3,8 +3,8 @@
 use schemars::SchemaGenerator;
 use serde_json::{Value, json};
 
+use super::operation::{Answer, Operation, of};
 use super::requests::request;
-use super::{Answer, Operation, of};
 use crate::finetuning::{Checkpoint, Event, FileObject, JobObject};
 use crate::protocol::fields::Endpoint;
 

@@ -1,10 +1,9 @@
 //! The Responses API, Anthropic's and Ollama's.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use super::chat::{self, any_of, name, or_null};
+use super::operation::{Answer, Operation};
 use super::requests::request;
-use super::{Answer, Operation, anthropic, responses};
 use crate::protocol::fields::Endpoint;
 
 /// Routes, what they are for, and the endpoint whose fields a request has. Answers are objects, or streams of them.
@@ -95,69 +94,4 @@ pub(super) fn operations() -> Vec<Operation> {
         answer: Answer::Json(object.clone()),
     };
     posts.into_iter().chain(gets).chain([forget]).collect()
-}
-
-/// The form of a field that means something else here than in OpenAI's older requests.
-pub(super) fn form(endpoint: Endpoint, field: &str) -> Option<Value> {
-    Some(match (endpoint, field) {
-        (Endpoint::Responses, _) => return responses::form(field),
-        (Endpoint::Messages | Endpoint::CountTokens, _) => return anthropic::form(field),
-        (Endpoint::OllamaChat, "messages") => {
-            json!({ "type": ["array", "null"], "items": ollama_turn() })
-        }
-        (Endpoint::OllamaChat, "tools") => {
-            json!({ "type": ["array", "null"], "items": chat::tool() })
-        }
-        (Endpoint::OllamaChat | Endpoint::OllamaGenerate, "format") => any_of(&[
-            json!({ "enum": ["json", "", null] }),
-            json!({ "description": "A JSON schema", "type": "object" }),
-        ]),
-        (Endpoint::OllamaChat | Endpoint::OllamaGenerate, "think") => {
-            any_of(&[json!({ "type": ["boolean", "null"] }), chat::efforts()])
-        }
-        (Endpoint::OllamaGenerate | Endpoint::OllamaEmbeddings, "prompt") => {
-            json!({ "type": ["string", "null"] })
-        }
-        (Endpoint::OllamaEmbed, "input") => json!({ "anyOf": [
-            { "type": ["string", "null"] },
-            { "type": "array", "items": { "type": "string", "minLength": 1 } },
-        ] }),
-        (Endpoint::OllamaEmbed, "dimensions") => {
-            json!({ "type": ["integer", "null"], "minimum": 0 })
-        }
-        (
-            Endpoint::OllamaChat
-            | Endpoint::OllamaGenerate
-            | Endpoint::OllamaEmbed
-            | Endpoint::OllamaEmbeddings,
-            "options",
-        ) => or_null(request(Endpoint::OllamaOptions)),
-        _ => return None,
-    })
-}
-
-/// A message of Ollama's, whose calls have objects of arguments.
-fn ollama_turn() -> Value {
-    let optional = json!({ "type": ["string", "null"] });
-    let function = json!({ "type": "object", "required": ["name"], "properties": {
-        "name": name(),
-        "arguments": { "type": ["object", "null"] },
-    } });
-    json!({
-        "type": "object",
-        "required": ["role"],
-        "properties": {
-            "role": { "enum": ["system", "user", "assistant", "tool"] },
-            "content": optional,
-            "thinking": optional,
-            "images": { "type": ["array", "null"], "maxItems": 0 },
-            "tool_calls": { "type": ["array", "null"], "items": {
-                "type": "object",
-                "required": ["function"],
-                "properties": { "function": function },
-            } },
-            "tool_name": optional,
-            "tool_call_id": optional,
-        },
-    })
 }

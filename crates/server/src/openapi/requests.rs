@@ -2,8 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::chat;
-use super::other_apis::form as other_form;
+use super::{anthropic, chat, ollama, responses};
 use crate::protocol::fields::{Endpoint, FIELDS, Field, Verdict};
 
 /// A request of an endpoint: its fields in `fields.txt`.
@@ -77,7 +76,7 @@ fn forms(endpoint: Endpoint) -> Vec<Value> {
 
 fn property(endpoint: Endpoint, field: &Field) -> Value {
     let mut schema = match &field.verdict {
-        Verdict::Works => other_form(endpoint, field.name)
+        Verdict::Works => form_of_api(endpoint, field.name)
             .or_else(|| chat::form(endpoint, field.name))
             .unwrap_or_else(|| form(endpoint, field)),
         // Whatever it is.
@@ -109,6 +108,22 @@ fn property(endpoint: Endpoint, field: &Field) -> Value {
         schema["description"] = Value::from(note);
     }
     schema
+}
+
+/// The form of a field that means something else in another API than in OpenAI's older requests.
+fn form_of_api(endpoint: Endpoint, field: &str) -> Option<Value> {
+    match (endpoint, field) {
+        (Endpoint::Responses, _) => responses::form(field),
+        (Endpoint::Messages | Endpoint::CountTokens, _) => anthropic::form(field),
+        (
+            Endpoint::OllamaChat
+            | Endpoint::OllamaGenerate
+            | Endpoint::OllamaEmbed
+            | Endpoint::OllamaEmbeddings,
+            "options",
+        ) => Some(chat::or_null(request(Endpoint::OllamaOptions))),
+        _ => ollama::form(endpoint, field),
+    }
 }
 
 /// The values of a field that works.

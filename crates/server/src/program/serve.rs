@@ -9,7 +9,7 @@ use axum::serve::{Listener, ListenerExt};
 use tokio::net::TcpListener;
 use tokio::sync::{oneshot, watch};
 
-use super::print;
+use super::print::print;
 use super::signals::{signaled, signals};
 use super::status_line;
 use crate::config::{Config, Listen};

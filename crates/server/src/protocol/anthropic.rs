@@ -3,6 +3,7 @@
 //! A request becomes a conversation in OpenAI's form, which the chat template knows.
 
 mod blocks;
+pub mod output_config;
 mod system;
 #[cfg(test)]
 mod tests;
@@ -14,11 +15,13 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use super::body::Body;
-use super::chat::{ReasoningEffort, TemplateFields};
+use super::chat::TemplateFields;
 use super::common::{SamplingFields, Texts};
 use super::grammar::RequestedGrammar;
 use super::object::{object, switch};
+use super::reasoning_effort::ReasoningEffort;
 use crate::error::ApiError;
+pub use output_config::OutputConfig;
 
 /// Least `budget_tokens`, as Anthropic and vLLM have it.
 const LEAST_BUDGET: usize = 1024;
@@ -131,15 +134,6 @@ pub enum Display {
     Updates,
     /// Left out.
     Omitted,
-}
-
-/// `output_config`.
-#[derive(Clone, Debug, Default, Deserialize)]
-pub struct OutputConfig {
-    /// `low`, `medium`, `high`, `xhigh`, `max`.
-    pub effort: Option<ReasoningEffort>,
-    /// `{"type": "json_schema", "schema": …}`.
-    pub format: Option<Value>,
 }
 
 /// A conversation to answer, or whose tokens are counted.

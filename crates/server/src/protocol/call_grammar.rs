@@ -1,15 +1,17 @@
 //! What an answer has to keep to where a request says which tools it calls, or that calls follow their schemas: in the terms of
 //! structural tags.
 
+mod closed_schema;
 mod function_form;
 
-use model_qwen::{Grammar, GrammarError, JsonStyle};
+use model_qwen::{Grammar, GrammarError};
 use serde_json::{Value, json};
 
 use super::grammar::RequestedGrammar;
 use super::tools::ToolChoice;
 use crate::answer::{CLOSE_CALL, CLOSE_THINK, OPEN_CALL, OPEN_FUNCTION, OPEN_THINK, Tool};
 use crate::error::ApiError;
+use closed_schema::closed_schema;
 
 /// Line ends that the model may write before a call.
 const LINE_ENDS: &str = r"\n{0,2}";
@@ -214,29 +216,6 @@ fn triggered_calls(
 /// Arguments that follow the tool's schema and have no properties besides.
 fn arguments(tool: &Tool, space: &str) -> Value {
     json!({ "type": "json_schema", "json_schema": closed_schema(&tool.parameters, space) })
-}
-
-/// A schema with no properties besides those that it names; none at all where it says nothing of any.
-fn closed_schema(schema: &Value, space: &str) -> Value {
-    const SAY_NOTHING: [&str; 5] = ["type", "title", "description", "$schema", "required"];
-    let mut schema = schema.clone();
-    if let Value::Object(object) = &mut schema
-        && object.keys().all(|key| SAY_NOTHING.contains(&key.as_str()))
-        && !object
-            .get("required")
-            .is_some_and(|names| *names != json!([]))
-    {
-        object.insert("properties".to_owned(), json!({}));
-    }
-    let style = JsonStyle {
-        compact: false,
-        whitespace_pattern: Some(space.to_owned()),
-        closed_objects: true,
-    };
-    match Grammar::JsonSchema(schema).styled(&style) {
-        Grammar::JsonSchema(schema) => schema,
-        _ => Value::Bool(false),
-    }
 }
 
 /// The first of the tools whose schema cannot be used, if it is the fault of one: the grammar of all calls says what is wrong in

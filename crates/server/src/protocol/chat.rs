@@ -3,12 +3,12 @@
 use std::borrow::Cow;
 
 use model_qwen::{ChatTemplate, RenderOptions, TemplateError};
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::body::Body;
 use super::messages;
+pub use super::reasoning_effort::ReasoningEffort;
 use crate::answer::{CLOSE_THINK, OPEN_FUNCTION, OPEN_THINK};
 use crate::config::TEMPLATE_FIELDS;
 use crate::error::ApiError;
@@ -117,21 +117,6 @@ impl TemplateFields {
             }
         }
     }
-}
-
-/// `reasoning_effort`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-#[schemars(inline)]
-#[expect(missing_docs, reason = "the field's own words")]
-pub enum ReasoningEffort {
-    None,
-    Minimal,
-    Low,
-    Medium,
-    High,
-    XHigh,
-    Max,
 }
 
 /// A conversation as the model reads it.

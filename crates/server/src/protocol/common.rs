@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::body::Body;
 use super::logprobs::LogprobLimit;
 use super::object::object;
+pub use super::stream_options::StreamOptions;
 use crate::error::ApiError;
 use crate::request_id;
 use crate::state::AppState;
@@ -105,15 +106,6 @@ pub enum TruncationSide {
     Left,
     /// Its end.
     Right,
-}
-
-/// `stream_options`.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-pub struct StreamOptions {
-    /// Send usage in a last chunk without choices.
-    pub include_usage: Option<bool>,
-    /// Send usage so far in every chunk.
-    pub continuous_usage_stats: Option<bool>,
 }
 
 /// Checks a `request_id`.

@@ -5,7 +5,8 @@ use model_qwen::{Grammar, JsonStyle, json_type};
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
-use super::fields::{boolean, says_nothing, switch};
+use super::fields::says_nothing;
+use super::switches::{boolean, switch};
 use crate::answer::Tool;
 use crate::error::ApiError;
 

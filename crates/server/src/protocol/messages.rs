@@ -3,7 +3,8 @@
 use model_qwen::json_type;
 use serde_json::{Map, Value, json};
 
-use super::fields::{log_ignored, switch};
+use super::fields::log_ignored;
+use super::switches::switch;
 use crate::error::ApiError;
 
 /// Roles that every template is expected to know.

@@ -7,7 +7,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::Value;
 
-use super::fields::boolean;
+use super::switches::boolean;
 use model_qwen::json_type;
 
 /// A field that is an object, null or absent. What derives `Deserialize` would also read a list of the values in their order.

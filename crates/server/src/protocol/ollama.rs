@@ -16,10 +16,11 @@ pub use embed::{EmbedFields, PromptFields, take_input, take_pooling_options};
 pub use options::Options;
 
 use super::body::Body;
-use super::chat::{ReasoningEffort, TemplateFields};
+use super::chat::TemplateFields;
 use super::fields::{self, Endpoint};
 use super::grammar::RequestedGrammar;
 use super::logprobs::LogprobLimit;
+use super::reasoning_effort::ReasoningEffort;
 use crate::error::ApiError;
 
 /// Fields of `/api/chat` and `/api/generate` besides the prompt.

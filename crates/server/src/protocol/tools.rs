@@ -3,7 +3,7 @@
 use model_qwen::{drop_null_keywords, json_type};
 use serde_json::{Map, Value, json};
 
-use super::fields::switch;
+use super::switches::switch;
 use crate::answer::Tool;
 use crate::error::ApiError;
 

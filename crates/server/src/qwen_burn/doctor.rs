@@ -1,5 +1,6 @@
 //! `qwen-burn doctor`: what this machine has, and what to do about the rest.
 
+mod check;
 mod gpu;
 mod machine;
 mod models;
@@ -12,6 +13,7 @@ use serde::Serialize;
 
 use crate::config::QWEN_BURN;
 use crate::program::print;
+use check::{Check, Status};
 
 /// Say what this machine has for qwen-burn, and what to do about the rest.
 ///
@@ -22,56 +24,6 @@ pub(super) struct DoctorArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
-}
-
-/// How something stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Status {
-    /// It is there.
-    Ok,
-    /// It would be of use.
-    Note,
-    /// Without it something that this build has does not work.
-    Missing,
-}
-
-/// One thing that was looked at.
-#[derive(Debug, Serialize)]
-struct Check {
-    name: &'static str,
-    status: Status,
-    /// What is there.
-    found: String,
-    /// What to do.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    advice: Option<String>,
-}
-
-impl Check {
-    fn ok(name: &'static str, found: impl Into<String>) -> Self {
-        Self {
-            name,
-            status: Status::Ok,
-            found: found.into(),
-            advice: None,
-        }
-    }
-
-    fn note(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self {
-            status: Status::Note,
-            advice: Some(advice.into()),
-            ..Self::ok(name, found)
-        }
-    }
-
-    fn missing(name: &'static str, found: impl Into<String>, advice: impl Into<String>) -> Self {
-        Self {
-            status: Status::Missing,
-            ..Self::note(name, found, advice)
-        }
-    }
 }
 
 /// All that was looked at.
@@ -130,11 +82,6 @@ impl Report {
         }
         text
     }
-}
-
-/// Bytes as a person reads them.
-fn gib(bytes: u64) -> String {
-    format!("{:.1} GiB", bytes as f64 / (1_u64 << 30) as f64)
 }
 
 #[cfg(test)]

@@ -1,18 +1,20 @@
 //! Ollama's `/api/…`.
 
+mod answer;
 mod chat;
 mod embed;
 mod format;
 mod generate;
 mod models;
+mod names;
 mod time;
+mod work;
 
 use axum::http::{StatusCode, Uri};
 use axum::routing::{delete, get, head, post};
 
 use crate::error::ApiError;
 use crate::route::Route;
-use crate::state::AppState;
 
 /// The endpoints.
 pub(crate) fn routes() -> [Route; 14] {
@@ -42,26 +44,4 @@ async fn refuse(uri: Uri) -> ApiError {
         uri.path()
     );
     ApiError::new(StatusCode::NOT_IMPLEMENTED, message)
-}
-
-/// The model's name without the tag that Ollama adds to names without one.
-fn model_name(state: &AppState, requested: &str) -> String {
-    let is_known = |name: &str| state.resolve_model(Some(name)).is_ok();
-    match requested.strip_suffix(":latest") {
-        Some(name) if !is_known(requested) && is_known(name) => name.to_owned(),
-        _ => requested.to_owned(),
-    }
-}
-
-/// Names fields as Ollama does.
-fn renamed(error: ApiError) -> ApiError {
-    error.renamed(&[
-        ("repetition_penalty", "options.repeat_penalty"),
-        ("temperature", "options.temperature"),
-        ("top_k", "options.top_k"),
-        ("top_p", "options.top_p"),
-        ("min_p", "options.min_p"),
-        ("presence_penalty", "options.presence_penalty"),
-        ("frequency_penalty", "options.frequency_penalty"),
-    ])
 }

@@ -1,10 +1,10 @@
-//! Spans in the JSON of OTLP (`opentelemetry/proto/trace/v1/trace.proto`), with the attributes of vLLM's.
+//! Spans in the JSON of OTLP (`opentelemetry/proto/trace/v1/request.proto`), with the attributes of vLLM's.
 
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
-use super::{Parts, RequestTrace, SequenceSpan};
+use super::facts::{Parts, RequestFacts, SequenceSpan};
 
 /// vLLM's name for the span of a request.
 const NAME: &str = "llm_request";
@@ -27,24 +27,24 @@ pub(super) fn message(resource: &[(String, String)], spans: Vec<Value>) -> Value
 }
 
 /// The span of a request.
-pub(super) fn span(trace: &RequestTrace, parts: &Parts) -> Value {
-    let (began, _) = trace.began;
+pub(super) fn span(request: &RequestFacts, parts: &Parts) -> Value {
+    let (began, _) = request.began;
     let start = began.duration_since(UNIX_EPOCH).unwrap_or_default();
     let (took, status) = match parts.end {
         Some((took, status)) => (took, Some(status)),
-        None => (trace.began.1.elapsed(), None),
+        None => (request.began.1.elapsed(), None),
     };
     let mut attributes = Attributes::default();
-    attributes.text("gen_ai.request.id", &trace.request_id);
-    attributes.text("http.route", &trace.route);
+    attributes.text("gen_ai.request.id", &request.request_id);
+    attributes.text("http.route", &request.route);
     if let Some(status) = status {
         attributes.int("http.response.status_code", status.into());
     }
     attributes.seconds("gen_ai.latency.e2e", Some(took));
     if !parts.sequences.is_empty() {
-        of_sequences(trace, parts, &mut attributes);
+        of_sequences(request, parts, &mut attributes);
     }
-    let context = &trace.context;
+    let context = &request.context;
     let mut span = json!({
         "traceId": format!("{:032x}", context.trace_id),
         "spanId": format!("{:016x}", context.span_id),
@@ -67,7 +67,7 @@ pub(super) fn span(trace: &RequestTrace, parts: &Parts) -> Value {
 }
 
 /// What is known of the sequences: times are from the first event of any of them to the last one.
-fn of_sequences(trace: &RequestTrace, parts: &Parts, attributes: &mut Attributes) {
+fn of_sequences(request: &RequestFacts, parts: &Parts, attributes: &mut Attributes) {
     let all = &parts.sequences;
     let first = |time: fn(&SequenceSpan) -> Option<Instant>| all.iter().filter_map(time).min();
     let submitted = first(|sequence| Some(sequence.submitted));
@@ -79,7 +79,7 @@ fn of_sequences(trace: &RequestTrace, parts: &Parts, attributes: &mut Attributes
     for (name, time) in [
         (
             "time_to_first_token",
-            between(Some(trace.began.1), first_token),
+            between(Some(request.began.1), first_token),
         ),
         ("time_in_queue", between(submitted, scheduled)),
         ("time_in_model_prefill", between(scheduled, first_token)),
@@ -106,7 +106,7 @@ fn of_sequences(trace: &RequestTrace, parts: &Parts, attributes: &mut Attributes
     }
     attributes.double("gen_ai.request.temperature", all[0].temperature.into());
     attributes.double("gen_ai.request.top_p", all[0].top_p.into());
-    let model = all[0].adapter.as_ref().unwrap_or(&trace.model);
+    let model = all[0].adapter.as_ref().unwrap_or(&request.model);
     attributes.text("gen_ai.response.model", model);
 }
 

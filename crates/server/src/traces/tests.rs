@@ -5,6 +5,7 @@
 use std::io::{BufReader, Write as _};
 use std::net::TcpListener;
 use std::sync::mpsc;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
@@ -108,7 +109,7 @@ async fn a_request_has_one_span_with_vllms_attributes() {
     let (trace, inner) = (trace.unwrap(), inner.unwrap());
     assert!(Arc::ptr_eq(&trace, &inner) && RequestTrace::current().is_none());
     trace.set_num_choices(2);
-    let (start, _) = (trace.began.1, drop(inner));
+    let (start, _) = (trace.request.began.1, drop(inner));
     for _ in 0..2 {
         trace.add(sequence(start));
     }

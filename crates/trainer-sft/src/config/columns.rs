@@ -2,7 +2,8 @@
 
 use serde_json::Value;
 
-use super::{ConfigError, Method};
+use super::error::ConfigError;
+use super::method::Method;
 
 /// The parts that a field can play.
 const PARTS: [&str; 16] = [

@@ -1,6 +1,6 @@
 //! Ranges of numbers.
 
-use super::ConfigError;
+use super::error::ConfigError;
 
 /// Ranks of an adapter, at most: beyond it stands a typing error, and the first step takes hours.
 pub(super) const MAX_RANK: usize = 16_384;

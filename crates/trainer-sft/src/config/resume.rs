@@ -2,12 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{ConfigError, RunConfig};
-
-/// The settings of a run, in its folder.
-pub(crate) const SETTINGS: &str = "run.toml";
-/// The file that makes a folder a checkpoint.
-pub(crate) const STATE_FILE: &str = "trainer_state.json";
+use super::RunConfig;
+use super::error::ConfigError;
+use super::run_files::STATE_FILE;
 
 impl RunConfig {
     /// Whether this is a run that goes on in the folder that it has written so far.

@@ -1,65 +1,15 @@
 //! What the settings of a run may be, and which of them exclude each other.
 
-use std::path::PathBuf;
-
 use lora_4bit::ComputeDtype;
 use lora_4bit::peft::SAVABLE;
 use model_qwen::{Quantization, linear_names};
-use thiserror::Error;
 
+use super::error::ConfigError;
 use super::ranges::{MAX_BATCH, MAX_RANK, at_least, in_range, positive, whole_in_range};
-use super::{
-    Columns, Config, GradientCheckpointing, LrSchedule, Method, NO_REPORT, SETTINGS, TENSORBOARD,
-};
-use crate::sample_data;
+use super::{Columns, Config, GradientCheckpointing, LrSchedule, Method, NO_REPORT, TENSORBOARD};
 
 /// The value of `--target-modules` that means every linear layer but the output head.
 pub const ALL_LINEAR: &str = "all-linear";
-
-/// A setting that cannot be honoured.
-#[derive(Debug, Error)]
-pub enum ConfigError {
-    /// A value out of range.
-    #[error("--{flag}: expected {expected}, found {found}")]
-    Value {
-        /// The flag without its dashes.
-        flag: &'static str,
-        /// What would be accepted.
-        expected: String,
-        /// What was given.
-        found: String,
-    },
-    /// Nothing to train on.
-    #[error(
-        "--data is missing: give a JSONL file to learn from, for example `--data {}`",
-        sample_data::example().unwrap_or_else(|| "FILE".into()).display()
-    )]
-    NoData,
-    /// Nothing to evaluate on.
-    #[error("--eval-steps needs --eval-data (or --eval-split, but not with --method grpo)")]
-    NoEvalData,
-    /// A run to go on with whose settings are not known.
-    #[error(
-        "--resume: expected the folder of a run or of one of its checkpoints, with the settings of the run in {SETTINGS}; found {}, \
-         which has none: give --data and the other flags of the run, too",
-        path.display()
-    )]
-    NoSettings {
-        /// The folder.
-        path: PathBuf,
-    },
-    /// Two settings exclude each other.
-    #[error("{0}")]
-    Conflict(String),
-    /// The `--config` file, or that of an adapter, cannot be read or has a setting that cannot be honoured.
-    #[error("{path}: {reason}")]
-    File {
-        /// The file.
-        path: String,
-        /// Why.
-        reason: String,
-    },
-}
 
 impl Config {
     /// Checks every setting's range, and that no two exclude each other. Messages name the settings as the command line does:

@@ -3,6 +3,9 @@
 mod asked;
 mod calls;
 mod chat;
+mod columns_flag;
+mod extras;
+mod field_names;
 mod hints;
 mod marks;
 mod pair;
@@ -14,23 +17,26 @@ mod refused;
 mod speaker;
 mod turn;
 mod turns;
+mod values;
 mod whole;
 
 use std::fmt;
 
 use serde_json::{Map, Value, json};
 
-pub(crate) use self::asked::{ASKED, Asked, PROMPTS, has_other_history};
+pub(crate) use self::asked::{ASKED, Asked, has_other_history};
+pub use self::extras::Extras;
+pub(crate) use self::field_names::PROMPTS;
 pub(crate) use self::hints::{columns_for, hint_to_ask};
-pub(crate) use self::reader::describe;
 use self::reader::{Reader, is_filled};
+pub(crate) use self::reader::{describe, named};
 pub(super) use self::speaker::{Speaker, speaker_name};
 use super::error::DataError;
 use super::example::Source;
 use crate::config::Columns;
 
 pub(crate) use self::preference::{Answer, Answers};
-pub(crate) use self::refused::{named, unused_keys};
+pub(crate) use self::refused::unused_keys;
 
 /// What a record was recognised as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -143,15 +149,6 @@ pub struct Chat {
     pub with: Extras,
     /// Whether turns before the first question or after the last answer were left out.
     pub is_cut: bool,
-}
-
-/// What a template gets besides the messages.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Extras {
-    /// Function schemas.
-    pub tools: Option<Value>,
-    /// Further variables, such as `enable_thinking`.
-    pub variables: Map<String, Value>,
 }
 
 impl Chat {

@@ -8,10 +8,11 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use tracing::info;
 
-use super::Dataset;
+use super::dataset::Dataset;
 use super::error::{DataError, MAX_ERRORS};
 use super::example::Source;
 use super::files::STDIN;
+use super::findings::{Print, Survey};
 use super::format::{Answers, Format, Record, unused_keys};
 use super::names::{Names, shown_key};
 use super::open::Progress;
@@ -20,7 +21,6 @@ use super::render::{Rendered, Renderer};
 use super::report::DataReport;
 use super::shown::Shown;
 use super::store::Examples;
-use super::survey::{Print, Survey};
 use crate::config::{Columns, Method};
 use crate::digest;
 

@@ -8,10 +8,11 @@ use tracing::{info, warn};
 
 use crate::chat_format::ChatFormat;
 use crate::config::Config;
+use crate::data::findings::Print;
 use crate::data::format::{ASKED, has_other_history, hint_to_ask};
 use crate::data::objects::{Object, all_objects, objects, refuse};
 use crate::data::render::Rendered;
-use crate::data::survey::{FileCounts, Print, Survey, Surveyed};
+use crate::data::survey::{FileCounts, Survey, Surveyed};
 use crate::data::{DataError, DataReport, Dataset, Datasets, Example, Records, Source, TrainData};
 use crate::error::TrainError;
 use crate::prompts::{self, Prompt};

@@ -16,7 +16,7 @@ use rand_chacha::ChaCha8Rng;
 use tracing::info;
 
 use super::low_rank::{normal, qr, svd};
-use super::read_adapter;
+use super::read::read_adapter;
 use crate::config::InitLora;
 
 /// Time between lines of the log while layers are decomposed, which takes minutes for large models.

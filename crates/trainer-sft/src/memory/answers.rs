@@ -4,7 +4,7 @@
 use super::full::Table;
 use super::gradients::Gradients;
 use super::ledger::{Held, Ledger, Use};
-use super::step::StepShape;
+use super::shape::StepShape;
 use crate::loss::autodiff_chunk_rows;
 use crate::step::explicit::ROWS;
 

@@ -4,7 +4,8 @@ use super::full::{INPUT_NORM, POST_NORM};
 use super::gradients::{LayerGradientLedger, ModuleTensor};
 use super::groups::{AdapterPart, GroupAllocation};
 use super::ledger::{Held, Ledger, Use};
-use super::step::{Activations, StepShape};
+use super::shape::StepShape;
+use super::step::Activations;
 
 impl StepShape<'_> {
     /// What a group's backward pass takes: the gradient of its input is left.

@@ -3,7 +3,7 @@
 use super::gradients::{LayerGradientLedger, ModuleTensor};
 use super::groups::{AdapterPart, GroupAllocation};
 use super::ledger::{Held, Ledger, Use};
-use super::step::StepShape;
+use super::shape::StepShape;
 
 /// Columns of ones that sum over rows.
 pub(super) const ONES: usize = 64;

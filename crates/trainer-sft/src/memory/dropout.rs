@@ -2,7 +2,7 @@
 
 use super::groups::GroupAllocation;
 use super::ledger::{Held, Ledger, Use};
-use super::step::StepShape;
+use super::shape::StepShape;
 
 impl StepShape<'_> {
     /// What the adapters of a group make of its masked input, each with a mask of its own.

@@ -3,7 +3,7 @@
 use super::gradients::{Gradients, LayerGradientLedger, ModuleTensor, ParameterKey};
 use super::groups::GroupAllocation;
 use super::ledger::{Held, Ledger, Use};
-use super::step::StepShape;
+use super::shape::StepShape;
 use crate::step::explicit::{ROWS, loss_chunk_rows};
 
 /// Places of the norms of a layer, behind those of its linear layers.

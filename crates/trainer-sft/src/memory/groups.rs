@@ -4,7 +4,7 @@ use lora_4bit::training::RANKS;
 use model_qwen::linear_features;
 
 use super::ledger::{Held, Ledger, Use};
-use super::step::StepShape;
+use super::shape::StepShape;
 
 /// The layers that share an input, by their places in [`linear_features`].
 const GROUPS: [&[usize]; 4] = [&[0, 1, 2], &[3], &[4, 5], &[6]];

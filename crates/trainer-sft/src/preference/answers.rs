@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::Objective;
+use super::objective::Objective;
 use crate::batch::Batch;
 use crate::data::{Example, Place, Source};
 use crate::loss::TokenStats;

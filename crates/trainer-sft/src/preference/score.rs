@@ -1,22 +1,13 @@
 //! What a batch of answers adds to the numbers of a step, and how much each of its tokens weighs in the gradient.
 
+use super::Preference;
 use super::answers::{Answers, Read};
 use super::losses::{Compared, dpo, kto, odds};
+use super::objective::Objective;
+use super::step::Step;
 use super::tally::Tally;
-use super::{Objective, Preference};
 use crate::config::LossType;
 use crate::loss::TokenStats;
-
-/// What the batches of a step share.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Step {
-    /// Pairs, or answers where there are no pairs.
-    pub(super) count: usize,
-    /// ORPO: tokens of the chosen texts.
-    pub(super) num_chosen: usize,
-    /// KTO.
-    pub(super) baseline: f64,
-}
 
 /// A batch whose tokens have their stats.
 pub(super) struct Scored<'a> {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::escape;
+use super::escape::escape;
 
 /// Size of a picture, and of the room for its labels.
 const WIDTH: f64 = 720.0;

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use model_qwen::Tokenizer;
 
-use super::escape;
+use super::escape::escape;
 use crate::config::Method;
 use crate::data::{DataError, Examples};
 use crate::preview::{Span, spans};

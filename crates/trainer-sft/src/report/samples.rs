@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::escape;
+use super::escape::escape;
 use crate::samples::Sample;
 
 /// For each prompt the first answer and the last one, the result's; answers in between are folded. Empty without answers.

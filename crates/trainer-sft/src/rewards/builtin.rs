@@ -5,8 +5,8 @@ use std::path::Path;
 use fancy_regex::Regex;
 use serde_json::{Map, Value};
 
+use super::answer::{Answer, Lack};
 use super::schema::Schema;
-use super::{Answer, Lack};
 use crate::config::ConfigError;
 use crate::data::format::describe;
 

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 use ureq::Agent;
 use ureq::http::StatusCode;
 
-use super::{Answer, RewardError};
+use super::answer::{Answer, RewardError};
 use crate::config::ConfigError;
 use crate::data::format::describe;
 

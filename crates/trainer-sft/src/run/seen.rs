@@ -1,16 +1,13 @@
-//! What a run leaves to look at: a report, a picture, TensorBoard's events.
+//! The numbers of the steps: metrics.jsonl and TensorBoard's events.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 
 use tracing::warn;
 
-use super::Run;
 use crate::config::Config;
 use crate::error::{TrainError, output_error};
 use crate::metrics::{MetricsFile, Record};
-use crate::report::Report;
 use crate::tensorboard::EventFile;
 
 /// Where the numbers of the steps go; a disk that fills up does not end the run.
@@ -60,37 +57,6 @@ impl Metrics {
             self.has_failed = true;
             let path = path(self).unwrap_or(Path::new(""));
             warn!("{}: {error}; the run goes on", path.display());
-        }
-    }
-}
-
-impl Run<'_> {
-    /// Writes `report.html` and `loss.svg` of a run that has ended, by an error where there is a `failure`.
-    pub(super) fn write_report(&self, failure: Option<&TrainError>) {
-        let records = self.state.log_history.iter();
-        let records = records.filter_map(|line| serde_json::from_str(line.get()).ok());
-        let report = Report {
-            summary: &self.summary,
-            settings: &self.config.to_toml(),
-            records: &records.collect::<Vec<Record>>(),
-            samples: self.samples.as_ref(),
-            pictures: &self.pictures,
-            examples: (self.loader.steps_per_epoch()).map(|_| self.loader.examples()),
-            method: self.config.method.method,
-            failure: failure.map(TrainError::to_string),
-        };
-        for (name, text) in [
-            ("report.html", report.html()),
-            ("loss.svg", report.loss_svg()),
-        ] {
-            let path = self.config.run.output.join(name);
-            if !text.is_empty()
-                && let Err(error) = fs::write(&path, text)
-            {
-                // Half of it shows nothing.
-                let _ = fs::remove_file(&path);
-                warn!("{}: {error}; nothing else needs it", path.display());
-            }
         }
     }
 }

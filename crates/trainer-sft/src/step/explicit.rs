@@ -24,8 +24,10 @@ use crate::full::embedding_gradient;
 use crate::gate::{self, WorkUnit};
 use crate::loss::{LmHead, Targets, TrainedLmHead, indices, spread};
 use crate::parameters::{EMBEDDINGS, GradientStore};
+use crate::step::checkpointing::Checkpointing;
+use crate::step::head::{lm_head, trained_lm_head};
 use crate::step::offload::{Offload, bring_back};
-use crate::step::{Checkpointing, StepOptions, lm_head, trained_lm_head};
+use crate::step::options::StepOptions;
 
 /// Rows of a batch are a multiple of this: gradients of weights are sums over rows, and kernels take so many at once.
 pub(crate) const ROWS: usize = 64;
@@ -408,8 +410,11 @@ impl<'a> Layer<'a> {
         let d = shared.attention.backward(a.qkv, a.attended, a.lse, d);
         let head_norms = self.head_norms().zip(a.unrotated);
         let head_norms = head_norms.map(|(norms, qkv)| HeadNormInput { qkv, norms });
-        if let Some(HeadNormInput { qkv, norms }) = &head_norms {
-            sink.head_norms(*norms, qkv, &d, shared);
+        if let Some(HeadNormInput { qkv, norms }) = &head_norms
+            && sink.trainable.is_full()
+        {
+            let d = (shared.attention).rotate_backward(d.clone(), None, &shared.rotary);
+            sink.head_norms(*norms, qkv, &d, &shared.model.config);
         }
         let d = (shared.attention).rotate_backward(d, head_norms, &shared.rotary);
         let layers = [(q, &attn.q_proj), (k, &attn.k_proj), (v, &attn.v_proj)];

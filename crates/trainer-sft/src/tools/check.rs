@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use model_qwen::{QwenConfig, Tokenizer, is_gpu};
 
-use super::{End, ToolError, ToolOutput};
+use super::error::ToolError;
+use super::output::{End, ToolOutput};
 use crate::Footprint;
 use crate::batch::{DataLoader, LoaderOptions};
 use crate::chat_format::ChatFormat;

@@ -1,6 +1,7 @@
 //! `trainer-sft inspect`: what a folder holds, and what is wrong with it.
 
 mod adapter;
+mod json_file;
 mod model;
 mod show;
 
@@ -18,6 +19,7 @@ use crate::checkpoint::OPTIMIZER_FILE;
 use crate::config::{SETTINGS, STATE_FILE, newest_checkpoint};
 
 pub use adapter::{AdapterFacts, Norms};
+use json_file::read_json;
 pub use model::{DtypeFacts, ModelFacts};
 
 /// What a folder holds.
@@ -97,9 +99,10 @@ pub fn inspect(args: &InspectArgs) -> Result<Report, ToolError> {
         problems: Vec::new(),
     };
     if is_adapter {
-        adapter::look(&mut report, args.model.as_deref())?;
+        let facts = adapter::look(path, args.model.as_deref(), &mut report.problems)?;
+        report.adapter = Some(facts);
     } else if is_model {
-        model::look(&mut report);
+        report.model = Some(model::look(path, &mut report.problems));
     } else {
         let checkpoint = has(SETTINGS).then(|| newest_checkpoint(path)).flatten();
         report.problems.push(match checkpoint {
@@ -147,13 +150,6 @@ fn look_at_training(report: &mut Report) {
             Err(error) => report.problems.push(format!("run.toml: {error}")),
         }
     }
-}
-
-/// A JSON file, or what is wrong with it.
-fn read_json(path: &Path) -> Result<Value, String> {
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let bytes = fs::read(path).map_err(|error| format!("{name}: {error}"))?;
-    serde_json::from_slice(&bytes).map_err(|error| format!("{name}: {error}"))
 }
 
 /// Bytes of the files in a folder, without those of folders in it.

@@ -14,9 +14,9 @@ use super::arguments::MergeArgs;
 use super::base::{BaseForm, base_model, load_adapter};
 use super::error::ToolError;
 use super::evaluate::{EvalData, Which};
+use super::output::{End, ToolOutput};
 use super::progress::{bar, follow, follow_merge};
 use super::staging::{Staging, check_new};
-use super::{End, ToolOutput};
 use crate::commands::{Commands, quoted};
 
 /// The folder of the NF4 weights while they are written, inside that of the dense ones.

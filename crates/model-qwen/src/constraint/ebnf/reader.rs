@@ -2,8 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use super::{Expression, MAX_DEPTH, Rule, is_name};
-use crate::constraint::grammar::GrammarError;
+use super::rule::{Expression, Rule, is_name};
+use crate::constraint::grammar_error::GrammarError;
+
+/// Groups inside one another.
+const MAX_DEPTH: usize = 100;
 
 /// What is left of a grammar's source.
 pub(super) struct Reader<'a> {

@@ -1,7 +1,5 @@
 //! Expressions that may end in any text, to which what follows puts an end.
 
-use super::joined;
-
 /// An expression of Lark, as its alternatives.
 pub(super) struct Content(Vec<Alternative>);
 
@@ -77,5 +75,18 @@ pub(super) fn one(all: Vec<String>) -> String {
     match all.as_slice() {
         [only] => only.clone(),
         several => format!("({})", several.join(" | ")),
+    }
+}
+
+/// Expressions one after the other.
+pub(super) fn joined(parts: &[String]) -> String {
+    let parts: Vec<&str> = parts
+        .iter()
+        .map(String::as_str)
+        .filter(|part| !part.is_empty())
+        .collect();
+    match parts.is_empty() {
+        true => "\"\"".to_owned(),
+        false => parts.join(" "),
     }
 }

@@ -2,8 +2,37 @@
 
 use serde_json::{Map, Value};
 
-use super::super::grammar::{GrammarError, invalid};
+use crate::constraint::grammar_error::{GrammarError, invalid};
 use crate::json_file::json_type;
+
+/// An object of a request, whose every key is known; other keys may say nothing: null, false or an empty list.
+pub(super) fn object<'a>(
+    value: &'a Value,
+    what: &str,
+    keys: &[&str],
+) -> Result<&'a Map<String, Value>, GrammarError> {
+    let Value::Object(object) = value else {
+        return invalid(format!(
+            "{what}: expected an object, found {}",
+            json_type(value)
+        ));
+    };
+    let says_nothing = |value: &Value| match value {
+        Value::Null | Value::Bool(false) => true,
+        Value::Array(items) => items.is_empty(),
+        _ => false,
+    };
+    let unknown = object
+        .iter()
+        .find(|(key, value)| !keys.contains(&key.as_str()) && !says_nothing(value));
+    match unknown {
+        None => Ok(object),
+        Some((key, _)) => invalid(format!(
+            "{what}: the key `{key}` is not supported, expected {}",
+            keys.join(", ")
+        )),
+    }
+}
 
 pub(super) fn text<'a>(object: &'a Map<String, Value>, key: &str) -> Result<&'a str, GrammarError> {
     match object.get(key) {

@@ -8,8 +8,11 @@ use burn::tensor::{DType, Device, Int, Tensor};
 use kv_paging::DecodeStep;
 use tracing::trace_span;
 
-use super::super::cube::{self, NONE, PendingWords, queues, top_logits_of};
-use super::super::ints;
+use super::super::cube::abilities::supports;
+use super::super::cube::choose::{NONE, top_logits_of};
+use super::super::cube::int8_lm_head;
+use super::super::cube::read::{PendingWords, queues};
+use super::super::integers::ints;
 use crate::sampling::{Draw, LogitChanges, TopLogits};
 
 /// Choosing tokens on a GPU.
@@ -171,7 +174,7 @@ pub(crate) fn change_logits(logits: &Tensor<2>, changes: &Tensor<1, Int>, inputs
 pub(crate) fn draw_tokens(logits: &Tensor<2>, draws: &[Draw]) -> Option<PendingIds> {
     let ([rows, _], device) = (logits.dims(), logits.device());
     assert_eq!(rows, draws.len(), "draws of the rows");
-    if !cube::supports(logits) {
+    if !supports(logits) {
         return None;
     }
     if draws.iter().all(Draw::is_argmax) {
@@ -214,7 +217,7 @@ pub(crate) fn changes_of<'a>(
 pub(crate) fn largest_logits(logits: &Tensor<2>, scales: &[f32]) -> Option<PendingLargest> {
     let [rows, _] = logits.dims();
     assert_eq!(rows, scales.len(), "scales of the rows");
-    if !cube::supports(logits) {
+    if !supports(logits) {
         return None;
     }
     let bits: Vec<i32> = scales.iter().map(|scale| scale.to_bits() as i32).collect();
@@ -264,7 +267,7 @@ pub(crate) struct GpuInt8LmHead {
 impl GpuInt8LmHead {
     /// The copy of `weight [vocab, hidden]`. `None` where there are no kernels for it.
     pub(crate) fn new(weight: &Tensor<2>) -> Option<Self> {
-        if !cube::can_copy_int8(weight) {
+        if !int8_lm_head::can_copy(weight) {
             return None;
         }
         let (codes, factors) = Dispatch::gpu_copy_lm_head(weight.clone().into_dispatch());
@@ -277,7 +280,7 @@ impl GpuInt8LmHead {
     /// Bytes of memory of the copy of `weight [vocab, hidden]`; 0 where there are no kernels for it.
     pub(crate) fn bytes_of(weight: &Tensor<2>) -> usize {
         let [vocab, hidden] = weight.dims();
-        match cube::can_copy_int8(weight) {
+        match int8_lm_head::can_copy(weight) {
             true => vocab * (hidden + 16),
             false => 0,
         }
@@ -285,7 +288,7 @@ impl GpuInt8LmHead {
 
     /// Whether [`GpuInt8LmHead::argmax`] takes so many rows at once.
     pub(crate) fn takes(rows: usize) -> bool {
-        rows <= cube::MAX_INT8_ROWS
+        rows <= int8_lm_head::MAX_ROWS
     }
 
     /// Bytes of memory.

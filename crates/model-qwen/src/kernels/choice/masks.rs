@@ -6,7 +6,8 @@ use std::sync::Arc;
 use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Int, Tensor};
 
-use super::super::{cube, ints};
+use super::super::cube::abilities::supports;
+use super::super::integers::ints;
 use super::gpu::GpuChoiceOps as _;
 use crate::constraint::TokenMask;
 use crate::sampling::RowMask;
@@ -18,7 +19,7 @@ use crate::sampling::RowMask;
 /// logits `[rows, vocab]`.
 pub(crate) fn mask_logits(logits: &Tensor<2>, masks: &[RowMask]) -> bool {
     let [_, vocab] = logits.dims();
-    if !cube::supports(logits) {
+    if !supports(logits) {
         return false;
     }
     if masks.is_empty() {
@@ -89,7 +90,7 @@ impl MaskTable {
     /// # Panics
     /// When there are more different masks than there is room for.
     pub(crate) fn apply(&mut self, logits: &Tensor<2>, masks: &[RowMask]) -> bool {
-        if !cube::supports(logits) {
+        if !supports(logits) {
             return false;
         }
         if masks.is_empty() {

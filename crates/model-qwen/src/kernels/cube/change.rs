@@ -3,7 +3,7 @@
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::UNITS;
+use super::launch::UNITS;
 use crate::sampling::LogitChanges;
 
 /// Changes logits `[rows, vocab]` in place as `changes` says, which has [`LogitChanges::words`] of the rows; `inputs` has for each

@@ -5,8 +5,8 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use super::launch::{UNITS, empty_of};
 use super::units::{bound_of_top, of_all_units, places};
-use super::{UNITS, empty_of};
 use crate::sampling::TopLogits;
 use lora_4bit::kernels::sum_of_cube;
 

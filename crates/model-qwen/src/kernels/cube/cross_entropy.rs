@@ -3,14 +3,16 @@
 // `#[cube]` makes a module without a comment for each public function.
 #![allow(missing_docs)]
 
+use burn::backend::cubecl::dtype_to_elem_type;
+use burn::tensor::{DType, Shape};
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::int8_lm_head::max_of_cube;
-use super::{
-    CubeTensor, DType, Shape, UNITS, dtype_to_elem_type, empty_device_contiguous_dtype,
-    into_contiguous,
-};
+use super::launch::UNITS;
+use super::units::max_of_cube;
 use lora_4bit::kernels::sum_of_cube;
 
 /// Below every logit. Finite, since WGSL has no infinities.

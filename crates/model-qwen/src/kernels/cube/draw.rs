@@ -10,8 +10,8 @@ use super::choose::{
     INFINITY, LOWEST, NEG_INFINITY, NONE, OWN, PART, PART_WORDS, ROW_HEADER, ROW_TOP, ROW_WORDS,
     key_of, largest_of_cube, top_logits, value_of,
 };
+use super::launch::{UNITS, empty_of};
 use super::units::{bound_of_top, of_all_units, places};
-use super::{UNITS, empty_of};
 use lora_4bit::kernels::sum_of_cube;
 
 /// Entries of a row that a unit looks at.

@@ -6,40 +6,25 @@
 
 mod kernels;
 
-pub(super) use kernels::max_of_cube;
-
 use burn::backend::cubecl::dtype_to_elem_type;
-use burn::tensor::DType;
+use burn::tensor::{DType, Tensor};
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use super::abilities::has_plane_operations;
 use super::choose::argmax_of_parts;
-use super::{UNITS, empty_of};
+use super::launch::{UNITS, empty_of};
+use kernels::{Kind, PART, ROWS};
 
 /// Rows of `x`, at most: with more, reading all of lm_head costs less.
-pub(in super::super) const MAX_ROWS: usize = 4;
+pub(in crate::kernels) const MAX_ROWS: usize = 4;
 /// Codes of a load.
 const CODES: usize = 16;
 /// Values of a row in the registers of a cube.
 const MAX_HIDDEN: usize = 8192;
-/// Rows of lm_head that a plane multiplies at once.
-const ROWS: usize = 4;
 /// Loads of each of them that are in flight together, at most.
 const MAX_UNROLL: usize = 3;
-/// Rows of lm_head that a cube looks through for those that are multiplied as they are.
-const PART: usize = 1024;
-
-/// What `bound_rows` is compiled for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Kind {
-    /// Rows of `x`.
-    m: usize,
-    /// Loads of each row at once.
-    unroll: usize,
-    /// Whether the last ones may lie past its end.
-    is_ragged: bool,
-}
 
 /// Whether lm_head of this shape and type can be copied.
 pub(super) fn supports([vocab, hidden]: [usize; 2], dtype: DType) -> bool {
@@ -47,6 +32,11 @@ pub(super) fn supports([vocab, hidden]: [usize; 2], dtype: DType) -> bool {
         && hidden.is_multiple_of(CODES)
         && (1..=MAX_HIDDEN).contains(&hidden)
         && vocab > 0
+}
+
+/// Whether lm_head `[vocab, hidden]` can be copied, and the copy used.
+pub(in crate::kernels) fn can_copy(weight: &Tensor<2>) -> bool {
+    supports(weight.dims(), weight.dtype()) && has_plane_operations(&weight.device())
 }
 
 /// The same matrix with each row in one piece.

@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::UNITS;
+use super::launch::UNITS;
 
 /// Bit by bit, the largest key that at least `top` of the cube's keys reach.
 #[cube]
@@ -102,4 +102,22 @@ pub(super) fn places(count: u32, shared: &mut Shared<[u32]>) -> (usize, usize) {
     }
     sync_cube();
     (at, num)
+}
+
+/// The largest value of all units of a cube, for each of them.
+#[cube]
+pub(super) fn max_of_cube(value: f32) -> f32 {
+    // A plane has at least four units.
+    let mut values = Shared::<[f32]>::new_slice(comptime!(UNITS / 4));
+    let planes = (CUBE_DIM / PLANE_DIM) as usize;
+    let value = plane_max(value);
+    if UNIT_POS_PLANE == 0 {
+        values[(UNIT_POS / PLANE_DIM) as usize] = value;
+    }
+    sync_cube();
+    let mut largest = values[0];
+    for plane in 1..planes {
+        largest = max(largest, values[plane]);
+    }
+    largest
 }

@@ -9,7 +9,7 @@ use rand::RngExt as _;
 use rand::seq::SliceRandom as _;
 use rand_chacha::ChaCha8Rng;
 
-use super::{AT_ONCE, Sample};
+use super::sample::{AT_ONCE, Sample};
 use crate::bench::dataset_args::DatasetArgs;
 use crate::bench::records::Burst;
 use crate::bench::texts::Texts;

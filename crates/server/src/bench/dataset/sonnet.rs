@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use rand::RngExt as _;
 use rand_chacha::ChaCha8Rng;
 
-use super::Sample;
+use super::sample::Sample;
 use crate::bench::dataset_args::DatasetArgs;
 use crate::bench::texts::Texts;
 

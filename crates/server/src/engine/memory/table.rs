@@ -6,7 +6,7 @@ use kv_paging::KvShape;
 use schemars::JsonSchema;
 use serde::Serialize;
 
-use super::GIB;
+use super::units::GIB;
 
 /// How the memory of the device is divided when the engine starts. Parts are in bytes.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, JsonSchema)]

@@ -4,7 +4,7 @@ use model_qwen::json_type;
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
-use crate::protocol::fields::switch;
+use crate::protocol::switches::switch;
 
 /// A block that the model can read.
 #[derive(Debug, PartialEq)]

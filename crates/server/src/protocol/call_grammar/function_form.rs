@@ -3,7 +3,7 @@
 
 use serde_json::{Map, Value, json};
 
-use super::closed_schema;
+use super::closed_schema::closed_schema;
 use crate::answer::{OPEN_FUNCTION, Tool, is_null};
 use crate::error::ApiError;
 

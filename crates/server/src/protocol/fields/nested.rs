@@ -4,10 +4,10 @@ use std::sync::LazyLock;
 
 use serde_json::{Map, Value};
 
-use super::super::anthropic::OutputConfig;
-use super::super::common::StreamOptions;
-use super::super::field_names::field_names;
-use super::Endpoint;
+use super::endpoint::Endpoint;
+use crate::protocol::anthropic::output_config::OutputConfig;
+use crate::protocol::field_names::field_names;
+use crate::protocol::stream_options::StreamOptions;
 
 /// A place in a request, `[]` for each element of a list, and the keys that are known there.
 type Place = (&'static [&'static str], &'static [&'static str]);

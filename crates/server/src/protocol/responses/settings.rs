@@ -4,7 +4,7 @@ use model_qwen::json_type;
 use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
-use crate::protocol::chat::ReasoningEffort;
+use crate::protocol::reasoning_effort::ReasoningEffort;
 
 /// What `include` may have; all but two are of tools that the server doesn't have, or of images.
 pub(crate) const INCLUDABLE: [&str; 8] = [

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::callee::{Callee, flat_name};
 use crate::error::ApiError;
-use crate::protocol::fields::boolean;
+use crate::protocol::switches::boolean;
 
 /// Keys of a function tool.
 const FUNCTION: [&str; 5] = ["type", "name", "description", "parameters", "strict"];

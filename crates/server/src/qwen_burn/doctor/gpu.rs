@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use model_qwen::device::{compiled_backends, cuda_compiler};
 use model_qwen::parse_device;
 
-use super::Check;
+use super::check::Check;
 
 /// Where WSL2 has the libraries of the driver of Windows.
 const WSL_FOLDER: &str = "/usr/lib/wsl/lib";

@@ -6,7 +6,7 @@ use lora_4bit::kernels::plan::CpuFeatures;
 use model_qwen::HubOptions;
 use sysinfo::System;
 
-use super::{Check, gib};
+use super::check::Check;
 
 /// What the bundled model and a server of it need.
 const LEAST_MEMORY: u64 = 1 << 30;
@@ -105,4 +105,9 @@ fn disk() -> Option<Check> {
             "delete what is not needed, or set HF_HOME to a folder on another disk",
         ),
     })
+}
+
+/// Bytes as a person reads them.
+fn gib(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / (1_u64 << 30) as f64)
 }

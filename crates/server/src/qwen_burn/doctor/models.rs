@@ -4,7 +4,7 @@ use std::path::Path;
 
 use model_qwen::{HubOptions, bundled_data_dir};
 
-use super::Check;
+use super::check::Check;
 
 pub(super) fn checks() -> Vec<Check> {
     let options = HubOptions::from_env();

@@ -8,7 +8,7 @@ use axum::extract::State;
 use super::super::embeddings::of_vectors;
 use super::super::pooling::{pool, tokens};
 use super::super::prompt::{Length, prepare_request};
-use super::model_name;
+use super::names::model_name;
 use super::time::nanoseconds;
 use crate::engine::PoolRequest;
 use crate::error::ApiError;

@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::super::fim::supports_fim;
 use super::super::reasoning::model_has_reasoning;
-use super::model_name;
+use super::names::model_name;
 use super::time::rfc3339;
 use crate::error::ApiError;
 use crate::protocol::body::Body;

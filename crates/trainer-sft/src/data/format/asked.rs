@@ -4,11 +4,12 @@ use serde_json::{Map, Value};
 
 use super::super::error::DataError;
 use super::super::example::Source;
-use super::reader::{Reader, is_filled};
-use super::refused::named;
+use super::extras::Extras;
+use super::field_names::PROMPTS;
+use super::reader::{Reader, is_filled, named};
+use super::role_of;
 use super::turn::{Turn, plain};
 use super::turns::{after_system, is_of_assistant, says_nothing, start_of_answer};
-use super::{Extras, role_of};
 use crate::config::Columns;
 
 /// The fields of a record that its prompt is made of.
@@ -22,8 +23,6 @@ pub(crate) const ASKED: [&str; 8] = [
     "functions",
     "chat_template_kwargs",
 ];
-/// Those of them that have the question itself.
-pub(crate) const PROMPTS: [&str; 3] = ["prompt", "messages", "conversations"];
 /// What a prompt may be, for messages.
 pub(crate) const EXPECTED: &str =
     "a text, or a list of messages with `role` and `content` that ends before an answer";

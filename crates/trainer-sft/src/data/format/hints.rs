@@ -4,11 +4,13 @@ use serde_json::{Map, Value};
 
 use super::super::error::DataError;
 use super::super::example::{Place, Source};
-use super::asked::PROMPTS;
-use super::question::{LISTS, listed};
+use super::Record;
+use super::columns_flag::{Pairs, flag, texts};
+use super::field_names::{ANSWERS, LISTS, PROMPTS, REJECTED, TARGET, WANTED};
+use super::preference::Answers;
 use super::reader::{Reader, is_filled};
 use super::turns::{is_of_assistant, is_pair};
-use super::{Answers, Record};
+use super::values::listed;
 use crate::commands::quoted;
 use crate::config::{Columns, Method};
 
@@ -30,59 +32,12 @@ const QUESTIONS: [&str; 13] = [
 ];
 /// A question beside a translation of it, and else where a record is from.
 const SOURCE: &str = "source";
-/// Names of answers. An answer that is worked out comes before the bare one beside it.
-pub(super) const ANSWERS: [&str; 15] = [
-    "completion",
-    "solution",
-    "generated_solution",
-    "answer",
-    "response",
-    "output",
-    "generation",
-    "assistant",
-    "bot",
-    "message_2",
-    "summary",
-    TARGET,
-    "targets",
-    "label_text",
-    "reply",
-];
-const TARGET: &str = "target";
-/// Names of wanted answers beside rejected ones.
-pub(super) const WANTED: [&str; 4] = [
-    "chosen",
-    "chosen_response",
-    "chosen_messages",
-    "preferred_output",
-];
-/// Names of the answers that are not wanted, in the same order.
-pub(super) const REJECTED: [&str; 4] = [
-    "rejected",
-    "rejected_response",
-    "rejected_messages",
-    "non_preferred_output",
-];
 /// What may stand beside a question, under any of the names.
 const BESIDE: [(&str, &[&str]); 3] = [
     ("system", &["system", "system_prompt"]),
     ("history", &["history"]),
     ("tools", &["tools", "functions"]),
 ];
-
-/// Parts, and the fields of the record that would play them.
-pub(super) type Pairs<'a> = Vec<(&'static str, &'a str)>;
-
-/// `--columns` as a shell takes it; `None` where a name of a field has a comma.
-pub(super) fn flag(pairs: &Pairs<'_>) -> Option<String> {
-    let is_written = pairs.iter().all(|(_, field)| !field.contains(','));
-    is_written.then(|| format!("--columns {}", quoted(&texts(pairs).join(","))))
-}
-
-fn texts(pairs: &Pairs<'_>) -> Vec<String> {
-    let texts = pairs.iter().map(|(part, field)| format!("{part}={field}"));
-    texts.collect()
-}
 
 /// The `--columns` that read a record for `method`, which is not read without.
 pub(crate) fn columns_for(fields: &Map<String, Value>, method: Method) -> Option<Vec<String>> {

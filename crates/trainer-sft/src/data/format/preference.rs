@@ -4,11 +4,11 @@ use serde_json::Value;
 
 use super::super::error::DataError;
 use super::super::example::Source;
-use super::hints::flag;
+use super::columns_flag::flag;
 use super::question::has_answers;
-use super::reader::{Reader, describe, is_filled};
-use super::refused::{named, verdict_of};
+use super::reader::{Reader, describe, is_filled, named};
 use super::turns::{is_of_assistant, start_of_answer, text_of};
+use super::values::verdict_of;
 use super::{Content, Format, Record, fields_of, keys_of};
 use crate::config::{Columns, Method};
 

@@ -3,39 +3,17 @@
 use serde_json::{Map, Value, json};
 
 use super::super::error::DataError;
-use super::hints::flag;
+use super::columns_flag::flag;
+use super::field_names::{JUDGED, LISTS, OPENAI, TEXTS};
 use super::reader::{Reader, is_filled};
-use super::refused::verdict_of;
 use super::speaker::Speaker;
 use super::turn::plain;
 use super::turns::{after_system, is_pair, text_of};
+use super::values::{listed, verdict_of};
 use crate::config::{Columns, Method};
 
-/// Lists of turns that may be the question, in the order in which they are looked for.
-pub(super) const LISTS: [&str; 3] = ["messages", "conversations", "conversation"];
-/// Texts that may be the question.
-const TEXTS: [&str; 3] = ["instruction", "question", "query"];
-/// What the answers are called in OpenAI's files.
-const OPENAI: [(&str, &str); 2] = [
-    ("chosen", "preferred_output"),
-    ("rejected", "non_preferred_output"),
-];
-/// Texts that may be the answer that a label is about.
-const JUDGED: [&str; 2] = ["output", "response"];
 /// What a text without a chat template has no place for.
 const OF_TEMPLATE: [&str; 4] = ["system", "tools", "functions", "chat_template_kwargs"];
-
-/// The items of a list, which a table has as JSON; `None` for what is none, and for an empty one.
-pub(super) fn listed(value: &Value) -> Option<Vec<Value>> {
-    let items = match value {
-        Value::Array(items) => items.clone(),
-        Value::String(text) if text.trim_start().starts_with('[') => {
-            serde_json::from_str(text).ok()?
-        }
-        _ => return None,
-    };
-    (!items.is_empty()).then_some(items)
-}
 
 /// What a part of a record says, however it is written. A text is a turn of this role.
 fn turns(value: &Value, role: &str) -> Vec<Value> {
@@ -54,25 +32,10 @@ fn turns(value: &Value, role: &str) -> Vec<Value> {
     }
 }
 
-/// Whether this key of a record is its question, where it has no `prompt`.
-pub(super) fn is_question(key: &str) -> bool {
-    LISTS.contains(&key) || TEXTS.contains(&key) || ["input", "history"].contains(&key)
-}
-
-/// Whether this key of a record is its answer, where it has a label and no `completion`.
-pub(super) fn is_answer(key: &str) -> bool {
-    JUDGED.contains(&key)
-}
-
 /// Whether a record has its answers under the names of TRL.
 pub(super) fn has_answers(fields: &Map<String, Value>) -> bool {
     let keys = ["completion", "chosen", "rejected"];
     keys.iter().any(|key| is_filled(fields.get(*key)))
-}
-
-/// Whether this key of a record is an answer of OpenAI's.
-pub(super) fn is_openai_answer(key: &str) -> bool {
-    OPENAI.iter().any(|(_, theirs)| *theirs == key)
 }
 
 impl Reader<'_> {

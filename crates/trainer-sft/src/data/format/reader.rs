@@ -4,10 +4,10 @@ use serde_json::{Map, Value, json};
 
 use super::super::error::{DataError, NOTHING};
 use super::super::example::Source;
+use super::super::names::shown_keys;
 use super::super::wide;
-use super::Extras;
-use super::question::listed;
-use super::refused::named;
+use super::extras::Extras;
+use super::values::listed;
 use crate::config::Columns;
 
 /// Reads fields of one record; errors know the record's place and its own names of the fields.
@@ -262,4 +262,9 @@ pub(crate) fn describe(value: Option<&Value>) -> String {
         Some(Value::Array(_)) => "a list".into(),
         Some(Value::Object(_)) => "an object".into(),
     }
+}
+
+/// The first names of fields, for messages.
+pub(crate) fn named(fields: &Map<String, Value>) -> String {
+    shown_keys(fields.keys())
 }

@@ -3,14 +3,14 @@
 use serde_json::{Map, Value};
 
 use super::super::error::DataError;
-use super::super::names::shown_keys;
 use super::Format;
-use super::hints::{ANSWERS, REJECTED, WANTED, flag};
+use super::columns_flag::flag;
+use super::field_names::{ANSWERS, REJECTED, WANTED, is_answer, is_openai_answer, is_question};
 use super::marks::is_mark_of_record;
-use super::question::{is_answer, is_openai_answer, is_question};
-use super::reader::{Reader, is_filled};
+use super::reader::{Reader, is_filled, named};
 use super::speaker::speaker_name;
 use super::turns::is_pair;
+use super::values::verdict_of;
 use crate::commands::quoted;
 
 /// The accepted keys.
@@ -272,26 +272,6 @@ impl Reader<'_> {
             found.push_str(&format!(" (did you mean `{near}`?)"));
         }
         found
-    }
-}
-
-/// The first names of fields, for messages.
-pub(crate) fn named(fields: &Map<String, Value>) -> String {
-    shown_keys(fields.keys())
-}
-
-/// What a label says: true, false, 0 and 1, also as tables have them.
-pub(super) fn verdict_of(label: &Value) -> Option<bool> {
-    match label {
-        Value::Bool(label) => Some(*label),
-        Value::Number(label) if label.as_f64() == Some(1.0) => Some(true),
-        Value::Number(label) if label.as_f64() == Some(0.0) => Some(false),
-        Value::String(label) => match label.trim().to_lowercase().as_str() {
-            "true" | "1" | "1.0" => Some(true),
-            "false" | "0" | "0.0" => Some(false),
-            _ => None,
-        },
-        _ => None,
     }
 }
 

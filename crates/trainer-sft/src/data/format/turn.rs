@@ -5,8 +5,7 @@ use serde_json::{Map, Value, json};
 use super::super::error::DataError;
 use super::TurnKind;
 use super::parts::Parts;
-use super::reader::{Reader, describe, is_filled};
-use super::refused::named as keys_of;
+use super::reader::{Reader, describe, is_filled, named};
 use super::speaker::Speaker;
 
 /// One turn.
@@ -134,7 +133,7 @@ impl Reader<'_> {
             .and_then(Speaker::named);
         speaker.ok_or_else(|| {
             let found = match given.get(keys.role) {
-                None if !given.is_empty() => format!("nothing among {}", keys_of(given)),
+                None if !given.is_empty() => format!("nothing among {}", named(given)),
                 found => describe(found),
             };
             self.error_found(format!("{place}.{}", keys.role), keys.roles, found)

@@ -4,8 +4,8 @@ use burn::tensor::Tensor;
 use kv_paging::HeadNorms;
 use lora_4bit::training::{AdapterGradients, Group, rms_norm_weight_gradient};
 use lora_4bit::{Linear, Norm};
+use model_qwen::QwenConfig;
 
-use super::Shared;
 use crate::parameters::{GradientStore, LORA_A, LORA_B, LORA_MAGNITUDE, Trainable};
 
 /// Where the gradients of a layer go.
@@ -75,19 +75,14 @@ impl GradientSink<'_> {
         }
     }
 
-    /// Of the norms of heads, from queries, keys and values before them and the gradient of what was rotated.
+    /// Of the norms of heads, from queries, keys and values before them and the gradient of what was normalised. Of a full step.
     pub(super) fn head_norms(
         &mut self,
         norms: HeadNorms<'_>,
         x: &Tensor<2>,
         d: &Tensor<2>,
-        shared: &Shared<'_>,
+        config: &QwenConfig,
     ) {
-        if !self.trainable.is_full() {
-            return;
-        }
-        let d = (shared.attention).rotate_backward(d.clone(), None, &shared.rotary);
-        let config = &shared.model.config;
         let [tokens, _] = x.dims();
         let (width, eps) = (config.head_dim, norms.eps);
         let mut first = 0;
@@ -95,7 +90,7 @@ impl GradientSink<'_> {
             ("self_attn.q_norm", norms.q, config.num_attention_heads),
             ("self_attn.k_norm", norms.k, config.num_key_value_heads),
         ] {
-            let [x, d] = [x, &d].map(|all| {
+            let [x, d] = [x, d].map(|all| {
                 let own = all.clone().narrow(1, first, heads * width);
                 own.reshape([tokens * heads, width])
             });

@@ -12,7 +12,7 @@ use model_qwen::FolderShapes;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{Report, read_json};
+use super::json_file::read_json;
 use crate::tools::base::named_model;
 use crate::tools::error::ToolError;
 
@@ -62,28 +62,30 @@ pub struct Norms {
     pub max: f64,
 }
 
-/// Looks at the adapter in the report's folder.
-pub(super) fn look(report: &mut Report, model: Option<&str>) -> Result<(), ToolError> {
-    let folder = report.path.clone();
+/// Looks at the adapter in a folder.
+pub(super) fn look(
+    folder: &Path,
+    model: Option<&str>,
+    problems: &mut Vec<String>,
+) -> Result<AdapterFacts, ToolError> {
     let mut facts = AdapterFacts::default();
-    if let Err(problem) = read_config(&folder, &mut facts) {
-        report.problems.push(problem);
+    if let Err(problem) = read_config(folder, &mut facts) {
+        problems.push(problem);
     }
-    facts.dtypes = dtypes(&folder);
-    match LoraAdapter::load(&folder) {
+    facts.dtypes = dtypes(folder);
+    match LoraAdapter::load(folder) {
         Ok(adapter) => {
-            read_matrices(&adapter, &mut facts, &mut report.problems);
-            facts.is_compared = compare(&adapter, model, &mut report.problems)?;
+            read_matrices(&adapter, &mut facts, problems);
+            facts.is_compared = compare(&adapter, model, problems)?;
         }
         Err(error) => {
             let problem = error.to_string();
-            if !report.problems.contains(&problem) {
-                report.problems.push(problem);
+            if !problems.contains(&problem) {
+                problems.push(problem);
             }
         }
     }
-    report.adapter = Some(facts);
-    Ok(())
+    Ok(facts)
 }
 
 /// The fields of `adapter_config.json`, also where the adapter is refused.

@@ -1,13 +1,13 @@
 //! What a model folder holds.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use model_qwen::{
     ChatTemplate, Checkpoint, GenerationConfig, MergedWeights, QwenConfig, Tokenizer,
 };
 use serde::Serialize;
 
-use super::Report;
 use crate::chat_format::ModelFilesError;
 
 /// A model.
@@ -46,10 +46,8 @@ pub struct DtypeFacts {
     pub num_parameters: usize,
 }
 
-/// Looks at the model in the report's folder.
-pub(super) fn look(report: &mut Report) {
-    let folder = &report.path;
-    let problems = &mut report.problems;
+/// Looks at the model in a folder.
+pub(super) fn look(folder: &Path, problems: &mut Vec<String>) -> ModelFacts {
     let mut facts = ModelFacts::default();
     match QwenConfig::load(folder) {
         Ok(config) => {
@@ -96,7 +94,7 @@ pub(super) fn look(report: &mut Report) {
         }
         Err(error) => problems.push(error.to_string()),
     }
-    report.model = Some(facts);
+    facts
 }
 
 /// Adds a problem that is not said yet.

@@ -3,12 +3,15 @@
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::super::UNITS;
 use super::super::choose::{key_of, value_of};
-use super::super::units::places;
-use super::{Kind, PART, ROWS};
+use super::super::launch::UNITS;
+use super::super::units::{max_of_cube, places};
 use lora_4bit::kernels::sum_of_cube;
 
+/// Rows of lm_head that a plane multiplies at once.
+pub(super) const ROWS: usize = 4;
+/// Rows of lm_head that a cube looks through for those that are multiplied as they are.
+pub(super) const PART: usize = 1024;
 /// Bounds that a unit looks at.
 const OWN: usize = PART / UNITS;
 /// The largest integer of `x`: its upper part times 128 and its lower one are signed bytes.
@@ -17,6 +20,17 @@ const LARGEST: f32 = 16_000.0;
 const ROUNDING: f32 = 2e-5;
 /// Lengths are rounded up by this much.
 const LENGTHEN: f32 = 1.0 + 1e-3;
+
+/// What `bound_rows` is compiled for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Kind {
+    /// Rows of `x`.
+    pub(super) m: usize,
+    /// Loads of each row at once.
+    pub(super) unroll: usize,
+    /// Whether the last ones may lie past its end.
+    pub(super) is_ragged: bool,
+}
 
 /// Rounds each row to bytes.
 #[cube(launch_unchecked)]
@@ -72,24 +86,6 @@ pub(super) fn copy_rows<W: Float>(
 
 /// No scale is smaller, so that it has an inverse.
 const SMALLEST: f32 = 1e-30;
-
-/// The largest value of all units of a cube, for each of them.
-#[cube]
-pub(in super::super) fn max_of_cube(value: f32) -> f32 {
-    // A plane has at least four units.
-    let mut values = Shared::<[f32]>::new_slice(comptime!(UNITS / 4));
-    let planes = (CUBE_DIM / PLANE_DIM) as usize;
-    let value = plane_max(value);
-    if UNIT_POS_PLANE == 0 {
-        values[(UNIT_POS / PLANE_DIM) as usize] = value;
-    }
-    sync_cube();
-    let mut largest = values[0];
-    for plane in 1..planes {
-        largest = max(largest, values[plane]);
-    }
-    largest
-}
 
 /// Normalises each row of `x`, and splits it in integers for the bytes of lm_head: 16 upper parts, then the lower ones. Of
 /// each row `ranges` has what the integers are multiplied with, its length, and the length of what they lack.

@@ -1,0 +1,30 @@
+//! What a value of a record says, in each of the ways in which files write it.
+
+use serde_json::Value;
+
+/// The items of a list, which a table has as JSON; `None` for what is none, and for an empty one.
+pub(super) fn listed(value: &Value) -> Option<Vec<Value>> {
+    let items = match value {
+        Value::Array(items) => items.clone(),
+        Value::String(text) if text.trim_start().starts_with('[') => {
+            serde_json::from_str(text).ok()?
+        }
+        _ => return None,
+    };
+    (!items.is_empty()).then_some(items)
+}
+
+/// What a label says: true, false, 0 and 1, also as tables have them.
+pub(super) fn verdict_of(label: &Value) -> Option<bool> {
+    match label {
+        Value::Bool(label) => Some(*label),
+        Value::Number(label) if label.as_f64() == Some(1.0) => Some(true),
+        Value::Number(label) if label.as_f64() == Some(0.0) => Some(false),
+        Value::String(label) => match label.trim().to_lowercase().as_str() {
+            "true" | "1" | "1.0" => Some(true),
+            "false" | "0" | "0.0" => Some(false),
+            _ => None,
+        },
+        _ => None,
+    }
+}
