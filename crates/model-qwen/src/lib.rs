@@ -50,6 +50,7 @@ mod special_tokens;
 pub mod sys;
 mod throttle;
 pub mod tokenizer;
+pub mod wide_integers;
 
 pub use burn;
 
