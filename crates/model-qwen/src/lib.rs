@@ -32,6 +32,7 @@ pub mod graph_runner;
 pub mod hub;
 mod json_file;
 pub mod kernels;
+mod links;
 pub mod load;
 pub mod merge;
 mod mlp;
