@@ -91,7 +91,7 @@ pub use sampling::{
     Ahead, Draw, LogprobsMode, RowMask, SampledToken, Sampler, SamplingError, SamplingParams,
     ThinkingBudget, TopLogits, logprobs_of,
 };
-pub use save::SaveError;
+pub use save::{SaveError, stored_dtype};
 pub use special_tokens::special_tokens;
 pub use throttle::Throttle;
 pub use tokenizer::{Tokenizer, TokenizerError};
