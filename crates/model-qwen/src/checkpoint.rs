@@ -1,6 +1,8 @@
 //! Weight files: single or sharded safetensors, mapped into memory and handed out without a copy.
 
+mod absent;
 mod finite;
+mod whole;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -17,6 +19,7 @@ use safetensors::{Dtype, SafeTensors};
 use serde::Deserialize;
 
 use crate::json_file::{read_text, refuse_stand_in};
+use crate::links::dangling;
 use crate::model_folder::{INDEX, SINGLE};
 use crate::sys::map_file::{map_file, release};
 
@@ -82,6 +85,18 @@ pub enum CheckpointError {
         /// Place of the first such value.
         index: usize,
         /// The value.
+        found: f32,
+    },
+    /// A weight is too large for the dtype that it is loaded in.
+    #[error(
+        "{dir}: tensor `{name}`: {found} is too large for f16, expected at most 65504: choose bf16 or f32"
+    )]
+    TooLarge {
+        /// The folder.
+        dir: PathBuf,
+        /// The tensor.
+        name: String,
+        /// The first such value.
         found: f32,
     },
     /// A tensor has a dtype that weights cannot have.
@@ -151,7 +166,7 @@ impl Checkpoint {
         let index = dir.join(INDEX);
         let single = dir.join(SINGLE);
         if single.is_file() {
-            checkpoint.add_shard(&single)?;
+            checkpoint.add_shard(&single, &BTreeMap::new())?;
         } else if index.is_file() {
             let text = read_text(&index).map_err(|message| CheckpointError::Format {
                 path: index.clone(),
@@ -168,11 +183,13 @@ impl Checkpoint {
                 .filter(|file| !dir.join(file).exists())
                 .map(|file| file.as_str())
                 .collect();
-            if !missing.is_empty() {
+            if let Some(first) = missing.first() {
+                let link = dangling(&dir.join(first));
+                let link = link.map_or_else(String::new, |link| format!(" ({first} is {link})"));
                 return Err(CheckpointError::Format {
                     path: index.clone(),
                     message: format!(
-                        "expected the files of `weight_map` beside it, {} of {} are missing: {}",
+                        "expected the files of `weight_map` beside it, {} of {} are missing: {}{link}",
                         missing.len(),
                         files.len(),
                         missing.join(", ")
@@ -188,7 +205,7 @@ impl Checkpoint {
                         ),
                     });
                 }
-                checkpoint.add_shard(&dir.join(file))?;
+                checkpoint.add_shard(&dir.join(file), &parsed.weight_map)?;
             }
             for (name, file) in &parsed.weight_map {
                 if !checkpoint.entries.contains_key(name) {
@@ -201,13 +218,18 @@ impl Checkpoint {
         } else {
             return Err(CheckpointError::NoWeights {
                 dir: dir.to_owned(),
-                hint: other_weights(dir),
+                hint: absent::hint(dir),
             });
         }
         Ok(checkpoint)
     }
 
-    fn add_shard(&mut self, path: &Path) -> Result<(), CheckpointError> {
+    /// Maps one file. Of a tensor that several files have, the one in the file that `weight_map` names is used.
+    fn add_shard(
+        &mut self,
+        path: &Path,
+        weight_map: &BTreeMap<String, String>,
+    ) -> Result<(), CheckpointError> {
         let read = |source| CheckpointError::Read {
             path: path.to_owned(),
             source,
@@ -230,8 +252,12 @@ impl Checkpoint {
         refuse_stand_in(&map).map_err(format)?;
         let bytes = SharedBytes::from_owner(Mapped(map.clone()));
         let tensors = SafeTensors::deserialize(&bytes)
-            .map_err(|e| format(format!("not a whole safetensors file: {e}")))?;
+            .map_err(|e| format(whole::what_is_wrong(&bytes, &e.to_string())))?;
+        let file = path.file_name().unwrap_or_default().to_string_lossy();
         for (name, view) in tensors.iter() {
+            if weight_map.get(name).is_some_and(|named| *named != file) {
+                continue;
+            }
             let start = view.data().as_ptr() as usize - bytes.as_ptr() as usize;
             let entry = Entry {
                 shard: self.shards.len(),
@@ -244,7 +270,6 @@ impl Checkpoint {
                 return Err(format(format!("tensor `{name}` is also in another shard")));
             }
         }
-        let file = path.file_name().unwrap_or_default().to_string_lossy();
         self.shards.push(Shard {
             file: file.into_owned(),
             bytes,
@@ -320,6 +345,22 @@ impl Checkpoint {
         })
     }
 
+    /// Refuses a tensor of floats with a value that f16 would turn into an infinity.
+    pub(crate) fn check_fits_f16(&self, name: &str) -> Result<(), CheckpointError> {
+        let Some(entry) = self.entries.get(name) else {
+            return Ok(());
+        };
+        let bytes = &self.shards[entry.shard].bytes[entry.start..entry.end];
+        match finite::first_too_large(entry.dtype, bytes) {
+            None => Ok(()),
+            Some(found) => Err(CheckpointError::TooLarge {
+                dir: self.dir.clone(),
+                name: name.to_owned(),
+                found,
+            }),
+        }
+    }
+
     /// Takes the pages of a tensor out of this process's memory: for one that was copied and isn't read again.
     pub fn release(&self, name: &str) {
         if let Some(entry) = self.entries.get(name) {
@@ -376,77 +417,44 @@ impl Checkpoint {
     }
 }
 
-/// What explains that a folder has no weights by the names that they are looked for.
-fn other_weights(dir: &Path) -> String {
-    let names = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    let mut names: Vec<String> = names
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect();
-    names.sort_unstable();
-    let is_adapter = |name: &&String| name.starts_with("adapter_");
-    let safetensors = names.iter().filter(|name| name.ends_with(".safetensors"));
-    let safetensors: Vec<&str> = safetensors
-        .filter(|name| !is_adapter(name))
-        .map(String::as_str)
-        .collect();
-    let has = |end: &str| names.iter().any(|name| name.ends_with(end));
-    match safetensors.as_slice() {
-        [one] => {
-            format!(" ({one} has another name: call it model.safetensors if it is the whole model)")
-        }
-        [first, .., last] => format!(
-            " ({} files from {first} to {last} are shards without the index that belongs to them: fetch it, too)",
-            safetensors.len()
-        ),
-        [] if names.iter().any(|name| name.starts_with("pytorch_model")) => {
-            " (pytorch_model.bin must be converted to safetensors)".to_owned()
-        }
-        [] if has(".gguf") => " (GGUF files are not read)".to_owned(),
-        [] if has("adapter_config.json") => {
-            " (this is an adapter: name its base model, and load the adapter on it)".to_owned()
-        }
-        [] => String::new(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn write(path: &Path, tensors: &[(&str, f32)]) {
+        let values: Vec<_> = tensors
+            .iter()
+            .map(|(name, value)| (name, value.to_le_bytes()))
+            .collect();
+        let views = values
+            .iter()
+            .map(|(name, bytes)| (*name, TensorView::new(Dtype::F32, vec![1], bytes).unwrap()));
+        safetensors::serialize_to_file(views, None, path).unwrap();
+    }
+
     #[test]
-    fn weights_by_other_names_are_named() {
-        let hint = |names: &[&str]| {
-            let dir = tempfile::tempdir().unwrap();
-            for name in names {
-                std::fs::write(dir.path().join(name), "").unwrap();
-            }
-            match Checkpoint::open(dir.path()) {
-                Err(CheckpointError::NoWeights { hint, .. }) => hint,
-                _ => panic!("{names:?} are weights"),
-            }
-        };
-        for name in ["consolidated.safetensors", "pytorch_model.safetensors"] {
-            let found = hint(&[name, "config.json"]);
-            assert!(
-                found.starts_with(&format!(" ({name} has another name")),
-                "{found}"
-            );
+    fn a_tensor_of_two_shards_is_the_one_that_the_index_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let shard = |name: &str| dir.path().join(name);
+        write(&shard("1.safetensors"), &[("a", 1.0), ("b", 2.0)]);
+        write(&shard("2.safetensors"), &[("a", 3.0), ("c", 4.0)]);
+        let index =
+            |map: &str| std::fs::write(shard(INDEX), format!("{{\"weight_map\": {map}}}")).unwrap();
+        for (file, expected) in [("1", 1.0), ("2", 3.0)] {
+            index(&format!(
+                r#"{{"a": "{file}.safetensors", "b": "1.safetensors", "c": "2.safetensors"}}"#
+            ));
+            let checkpoint = Checkpoint::open(dir.path()).unwrap();
+            let tensor = checkpoint.tensor("a", [1], &Device::flex()).unwrap();
+            assert_eq!(tensor.into_scalar::<f32>(), expected);
+            assert_eq!(checkpoint.names().count(), 3);
         }
-        let shards = [
-            "model-00002-of-00002.safetensors",
-            "model-00001-of-00002.safetensors",
-        ];
-        let found = hint(&shards);
-        let expected = format!(
-            "2 files from {} to {} are shards without",
-            shards[1], shards[0]
+        index(r#"{"b": "1.safetensors", "c": "2.safetensors"}"#);
+        let error = Checkpoint::open(dir.path()).unwrap_err().to_string();
+        assert!(
+            error.contains("tensor `a` is also in another shard"),
+            "{error}"
         );
-        assert!(found.contains(&expected), "{found}");
-        let bin = hint(&["pytorch_model-00001-of-00002.bin"]);
-        assert!(bin.contains("must be converted"), "{bin}");
-        let adapter = hint(&["adapter_config.json", "adapter_model.safetensors"]);
-        assert!(adapter.contains("this is an adapter"), "{adapter}");
-        assert_eq!(hint(&["config.json"]), "");
     }
 
     #[test]

@@ -69,6 +69,9 @@ pub struct QwenConfig {
     pub qk_norm: bool,
     /// What the file says of the longest text, in tokens; see [`QwenConfig::context_length`].
     pub max_position_embeddings: usize,
+    /// Tokens that the sliding window of some layers reaches, where that is less than the longest text: up to there, a text has
+    /// full attention.
+    pub sliding_window: Option<usize>,
     /// Tokens that end a text, as far as `config.json` says.
     pub eos_token_ids: Vec<u32>,
     /// Token that starts a text, where there is one.
@@ -78,13 +81,15 @@ pub struct QwenConfig {
 }
 
 impl QwenConfig {
-    /// Tokens of the longest text: `max_position_embeddings`, or as far as the scaling of RoPE reaches.
+    /// Tokens of the longest text: `max_position_embeddings`, or as far as the scaling of RoPE reaches; no more than a sliding
+    /// window shows.
     pub fn context_length(&self) -> usize {
         let max = self.max_position_embeddings;
-        match &self.rope_scaling {
+        let max = match &self.rope_scaling {
             Some(scaling) => scaling.context_length(max).min(MAX_CONTEXT),
             None => max,
-        }
+        };
+        self.sliding_window.map_or(max, |window| window.min(max))
     }
 
     /// The `config.json` that describes this model to transformers and to [`QwenConfig::load`].
@@ -117,6 +122,11 @@ impl QwenConfig {
         });
         if qwen3 {
             json["attention_bias"] = Value::from(self.attention_bias);
+        }
+        if let Some(window) = self.sliding_window {
+            json["use_sliding_window"] = true.into();
+            json["sliding_window"] = window.into();
+            json["max_window_layers"] = 0.into();
         }
         if let Some(scaling) = &self.rope_scaling {
             json["rope_scaling"] = scaling.to_json();
@@ -262,21 +272,46 @@ mod tests {
     }
 
     #[test]
-    fn a_window_is_refused_where_it_hides_a_token() {
+    fn a_text_is_no_longer_than_a_window() {
         let window = |layers: Value, window: Value| {
-            parse(|json| {
+            let config = parse(|json| {
                 json["use_sliding_window"] = true.into();
                 json["max_window_layers"] = layers;
                 json["sliding_window"] = window;
-            })
+            });
+            config.unwrap()
         };
-        assert!(window(json!(1), json!(100)).is_err());
-        assert!(window(json!(2), json!(100)).is_ok(), "no layer has one");
-        assert!(
-            window(json!(0), json!(512)).is_ok(),
-            "it is as long as the context"
-        );
-        assert!(window(json!(0), Value::Null).is_ok());
+        for (layers, tokens, expected) in [
+            (json!(1), json!(100), 100),
+            // No layer has one.
+            (json!(2), json!(100), 512),
+            // It is as long as the context.
+            (json!(0), json!(512), 512),
+            (json!(0), Value::Null, 512),
+        ] {
+            let config = window(layers, tokens);
+            assert_eq!(config.context_length(), expected);
+            let text = config.to_json().to_string();
+            let read = QwenConfig::from_json(&text, Path::new("x")).unwrap();
+            assert_eq!(read, config);
+        }
+        let mut json: Value = serde_json::from_str(QWEN2).unwrap();
+        json["use_sliding_window"] = true.into();
+        json["sliding_window"] = 100.into();
+        let types = json!(["full_attention", "sliding_attention"]);
+        for (types, expected) in [
+            (types, 100),
+            (json!(["full_attention", "full_attention"]), 512),
+        ] {
+            json["layer_types"] = types;
+            let file = JsonFile::parse(&json.to_string(), "config.json".into()).unwrap();
+            let (config, notes) = check::read(&file).unwrap();
+            assert_eq!(config.context_length(), expected);
+            let is_told = notes
+                .iter()
+                .any(|note| note.contains("up to 100 tokens, not up to 512"));
+            assert_eq!(is_told, expected == 100, "{notes:?}");
+        }
         let types = |types: Value| parse(|json| json["layer_types"] = types);
         assert!(types(json!(["full_attention", "full_attention"])).is_ok());
         for wrong in [

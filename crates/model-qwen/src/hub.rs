@@ -20,6 +20,7 @@ use hf_hub::{Cache, CacheRepo};
 
 #[cfg(feature = "hub")]
 use crate::chat_template::ChatTemplate;
+use crate::links;
 #[cfg(feature = "hub")]
 use crate::model_folder::{INDEX, SINGLE};
 #[cfg(feature = "hub")]
@@ -73,8 +74,10 @@ pub fn resolve_model(id_or_path: &str) -> Result<PathBuf, ResolveError> {
 /// As [`resolve_model`].
 pub fn resolve_model_with(id_or_path: &str, options: &HubOptions) -> Result<PathBuf, ResolveError> {
     let path = Path::new(id_or_path);
-    if path.exists() {
-        if path.join("config.json").is_file() {
+    let is_link_to_nothing = links::dangling(path).is_some();
+    if path.exists() || is_link_to_nothing {
+        let is_whole = describe::dangling_in(path).is_none();
+        if is_whole && path.join("config.json").is_file() {
             return Ok(path.to_path_buf());
         }
         return Err(ResolveError::NotAModelFolder {

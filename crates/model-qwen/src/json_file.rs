@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use crate::links::dangling;
+
 /// Why a JSON file of a model folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum JsonFileError {
@@ -42,6 +44,10 @@ pub(crate) struct JsonFile {
 impl JsonFile {
     /// Reads the object in `path`; an object without fields when there is no such file.
     pub(crate) fn read_optional(path: PathBuf) -> Result<Self, JsonFileError> {
+        if let Some(link) = dangling(&path) {
+            let reason = format!("this is {link}");
+            return Err(JsonFileError::File { path, reason });
+        }
         if !path.exists() {
             let object = Map::new();
             return Ok(Self { path, object });
@@ -315,6 +321,19 @@ mod tests {
             message(error),
             "x.json: expected a JSON object, found a list"
         );
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_to_nothing_is_no_absent_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("generation_config.json");
+        assert!(JsonFile::read_optional(path.clone()).is_ok());
+        std::os::unix::fs::symlink("../../blobs/abc", &path).unwrap();
+        let error = JsonFile::read_optional(path).unwrap_err().to_string();
+        let expected =
+            "generation_config.json: this is a link to ../../blobs/abc, which is not there";
+        assert!(error.contains(expected), "{error}");
     }
 
     #[test]

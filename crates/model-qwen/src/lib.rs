@@ -32,6 +32,7 @@ pub mod graph_runner;
 pub mod hub;
 mod json_file;
 pub mod kernels;
+mod links;
 pub mod load;
 pub mod merge;
 mod mlp;
@@ -50,6 +51,7 @@ mod special_tokens;
 pub mod sys;
 mod throttle;
 pub mod tokenizer;
+pub mod wide_integers;
 
 pub use burn;
 
@@ -89,7 +91,7 @@ pub use sampling::{
     Ahead, Draw, LogprobsMode, RowMask, SampledToken, Sampler, SamplingError, SamplingParams,
     ThinkingBudget, TopLogits, logprobs_of,
 };
-pub use save::SaveError;
+pub use save::{SaveError, stored_dtype};
 pub use special_tokens::special_tokens;
 pub use throttle::Throttle;
 pub use tokenizer::{Tokenizer, TokenizerError};

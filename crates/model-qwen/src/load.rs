@@ -261,6 +261,9 @@ impl Loader<'_> {
         if is_converted || self.options.check_finite_now || !values::may_wait(name, self.device) {
             self.checkpoint.check_finite(name)?;
         }
+        if is_converted && dtype == DType::F16 {
+            self.checkpoint.check_fits_f16(name)?;
+        }
         let tensor = match is_converted {
             true => tensor.cast(dtype),
             false => tensor,

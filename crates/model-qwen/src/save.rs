@@ -5,12 +5,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, Tensor};
+use half::f16;
 use lora_4bit::{Linear, Weight};
 use safetensors::Dtype;
 use safetensors::tensor::{TensorView, serialize_to_file};
 use serde_json::Value;
 
-use crate::config::dtype_name;
+use crate::config::{QwenConfig, dtype_name};
+use crate::load::{LoadError, open};
 use crate::model::QwenModel;
 use crate::model_folder::{SINGLE, dense_config};
 
@@ -30,6 +32,31 @@ pub enum SaveError {
         "cannot write layer `{0}`: expected a dense weight, found NF4; load without quantization"
     )]
     Quantized(String),
+    /// A weight is too large for f16.
+    #[error("tensor `{name}`: {found} is too large for f16, expected at most 65504")]
+    TooLarge {
+        /// The tensor.
+        name: String,
+        /// The first such value.
+        found: f32,
+    },
+}
+
+/// The dtype that a model folder has its embedding in: a model that is made from it is written in the same one.
+///
+/// # Errors
+/// When `config.json` or the weight files cannot be read.
+pub fn stored_dtype(dir: &Path) -> Result<DType, LoadError> {
+    let config = QwenConfig::load(dir)?;
+    let checkpoint = open(dir, &config)?;
+    let embedding = checkpoint.view(&checkpoint.stored("model.embed_tokens.weight"));
+    Ok(match embedding.map(|embedding| embedding.dtype()) {
+        Some(Dtype::BF16) => DType::BF16,
+        Some(Dtype::F16) => DType::F16,
+        Some(Dtype::F32) => DType::F32,
+        // What is wrong with it is said where the model is loaded.
+        _ => config.dtype,
+    })
 }
 
 /// One tensor ready to be written.
@@ -105,8 +132,8 @@ impl QwenModel {
 
     fn parts(&self, dtype: DType) -> Result<Vec<Part>, SaveError> {
         let mut parts = vec![
-            part("model.embed_tokens.weight", &self.embed_tokens, dtype),
-            part("model.norm.weight", &self.norm, dtype),
+            part("model.embed_tokens.weight", &self.embed_tokens, dtype)?,
+            part("model.norm.weight", &self.norm, dtype)?,
         ];
         if !self.config.tie_word_embeddings {
             linear_parts("lm_head", &self.lm_head, dtype, &mut parts)?;
@@ -126,7 +153,7 @@ impl QwenModel {
             ];
             for (name, weight) in norms {
                 let name = format!("model.layers.{i}.{name}.weight");
-                parts.extend(weight.map(|w| part(&name, w, dtype)));
+                parts.extend(weight.map(|w| part(&name, w, dtype)).transpose()?);
             }
         }
         Ok(parts)
@@ -142,23 +169,29 @@ fn linear_parts(
     let Weight::Dense(weight) = &linear.weight else {
         return Err(SaveError::Quantized(name.to_owned()));
     };
-    parts.push(part(&format!("{name}.weight"), weight, dtype));
-    parts.extend(
-        linear
-            .bias
-            .as_ref()
-            .map(|b| part(&format!("{name}.bias"), b, dtype)),
-    );
+    parts.push(part(&format!("{name}.weight"), weight, dtype)?);
+    let bias = linear.bias.as_ref();
+    let bias = bias.map(|bias| part(&format!("{name}.bias"), bias, dtype));
+    parts.extend(bias.transpose()?);
     Ok(())
 }
 
-fn part<const D: usize>(name: &str, tensor: &Tensor<D>, dtype: DType) -> Part {
+fn part<const D: usize>(name: &str, tensor: &Tensor<D>, dtype: DType) -> Result<Part, SaveError> {
     let shape = tensor.dims().to_vec();
     // Converted on the host: not every device has each type.
-    let data = tensor.clone().inner().into_data().convert_dtype(dtype);
-    Part {
+    let data = tensor.clone().inner().into_data();
+    if dtype == DType::F16 && data.dtype() != DType::F16 {
+        let largest = f16::MAX.to_f32();
+        if let Some(found) = data.iter::<f32>().find(|value| value.abs() > largest) {
+            return Err(SaveError::TooLarge {
+                name: name.to_owned(),
+                found,
+            });
+        }
+    }
+    Ok(Part {
         name: name.to_owned(),
         shape,
-        bytes: data.bytes().to_vec(),
-    }
+        bytes: data.convert_dtype(dtype).bytes().to_vec(),
+    })
 }

@@ -6,13 +6,13 @@ use serde_json::{Map, Value};
 
 use crate::json_file::{JsonFile, JsonFileError, says_nothing};
 
-/// The roles that each tokenizer has.
-const ROLES: [&str; 7] = [
+/// The roles that each tokenizer has, in the order in which transformers adds their tokens.
+pub(crate) const ROLES: [&str; 7] = [
     "bos_token",
     "eos_token",
     "unk_token",
-    "pad_token",
     "sep_token",
+    "pad_token",
     "cls_token",
     "mask_token",
 ];

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::tensor::DType;
-use model_qwen::{QwenModel, TEMPLATES, TEXT_FILES, copy_modules};
+use model_qwen::{QwenModel, SaveError, TEMPLATES, TEXT_FILES, copy_modules, stored_dtype};
 use serde_json::{Value, json};
 use tracing::warn;
 
@@ -231,11 +231,30 @@ pub(crate) enum Weights {
         origin: Option<PathBuf>,
         /// The token that ends an answer, where no file of that folder says so.
         end: Option<u32>,
+        /// The dtype that the result is written in.
+        dtype: DType,
     },
 }
 
+/// The dtype that the whole model is written in: that of the weights which the run starts from.
+pub(crate) fn result_dtype(config: &Config) -> Result<DType, TrainError> {
+    Ok(match config.model.folder()? {
+        Some(folder) => stored_dtype(&folder)?,
+        None => config.model.architecture()?.dtype,
+    })
+}
+
 impl Weights {
-    /// Writes the result to `dir`, model weights in `dtype`; every file appears whole or not at all.
+    /// The dtype that the result is written in; an adapter is f32.
+    pub(crate) fn dtype(&self) -> DType {
+        match self {
+            Self::Adapter(_) => DType::F32,
+            Self::Model { dtype, .. } => *dtype,
+        }
+    }
+
+    /// Writes the result to `dir`, model weights in `dtype`, or in bf16 where one is too large for f16; every file appears whole
+    /// or not at all.
     pub(crate) fn save(
         &self,
         model: &QwenModel,
@@ -251,6 +270,7 @@ impl Weights {
                 tokenizer,
                 origin,
                 end,
+                ..
             } => {
                 fs::create_dir_all(dir).map_err(output_error(dir))?;
                 if let Some(folder) = tokenizer {
@@ -267,7 +287,13 @@ impl Weights {
                     let copied = copy_modules(folder, dir);
                     copied.map_err(|error| output_error(dir)(io::Error::other(error)))?;
                 }
-                model.save_as(dir, dtype, origin.as_deref())?;
+                match model.save_as(dir, dtype, origin.as_deref()) {
+                    Err(error @ SaveError::TooLarge { .. }) => {
+                        warn!("{error}: the model is written in bf16");
+                        model.save_as(dir, DType::BF16, origin.as_deref())?;
+                    }
+                    saved => saved?,
+                }
                 follow_umask(dir)
             }
         }

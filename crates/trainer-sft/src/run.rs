@@ -336,11 +336,12 @@ impl<'a> Run<'a> {
     /// Writes what was trained, or with `--load-best` the best checkpoint of it.
     fn write_result(&mut self) -> Result<(), TrainError> {
         self.check_before_writing()?;
+        let dtype = self.weights.dtype();
         let saved = self.go_back_to_best().and_then(|()| {
             let output = &self.config.run.output;
-            self.weights.save(&self.trainer.model, output, DType::BF16)
+            self.weights.save(&self.trainer.model, output, dtype)
         });
-        saved.map_err(|error| self.keep_elsewhere(error, DType::BF16))
+        saved.map_err(|error| self.keep_elsewhere(error, dtype))
     }
 
     /// Ends a run whose evaluation got no rewards. Where these decide, or answers are to be learnt further, a run that goes on must not

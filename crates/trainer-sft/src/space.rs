@@ -7,6 +7,7 @@ use model_qwen::{QwenConfig, linear_features};
 use crate::config::{Config, Optim, RunConfig};
 use crate::error::TrainError;
 use crate::lora;
+use crate::output::result_dtype;
 
 /// Checks that the result and the checkpoints of the run fit into `folder`.
 ///
@@ -25,7 +26,10 @@ pub(crate) fn check(config: &Config, folder: &Path) -> Result<(), TrainError> {
         Optim::Adamw8bit => 2,
     };
     let checkpoints = (4 * halves + moments) * num_checkpoints(&config.run);
-    let result = if config.run.full { 2 } else { 4 * halves };
+    let result = match config.run.full {
+        true => result_dtype(config)?.size() as u64,
+        false => 4 * halves,
+    };
     match lacking(folder, parameters * (result + checkpoints)) {
         Some([needed, free]) => Err(TrainError::Space {
             folder: folder.to_path_buf(),

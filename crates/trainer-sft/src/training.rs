@@ -23,7 +23,7 @@ use crate::grpo::{Grpo, Questions};
 use crate::identity::{self, identify};
 use crate::memory::{self, Machine, MemoryPlan, PlannedRun, RowLengths};
 use crate::metrics::Record;
-use crate::output::{OutputFolder, Weights};
+use crate::output::{OutputFolder, Weights, result_dtype};
 use crate::preference::{Preference, check_labels};
 use crate::report::pictures;
 use crate::rewards::Rewards;
@@ -289,9 +289,15 @@ impl<'a> Training<'a> {
                 tokenizer: config.model.tokenizer.clone().or(config.model.folder()?),
                 origin: config.model.folder()?,
                 end: unknown_end(&format).map(|(token, _)| token),
+                dtype: result_dtype(config)?,
             },
             false => Weights::Adapter(Box::new(add_adapter(config, &mut model)?)),
         };
+        if let Weights::Model { dtype, .. } = &weights {
+            info!(
+                "the result will be written in {dtype:?}, as the weights that it starts from are"
+            );
+        }
         let reference = add_reference(config, &mut model)?;
         let (mut trainer, loader) = start(config, model, loader, total_steps)?;
         if devices.len() > 1 {

@@ -6,6 +6,7 @@ use super::TemplateError;
 use super::json;
 use super::source::block_tags;
 use crate::json_file::json_type;
+use crate::wide_integers::wide_integer;
 
 /// Names under which reasoning text travels; transformers copies it to the first two.
 const REASONING_FIELDS: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
@@ -203,9 +204,10 @@ fn convert_arguments(call: &mut Value, wanted: Arguments) {
             *arguments = Value::Object(Map::new());
         }
         (Arguments::Object, Value::String(text)) => {
-            // What a model wrote need not be JSON; then the template gets the string.
+            // What a model wrote need not be JSON; then the template gets the string. So it does where a whole number would
+            // lose its last digits.
             if let Ok(parsed @ Value::Object(_)) = serde_json::from_str(text)
-                && !has_wide_number(&parsed)
+                && wide_integer(text).is_none()
             {
                 *arguments = parsed;
             }
@@ -214,19 +216,6 @@ fn convert_arguments(call: &mut Value, wanted: Arguments) {
             *arguments = Value::String(json::to_json(arguments));
         }
         _ => {}
-    }
-}
-
-/// Whether a value has a number that may have been a whole one of more than 64 bits, of which a float keeps the first digits only.
-fn has_wide_number(value: &Value) -> bool {
-    const WIDE: f64 = 9_223_372_036_854_775_808.0;
-    match value {
-        Value::Number(number) if number.is_f64() => {
-            number.as_f64().is_some_and(|number| number.abs() >= WIDE)
-        }
-        Value::Array(items) => items.iter().any(has_wide_number),
-        Value::Object(fields) => fields.values().any(has_wide_number),
-        _ => false,
     }
 }
 

@@ -1,5 +1,6 @@
 //! Looks for what is no number among the values of a file, at the speed of memory.
 
+use half::{bf16, f16};
 use rayon::prelude::*;
 use safetensors::Dtype;
 
@@ -20,6 +21,27 @@ pub(super) fn first_not_finite(dtype: Dtype, bytes: &[u8]) -> Option<usize> {
         _ => None,
     };
     first.map(|at| at * 8 / dtype.bitsize())
+}
+
+/// The first finite value that f16 would round to an infinity, or that is larger than its largest number.
+pub(super) fn first_too_large(dtype: Dtype, bytes: &[u8]) -> Option<f32> {
+    let largest = f16::MAX.to_f32();
+    match dtype {
+        Dtype::BF16 => {
+            let largest = bf16::from_f32(largest).to_bits() - 1;
+            let at = first_of::<2>(bytes, |value| u16::from_le_bytes(value) & 0x7fff > largest)?;
+            Some(bf16::from_le_bytes([bytes[at], bytes[at + 1]]).to_f32())
+        }
+        Dtype::F32 => {
+            let largest = largest.to_bits();
+            let at = first_of::<4>(bytes, |value| {
+                u32::from_le_bytes(value) & 0x7fff_ffff > largest
+            })?;
+            let value = bytes[at..].first_chunk::<4>()?;
+            Some(f32::from_le_bytes(*value))
+        }
+        _ => None,
+    }
 }
 
 /// Whether all bits of the exponent are set.
@@ -78,5 +100,28 @@ mod tests {
         }
         assert_eq!(first_not_finite(Dtype::F16, &f16::MAX.to_le_bytes()), None);
         assert_eq!(first_not_finite(Dtype::U8, &[0xff; 8]), None);
+    }
+
+    #[test]
+    fn what_f16_cannot_hold_is_found() {
+        for (value, is_too_large) in [
+            (65504.0f32, false),
+            (-65504.0, false),
+            (65280.0, false),
+            (65536.0, true),
+            (-99840.0, true),
+            (f32::MAX, true),
+        ] {
+            let expected = is_too_large.then_some(value);
+            let values = [1.0, value, -2.0];
+            let bytes: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            assert_eq!(first_too_large(Dtype::F32, &bytes), expected, "{value}");
+            let rounded = bf16::from_f32(value);
+            // The nearest number of bf16 may be another one.
+            if rounded.to_f32() == value {
+                let bytes = [bf16::ONE, rounded].map(bf16::to_le_bytes).concat();
+                assert_eq!(first_too_large(Dtype::BF16, &bytes), expected, "{value}");
+            }
+        }
     }
 }

@@ -67,7 +67,7 @@ pub(super) fn read(file: &JsonFile) -> Result<(QwenConfig, Vec<String>), JsonFil
         ));
     }
 
-    let config = QwenConfig {
+    let mut config = QwenConfig {
         hidden_size,
         intermediate_size: top.required("intermediate_size")?,
         num_hidden_layers: num_layers(&top)?,
@@ -83,12 +83,21 @@ pub(super) fn read(file: &JsonFile) -> Result<(QwenConfig, Vec<String>), JsonFil
         attention_bias: !qwen3 || top.boolean("attention_bias")?.unwrap_or(false),
         qk_norm: qwen3,
         max_position_embeddings,
+        sliding_window: None,
         eos_token_ids: top.token_ids("eos_token_id")?,
         bos_token_id: top.token_ids("bos_token_id")?.first().copied(),
         dtype: dtype(&top)?,
         model_type,
     };
-    full_attention(&top, &config)?;
+    let longest = config.context_length();
+    config.sliding_window =
+        window(&top, config.num_hidden_layers)?.filter(|window| *window < longest);
+    if let Some(window) = config.sliding_window {
+        notes.push(format!(
+            "sliding_window: attention is computed up to {window} tokens, not up to {longest}: a longer text would have tokens \
+             that the window hides"
+        ));
+    }
     Ok((config, notes))
 }
 
@@ -178,8 +187,8 @@ fn context(file: &JsonFile, notes: &mut Vec<String>) -> Result<usize, JsonFileEr
     Ok(limit.min(max))
 }
 
-/// Refuses layers whose attention does not reach the start of the longest text.
-fn full_attention(top: &Nested<'_>, config: &QwenConfig) -> Result<(), JsonFileError> {
+/// Tokens that the layers with the shortest attention reach; `None` where all of them have full attention.
+fn window(top: &Nested<'_>, num_layers: usize) -> Result<Option<usize>, JsonFileError> {
     let uses_window = top.boolean("use_sliding_window")?.unwrap_or(false);
     let window = match uses_window {
         true if top.object().contains_key("sliding_window") => top.positive("sliding_window")?,
@@ -187,42 +196,28 @@ fn full_attention(top: &Nested<'_>, config: &QwenConfig) -> Result<(), JsonFileE
         true => Some(4096),
         false => None,
     };
-    let reaches_all = window.is_none_or(|window| window >= config.context_length());
-    let expected = "full attention in every layer";
     if let Some(types) = top.get("layer_types") {
-        let num = config.num_hidden_layers;
-        let list = types.as_array().filter(|types| types.len() == num);
+        let list = types.as_array().filter(|types| types.len() == num_layers);
         let Some(list) = list else {
-            let expected = format!("a list of {num} layer types, num_hidden_layers");
+            let expected = format!("a list of {num_layers} layer types, num_hidden_layers");
             return Err(top.error("layer_types", expected, types));
         };
-        let is_full = |kind: &Value| match kind.as_str() {
+        let is_known = |kind: &Value| match kind.as_str() {
             Some("full_attention") => true,
-            Some("sliding_attention") => window.is_some() && reaches_all,
+            Some("sliding_attention") => window.is_some(),
             _ => false,
         };
-        return match list.iter().find(|kind| !is_full(kind)) {
-            None => Ok(()),
-            Some(kind) if kind == "sliding_attention" => {
-                Err(top.error("layer_types", expected, "sliding-window attention"))
-            }
+        let expected =
+            "full_attention, or sliding_attention with use_sliding_window and sliding_window";
+        return match list.iter().find(|kind| !is_known(kind)) {
+            None => Ok(window.filter(|_| list.iter().any(|kind| kind == "sliding_attention"))),
             Some(kind) => Err(top.error("layer_types", expected, kind)),
         };
-    }
-    if !uses_window || reaches_all {
-        return Ok(());
     }
     let from = top
         .read("max_window_layers", "a whole number", whole)?
         .unwrap_or(28);
-    if from >= config.num_hidden_layers as i64 {
-        return Ok(());
-    }
-    Err(top.error(
-        "use_sliding_window",
-        expected,
-        format!("sliding-window attention from layer {from} on"),
-    ))
+    Ok(window.filter(|_| from < num_layers as i64))
 }
 
 #[cfg(test)]

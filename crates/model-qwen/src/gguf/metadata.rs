@@ -98,7 +98,11 @@ pub(super) fn architecture(config: &QwenConfig) -> Result<Vec<Entry>, GgufError>
         (
             "context_length",
             "max_position_embeddings",
-            config.max_position_embeddings,
+            config
+                .sliding_window
+                .map_or(config.max_position_embeddings, |window| {
+                    window.min(config.max_position_embeddings)
+                }),
         ),
         ("embedding_length", "hidden_size", config.hidden_size),
         (

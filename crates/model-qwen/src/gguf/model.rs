@@ -55,7 +55,9 @@ impl GgufPlan {
             if is_left_out {
                 continue;
             }
-            let Some(gguf_name) = gguf_name(name) else {
+            // A decoder that was saved alone has no `model.` in its names.
+            let gguf_name = gguf_name(name).or_else(|| gguf_name(&format!("model.{name}")));
+            let Some(gguf_name) = gguf_name else {
                 return Err(GgufError::Name {
                     dir: dir.to_owned(),
                     name: name.to_owned(),

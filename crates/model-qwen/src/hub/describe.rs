@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use lora_4bit::peft::by_number;
 use serde_json::Value;
 
+use crate::links::dangling;
+use crate::model_folder::{CONFIG, INDEX, MODULE_FILES, TEXT_FILES};
+
 /// Folders that are looked into.
 const MAX_FOLDERS: usize = 100;
 
@@ -13,6 +16,12 @@ const MAX_FOLDERS: usize = 100;
 pub(crate) fn folder(path: &Path) -> String {
     if path.is_file() {
         return file(path);
+    }
+    if let Some(link) = dangling(path) {
+        return link;
+    }
+    if let Some((name, link)) = dangling_in(path) {
+        return format!("{name}, which is {link}");
     }
     let Ok(entries) = fs::read_dir(path) else {
         return "no readable folder".to_owned();
@@ -33,6 +42,26 @@ pub(crate) fn folder(path: &Path) -> String {
         found.push_str(&format!(" (did you mean {}?)", model.display()));
     }
     found
+}
+
+/// The first file that a model folder is read from and that is a link to what is not there, by its name, and what it is.
+pub(crate) fn dangling_in(dir: &Path) -> Option<(String, String)> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let links = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()));
+    let names = links.filter_map(|entry| entry.file_name().into_string().ok());
+    let is_read = |name: &str| {
+        [CONFIG, INDEX].contains(&name)
+            || name.ends_with(".safetensors")
+            || TEXT_FILES.contains(&name)
+            || MODULE_FILES.contains(&name)
+    };
+    let names = names.filter(|name| is_read(name) && !name.starts_with("adapter_"));
+    let mut names: Vec<String> = names.collect();
+    names.sort_unstable();
+    names.into_iter().find_map(|name| {
+        let link = dangling(&dir.join(&name))?;
+        Some((name, link))
+    })
 }
 
 fn file(path: &Path) -> String {
@@ -120,6 +149,29 @@ mod tests {
             said.contains("a LoRA adapter: give the base model, org/base"),
             "{said}"
         );
+
+        #[cfg(unix)]
+        {
+            let snapshot = dir.path().join("snapshot");
+            fs::create_dir(&snapshot).unwrap();
+            fs::write(snapshot.join("config.json"), "{}").unwrap();
+            std::os::unix::fs::symlink("../../blobs/abc", snapshot.join("tokenizer.json")).unwrap();
+            let expected = "tokenizer.json, which is a link to ../../blobs/abc, which is not there: copy the folder with \
+                `cp -L`, or mount the whole models--... folder";
+            assert_eq!(folder(&snapshot), expected);
+            let resolve = |path: &Path| {
+                let resolved = crate::hub::resolve_model(path.to_str().unwrap());
+                resolved.unwrap_err().to_string()
+            };
+            assert!(resolve(&snapshot).ends_with(expected));
+            let link = dir.path().join("link");
+            std::os::unix::fs::symlink("elsewhere", &link).unwrap();
+            let said = resolve(&link);
+            assert!(
+                said.contains("found a link to elsewhere, which is not there"),
+                "{said}"
+            );
+        }
 
         let gguf = dir.path().join("m.gguf");
         fs::write(&gguf, "GGUF").unwrap();

@@ -9,7 +9,7 @@ use tokenizers::{AddedToken, Tokenizer};
 
 use super::error::TokenizerError;
 use crate::json_file::{JsonFile, JsonFileError};
-use crate::special_tokens::special_tokens;
+use crate::special_tokens::{ROLES, special_tokens};
 
 /// Keys of `tokenizer_config.json` that are read here or elsewhere in this crate; so is each `*_token`.
 const READ: [&str; 11] = [
@@ -72,6 +72,10 @@ pub(super) struct Added {
     special: Vec<String>,
     /// What stands for an unknown token or for padding, and never comes up in a text.
     unseen: Vec<String>,
+    /// All tokens with a role, in the order in which transformers adds them.
+    in_order: Vec<String>,
+    /// Rows of the model's embedding, as its `config.json` says.
+    rows: Option<usize>,
 }
 
 /// Refuses what `tokenizer_config.json` asks for and `tokenizer` does not do; returns the tokens that the small files name.
@@ -106,9 +110,15 @@ pub(super) fn check(dir: &Path, tokenizer: &Tokenizer) -> Result<Added, Tokenize
         path: file.path().to_owned(),
         numbered: numbered(&file)?,
         has_flags: file.get("added_tokens_decoder").is_some(),
+        rows: rows(dir),
         ..Added::default()
     };
-    for (role, value) in special_tokens(dir)? {
+    let mut special: Vec<(String, Value)> = special_tokens(dir)?.into_iter().collect();
+    special.sort_by_key(|(role, value)| {
+        let place = ROLES.iter().position(|known| known == role);
+        (value.is_array(), place.unwrap_or(ROLES.len()))
+    });
+    for (role, value) in special {
         let texts = match &value {
             Value::Array(list) => list.iter().filter_map(Value::as_str).collect(),
             value => value.as_str().into_iter().collect::<Vec<&str>>(),
@@ -117,6 +127,9 @@ pub(super) fn check(dir: &Path, tokenizer: &Tokenizer) -> Result<Added, Tokenize
             "unk_token" | "pad_token" => &mut added.unseen,
             _ => &mut added.special,
         };
+        added
+            .in_order
+            .extend(texts.iter().copied().map(str::to_owned));
         list.extend(texts.into_iter().map(str::to_owned));
     }
     let legacy = dir.join("added_tokens.json");
@@ -133,6 +146,12 @@ pub(super) fn check(dir: &Path, tokenizer: &Tokenizer) -> Result<Added, Tokenize
         }
     }
     Ok(added)
+}
+
+/// `vocab_size` of `config.json`. What is wrong with that file is said where the model is loaded.
+fn rows(dir: &Path) -> Option<usize> {
+    let config = JsonFile::read_optional(dir.join("config.json")).ok()?;
+    config.top().positive("vocab_size").ok()?
 }
 
 /// `added_tokens_decoder` of `tokenizer_config.json`.
@@ -194,12 +213,15 @@ pub(super) fn set_flags(tokenizer: &mut Tokenizer, added: &Added) -> Result<(), 
     Ok(())
 }
 
-/// Adds the tokens that the tokenizer doesn't have as added tokens, as transformers does: with the ids that the files say.
+/// Adds the tokens that the tokenizer doesn't have as added tokens, as transformers does: with the ids that the files say, and
+/// those of a role that have none behind the vocabulary, as far as the model has rows for them.
 pub(super) fn add_missing(tokenizer: &mut Tokenizer, added: Added) -> Result<(), TokenizerError> {
     let Added {
         path,
         numbered,
         special,
+        in_order,
+        rows,
         ..
     } = added;
     let invalid = |reason: String| TokenizerError::Invalid {
@@ -229,15 +251,39 @@ pub(super) fn add_missing(tokenizer: &mut Tokenizer, added: Added) -> Result<(),
             )));
         }
     }
-    for text in special {
-        // A role for a token of no vocabulary is warned of where it is needed.
-        if !is_added(tokenizer, &text) && tokenizer.token_to_id(&text).is_some() {
-            let token = AddedToken::from(text, true);
-            let result = tokenizer.add_special_tokens([token]);
-            result.map_err(|e| invalid(e.to_string()))?;
+    let mut without_row = Vec::new();
+    for text in in_order {
+        if text.is_empty() || is_added(tokenizer, &text) || without_row.contains(&text) {
+            continue;
         }
+        match tokenizer.token_to_id(&text) {
+            // What stands for padding or an unknown token is a token of the vocabulary like any other.
+            Some(_) if !special.contains(&text) => continue,
+            None if rows.is_none_or(|rows| next_id(tokenizer) >= rows) => {
+                without_row.push(text);
+                continue;
+            }
+            _ => {}
+        }
+        let result = tokenizer.add_special_tokens([AddedToken::from(text, true)]);
+        result.map_err(|e| invalid(e.to_string()))?;
+    }
+    if !without_row.is_empty() {
+        tracing::warn!(
+            "{}: special tokens that are in no vocabulary, and that the model has no row for, are read as ordinary text: {}",
+            path.display(),
+            without_row.join(", ")
+        );
     }
     Ok(())
+}
+
+/// The id that the next new token gets: behind the vocabulary and all added tokens.
+fn next_id(tokenizer: &Tokenizer) -> usize {
+    let size = tokenizer.get_vocab_size(false);
+    let added = tokenizer.get_added_tokens_decoder();
+    let behind = added.keys().max().map_or(0, |last| *last as usize + 1);
+    behind.max(size)
 }
 
 /// Puts `bos_token` before a text and `eos_token` after it where `tokenizer_config.json` asks for it: without a

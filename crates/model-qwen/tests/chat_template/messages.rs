@@ -117,6 +117,10 @@ fn a_template_that_takes_both_gets_an_object() {
         let expected = r#"{"city": "Köln", "days": [1, 2]}"#;
         assert_eq!(rendered(source, compact), expected);
         assert_eq!(rendered(source, ""), "{}");
+        // A float is one, however large.
+        let floats = "{\"a\":[6.02e23,1e20,-3.4028235e38,1e18]}";
+        let expected = "{\"a\": [6.02e+23, 1e+20, -3.4028235e+38, 1e+18]}";
+        assert_eq!(rendered(source, floats), expected);
         // The last one is no number of 64 bits.
         for text in ["[1]", "3", "{\"a\":", "{\"a\":[12345678901234567890123]}"] {
             assert_eq!(rendered(source, text), text);

@@ -171,6 +171,49 @@ fn ids_below_zero_and_null_stand_for_no_token() {
     }
 }
 
+/// As transformers does, which numbers them in this order.
+#[test]
+fn special_tokens_of_no_vocabulary_are_added_behind_it() {
+    let folder = Folder::new();
+    folder.edit("tokenizer_config.json", |config| {
+        config.insert(
+            "additional_special_tokens".to_owned(),
+            json!(["<a>", "user", "<|im_end|>"]),
+        );
+        config.insert(
+            "extra_special_tokens".to_owned(),
+            json!({"image_token": "<i>"}),
+        );
+        config.insert("pad_token".to_owned(), json!("<pad>"));
+        config.insert("unk_token".to_owned(), json!("<unk>"));
+    });
+    let plain = Folder::new().tokenizer();
+    let text = "<a>x user<unk> <pad><i>";
+    let is_word = plain.token_to_id("user").is_some();
+    // The model has no rows for them.
+    let ids = |folder: &Folder| folder.tokenizer().encode(text, false).unwrap();
+    if !is_word {
+        assert_eq!(ids(&folder), plain.encode(text, false).unwrap());
+    }
+    // It has rows for all, or for some.
+    folder.set("config.json", "vocab_size", json!(8200));
+    let tokenizer = folder.tokenizer();
+    let id = |token: &str| tokenizer.token_to_id(token);
+    let behind = ["<unk>", "<pad>", "<i>", "<a>", "user"].into_iter();
+    let behind = behind.filter(|token| !is_word || *token != "user");
+    for (token, expected) in behind.zip(8192..) {
+        assert_eq!(id(token), Some(expected), "{token}");
+        assert!(tokenizer.is_special(expected));
+        let ids = tokenizer.encode(&format!("x{token}y"), false).unwrap();
+        assert_eq!(ids[1], expected, "{token}");
+    }
+    assert_eq!(tokenizer.encode("user", false).unwrap().len(), 1);
+    folder.set("config.json", "vocab_size", json!(8193));
+    let tokenizer = folder.tokenizer();
+    assert_eq!(tokenizer.token_to_id("<unk>"), Some(8192));
+    assert_eq!(tokenizer.token_to_id("<pad>"), None);
+}
+
 #[test]
 fn tokens_that_only_the_small_files_name_are_added() {
     let folder = Folder::new();

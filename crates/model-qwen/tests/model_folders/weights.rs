@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::ops::ControlFlow;
 
-use burn::tensor::Device;
+use burn::tensor::{DType, Device, bf16};
 use lora_4bit::Weight;
 use model_qwen::{
     ChatTemplate, LoadOptions, MergedWeights, Quantization, QwenConfig, QwenModel, ScoreHead,
@@ -47,6 +47,47 @@ fn change_tensors<'a>(
     folder.remove("model.safetensors");
     let written = safetensors::serialize(views, None).unwrap();
     fs::write(folder.file("model.safetensors"), written).unwrap();
+}
+
+/// In f16 it would be an infinity.
+#[test]
+fn a_weight_that_f16_cannot_hold_is_named() {
+    let name = "model.layers.1.mlp.up_proj.weight";
+    let folder = Folder::new();
+    let original = fs::read(folder.file("model.safetensors")).unwrap();
+    let load = |dtype| {
+        let options = LoadOptions {
+            dtype,
+            ..LoadOptions::default()
+        };
+        QwenModel::load(folder.path(), &options, &Device::flex())
+    };
+    for (dtype, large) in [
+        (Dtype::BF16, bf16::from_f32(99840.0).to_le_bytes().to_vec()),
+        (Dtype::F32, 99840.0f32.to_le_bytes().to_vec()),
+    ] {
+        let file = safetensors::SafeTensors::deserialize(&original).unwrap();
+        let shape = file.tensor(name).unwrap().shape().to_vec();
+        let mut bytes = vec![0; shape.iter().product::<usize>() * large.len()];
+        bytes[7 * large.len()..8 * large.len()].copy_from_slice(&large);
+        change_tensors(&folder, &original, |tensors| {
+            let view = TensorView::new(dtype, shape.clone(), bytes.leak()).unwrap();
+            tensors.insert(name.to_owned(), view);
+        });
+        let expected = format!(
+            "tensor `{name}`: 99840 is too large for f16, expected at most 65504: choose bf16 or f32"
+        );
+        let error = load(model_qwen::Dtype::F16).unwrap_err().to_string();
+        assert!(error.contains(&expected), "{error}");
+        assert!(load(model_qwen::Dtype::Bf16).is_ok());
+        let model = load(model_qwen::Dtype::F32).unwrap();
+        let output = tempfile::tempdir().unwrap();
+        let error = model.save(output.path(), DType::F16).unwrap_err();
+        let expected = format!("tensor `{name}`: 99840 is too large for f16");
+        assert!(error.to_string().contains(&expected), "{error}");
+        assert_eq!(fs::read_dir(output.path()).unwrap().count(), 0);
+        assert!(model.save(output.path(), DType::BF16).is_ok());
+    }
 }
 
 #[test]

@@ -60,7 +60,7 @@ pub enum MemoryError {
     },
     /// Longer than the model can be.
     #[error(
-        "--max-model-len {max_model_len}: the model's own limit is {limit} tokens (max_position_embeddings, and rope_scaling where it reaches further)"
+        "--max-model-len {max_model_len}: the model's own limit is {limit} tokens (max_position_embeddings, rope_scaling where it reaches further, or sliding_window where it is shorter)"
     )]
     BeyondModel {
         /// The asked length.

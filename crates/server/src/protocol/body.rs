@@ -8,6 +8,7 @@ use axum::http::{HeaderMap, StatusCode, header};
 use futures::StreamExt as _;
 use model_qwen::json_type;
 use model_qwen::sys::return_freed_memory;
+use model_qwen::wide_integers::{WIDE_EXPECTED, written_wide_integer};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::sync::OwnedSemaphorePermit;
@@ -31,6 +32,23 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// A body that comes more slowly than this is given up: it keeps its part of the memory as long as it comes.
 const MIN_BYTES_PER_SECOND: u32 = 16 << 10;
 const BOM: &[u8] = b"\xef\xbb\xbf";
+/// Fields of a body that a chat template reads.
+const READ: [&str; 5] = [
+    "messages",
+    "tools",
+    "functions",
+    "chat_template_kwargs",
+    "documents",
+];
+/// Fields, of the body or in those, of which a template writes numbers: `input` is that of a call in Anthropic's messages.
+const WRITTEN: [&str; 6] = [
+    "arguments",
+    "chat_template_kwargs",
+    "documents",
+    "functions",
+    "input",
+    "tools",
+];
 
 /// A JSON object that arrived as a body.
 #[derive(Debug)]
@@ -184,13 +202,27 @@ fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
         )
     })?;
     match value {
-        Value::Object(_) => Ok(value),
+        Value::Object(_) => refuse_wide_integers(bytes).map(|()| value),
         other => Err(ApiError::new(
             StatusCode::BAD_REQUEST,
             format!(
                 "The request body must be a JSON object, found {}.",
                 json_type(&other)
             ),
+        )),
+    }
+}
+
+/// Refuses a whole number that a template would write with other digits.
+fn refuse_wide_integers(bytes: &[u8]) -> Result<(), ApiError> {
+    // What is JSON is UTF-8.
+    let text = std::str::from_utf8(bytes).unwrap_or_default();
+    match written_wide_integer(text, &|field| READ.contains(&field), &WRITTEN) {
+        None => Ok(()),
+        Some((field, number)) => Err(ApiError::expected(
+            field,
+            WIDE_EXPECTED,
+            &format!("the number {number}"),
         )),
     }
 }
@@ -415,6 +447,38 @@ mod tests {
         );
         let bom = [BOM, b"{}"].concat();
         assert_eq!(parse(&bom).unwrap(), json!({}));
+    }
+
+    #[test]
+    fn a_whole_number_that_a_template_would_change_is_refused() {
+        for (body, expected) in [
+            (
+                r#"{"tools": [{"function": {"parameters": {"maximum": 18446744073709551616}}}]}"#,
+                "tools[0].function.parameters.maximum",
+            ),
+            (
+                r#"{"messages": [{"tool_calls": [{"function": {"arguments": {"x": -9223372036854775809}}}]}]}"#,
+                "messages[0].tool_calls[0].function.arguments.x",
+            ),
+            (
+                r#"{"messages": [{"content": [{"type": "tool_use", "input": {"x": 100000000000000000000}}]}]}"#,
+                "messages[0].content[0].input.x",
+            ),
+        ] {
+            let error = parse(body.as_bytes()).unwrap_err();
+            assert_eq!(error.param.as_deref(), Some(expected), "{body}");
+            assert!(
+                error.message.contains("at most 64 bits"),
+                "{}",
+                error.message
+            );
+        }
+        for body in [
+            r#"{"tools": [{"maximum": 18446744073709551615, "x": 6.02e23, "y": "18446744073709551616"}]}"#,
+            r#"{"seed": 18446744073709551616}"#,
+        ] {
+            assert!(parse(body.as_bytes()).is_ok(), "{body}");
+        }
     }
 
     #[test]

@@ -79,6 +79,7 @@ impl TestModel {
             attention_bias: true,
             qk_norm: false,
             max_position_embeddings: MAX_POSITION_EMBEDDINGS,
+            sliding_window: None,
             eos_token_ids: EOS.to_vec(),
             bos_token_id: Some(0),
             dtype: DType::F32,

@@ -6,6 +6,7 @@ use std::path::Path;
 use lora_4bit::peft::LoraAdapter;
 use model_qwen::gguf::{TensorType, gguf_name};
 use model_qwen::{RUN_FILES, Tokenizer};
+use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -308,6 +309,43 @@ fn frequencies_and_splitters_have_names() {
         .unwrap();
     }
     assert_eq!(export("deepseek")["tokenizer.ggml.pre"], "deepseek-r1-qwen");
+}
+
+/// A decoder that was saved alone has no `model.` in its names.
+#[test]
+fn names_without_their_prefix_are_read() {
+    let folder = TempDir::new().unwrap();
+    let model = folder.path().join("model");
+    copy(&data_folder().join("model"), &model);
+    let path = model.join("model.safetensors");
+    let stored = tensors(&path);
+    let views = stored.iter().map(|(name, (_, shape, bytes))| {
+        let view = TensorView::new(Dtype::BF16, shape.clone(), bytes).unwrap();
+        (name.strip_prefix("model.").unwrap_or(name), view)
+    });
+    let written = safetensors::serialize(views, None).unwrap();
+    fs::remove_file(&path).unwrap();
+    fs::write(&path, written).unwrap();
+    let export = |model: &Path, to: &str| {
+        let to = folder.path().join(to);
+        let model = ["--model", text_of(model), "--output", text_of(&to)];
+        succeed(
+            &[
+                &[
+                    "export", "--format", "gguf", "--type", "q8_0", "--name", "x",
+                ],
+                &model[..],
+            ]
+            .concat(),
+        );
+        GgufFile::read(&to)
+    };
+    let found = export(&model, "found");
+    let expected = export(&data_folder().join("model"), "expected");
+    assert_eq!(found.tensors.len(), expected.tensors.len());
+    for (name, tensor) in &expected.tensors {
+        assert_eq!(found.tensors[name].bytes, tensor.bytes, "{name}");
+    }
 }
 
 #[test]
