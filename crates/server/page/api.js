@@ -1,6 +1,7 @@
 // The server's API, at addresses relative to the page's, so that a proxy may serve it below a path.
 
-import { apiKey, setApiKey } from "./store.js";
+import { t } from "./i18n.js";
+import { apiKey } from "./store.js";
 
 /** An answer with an error status. `progress` is that of a server that loads its model: { done, of }. */
 export class ApiError extends Error {
@@ -20,7 +21,8 @@ async function call(path, options = {}) {
   for (;;) {
     const key = apiKey();
     const headers = { ...options.headers, ...(key ? { Authorization: `Bearer ${key}` } : {}) };
-    const answer = await fetch(path, { ...options, headers, cache: "no-store" });
+    const { onSent, ...asked } = { ...options, headers, cache: "no-store" };
+    const answer = await (onSent ? send(path, asked, onSent) : fetch(path, asked));
     if (answer.ok) return answer;
     const error = await errorOf(answer);
     if (answer.status !== 401) throw error;
@@ -30,14 +32,52 @@ async function call(path, options = {}) {
   }
 }
 
+/** As `fetch`, which does not tell how much is sent: `onSent(bytes)` does. */
+function send(path, { method, headers, body, signal }, onSent) {
+  return new Promise((resolve, reject) => {
+    signal.throwIfAborted();
+    const request = new XMLHttpRequest();
+    request.open(method, path);
+    for (const [name, value] of Object.entries(headers)) request.setRequestHeader(name, value);
+    request.upload.addEventListener("progress", ({ loaded }) => onSent(loaded));
+    request.addEventListener("load", () => {
+      const { status, statusText, responseText } = request;
+      const headers = { "Content-Type": request.getResponseHeader("Content-Type") ?? "" };
+      resolve(new Response([204, 205, 304].includes(status) ? null : responseText, { status, statusText, headers }));
+    });
+    request.addEventListener("error", () => reject(new TypeError(path)));
+    request.addEventListener("abort", () => reject(signal.reason));
+    signal.addEventListener("abort", () => request.abort());
+    request.send(body);
+  });
+}
+
+/** Statuses for which there is a sentence; proxies answer with pages of their own. */
+const SAID = [413, 429, 500, 502, 503, 504];
+
+/** What an answer with an error says, in the form of this server or of another one. */
 async function errorOf(answer) {
-  const text = await answer.text();
+  const { status } = answer;
+  const text = (await answer.text()).trim();
+  // Undefined for a text, or a page.
+  let body;
   try {
-    const { message, progress } = JSON.parse(text).error;
-    return new ApiError(answer.status, message, progress);
+    body = JSON.parse(text);
   } catch {
-    return new ApiError(answer.status, text.slice(0, 300) || `${answer.status} ${answer.statusText}`);
+    // It is no JSON.
   }
+  const isPage = text.startsWith("<") || (answer.headers.get("Content-Type") ?? "").includes("html");
+  const plain = body === undefined && !isPage ? text.slice(0, 300) : "";
+  const said = wordsOf(body) || plain || t(SAID.includes(status) ? `http_${status}` : "http_other", { status });
+  return new ApiError(status, said, body?.error?.progress);
+}
+
+/** The text of an error: `{"error": {"message": …}}`, `{"error": …}`, `{"detail": …}` and the like; empty where there is none. */
+function wordsOf(body) {
+  const { error, message, detail } = body ?? {};
+  const details = Array.isArray(detail) ? detail.map((one) => one?.msg).filter((one) => one).join("; ") : detail;
+  const isText = (text) => typeof text === "string" && text.trim();
+  return [error?.message, error, message, details?.message, details].find(isText) ?? "";
 }
 
 const asJson = (body) => ({ method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
@@ -66,7 +106,7 @@ export async function chat(body, signal, onDelta) {
   for await (const data of events(answer.body)) {
     if (data === "[DONE]") break;
     const event = JSON.parse(data);
-    if (event.error) throw new ApiError(event.error.code, event.error.message);
+    if (event.error) throw new ApiError(event.error.code, wordsOf(event) || t("http_other", { status: event.error.code ?? "?" }));
     if (event.usage) result.usage = event.usage;
     const choice = event.choices?.[0];
     if (!choice) continue;
@@ -106,14 +146,14 @@ export const createJob = async (body) => (await call(JOBS, asJson(body))).json()
 /** `verb` is cancel, pause or resume. */
 export const changeJob = async (id, verb) => (await call(`${JOBS}/${id}/${verb}`, { method: "POST" })).json();
 export const deleteModel = async (name) => (await call(`v1/models/${encodeURI(name)}`, { method: "DELETE" })).json();
-export const preview = async (body) => (await call("v1/fine_tuning/preview", asJson(body))).json();
+export const preview = async (body, signal) => (await call("v1/fine_tuning/preview", { ...asJson(body), signal })).json();
 
-/** Sends a file to learn from. */
-export async function upload(file) {
+/** Sends a file to learn from; `onSent(bytes)` tells how much of it is sent. */
+export async function upload(file, signal, onSent) {
   const body = new FormData();
   body.append("purpose", "fine-tune");
   body.append("file", file);
-  return (await call("v1/files", { method: "POST", body })).json();
+  return (await call("v1/files", { method: "POST", body, signal, onSent })).json();
 }
 
 /** The events of a job from its beginning, until it has ended. */

@@ -1,6 +1,6 @@
 // The chat: conversations in a list, one of them open. An answer goes on while another conversation is open.
 
-import { announce, byId, el, isFree, sendOnEnter } from "./dom.js";
+import { announce, byId, el, isFree, isLost, sendOnEnter } from "./dom.js";
 import { empty, keepDraft } from "./draft.js";
 import { save } from "./export.js";
 import { editKey, editView, moveUnsent, resultsView, unsentOf } from "./forms.js";
@@ -150,7 +150,9 @@ function drawMessages() {
   const before = { views, forms };
   [views, forms] = [new Map(), new Map()];
   const texts = unsentOf(open.id);
-  const written = document.activeElement?.matches("#messages textarea") ? document.activeElement : null;
+  const focused = document.activeElement;
+  const place = [...byId("messages").children].findIndex((child) => child.contains(focused));
+  const written = focused?.matches("#messages textarea") ? focused : null;
   const last = open.messages.at(-1);
   const runs = isRunning(open);
   const elements = open.messages.map((message, i) => {
@@ -177,6 +179,18 @@ function drawMessages() {
   }
   byId("welcome").hidden = open.messages.length > 0;
   drawControls();
+  if (!isLost(focused) || document.activeElement?.matches("textarea")) return;
+  const same = focused?.dataset.do && buttonOf(place, focused.dataset.do);
+  if (same) same.focus();
+  else focusOnQuestion();
+}
+
+/** What may be done with message `i`, as a button. */
+const buttonOf = (i, key) => byId("messages").children[i]?.querySelector(`footer [data-do="${key}"]`);
+
+/** Where somebody goes on who has sent, stopped or deleted something. A touch screen would show its keyboard. */
+function focusOnQuestion() {
+  byId(matchMedia("(pointer: coarse)").matches ? "log" : "question").focus({ preventScroll: true });
 }
 
 /** Replaces the children of `parent` that are not these, so that the others keep the focus and what is selected in them. */
@@ -267,6 +281,7 @@ const editForm = (message, i, texts) => editView(message, i, texts, {
   close: () => {
     texts.delete(editKey(message, i));
     drawMessages();
+    buttonOf(i, "edit")?.focus();
   },
   send: (content) => {
     texts.delete(editKey(message, i));
@@ -277,6 +292,7 @@ const editForm = (message, i, texts) => editView(message, i, texts, {
     }
     if (content === message.content) {
       drawMessages();
+      buttonOf(i, "edit")?.focus();
       return;
     }
     const edited = { ...message, content, edited: true, stopped: false, error: null, stats: null, before: 0 };
@@ -286,6 +302,7 @@ const editForm = (message, i, texts) => editView(message, i, texts, {
     open.messages = messages;
     keep(open);
     drawMessages();
+    buttonOf(i, "edit")?.focus();
   },
 });
 

@@ -1,6 +1,6 @@
 // The same question to two models side by side, such as a base model and its adapter. Each question stands for itself.
 
-import { announce, byId, el, isFree, sendOnEnter } from "./dom.js";
+import { announce, byId, el, isFree, isLost, sendOnEnter } from "./dom.js";
 import { keepDraft } from "./draft.js";
 import { onLanguage, t } from "./i18n.js";
 import { answerOf, fill, messageView } from "./message.js";
@@ -64,8 +64,10 @@ async function ask(question) {
 }
 
 function draw() {
+  const focused = document.activeElement;
   byId("compare-stop").hidden = !controller;
   byId("compare-send").hidden = Boolean(controller);
+  if (!byId("compare").hidden && isLost(focused)) byId("compare-question").focus({ preventScroll: true });
   byId("rounds").replaceChildren(...rounds.map((round) => {
     round.views = round.answers.map((answer) => messageView(answer));
     round.views.forEach((view, i) => {

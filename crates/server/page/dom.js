@@ -31,6 +31,10 @@ export function perFrame(draw) {
   };
 }
 
+/** Whether the keyboard is nowhere, since `element`, which had it, is gone, hidden or out of use. */
+export const isLost = (element) =>
+  element !== document.body && !(element?.isConnected && element.checkVisibility() && !element.disabled);
+
 /** Says a sentence to screen readers. */
 export function announce(sentence) {
   byId("announcer").textContent = sentence;

@@ -7,7 +7,7 @@ import { byId, el, grow } from "./dom.js";
 import { chooseLanguage, currentLanguage, onLanguage, setLanguage, t } from "./i18n.js";
 import { startSettings } from "./settings.js";
 import { showStatus, startStatus } from "./status.js";
-import { apiKey, setApiKey, setSetting, setting } from "./store.js";
+import { apiKey, onUnkept, setApiKey, setSetting, setting } from "./store.js";
 import { setTeachModels, showTeach, startTeach } from "./teach.js";
 
 /** Milliseconds until a server that loads its model, or that is away, is asked again. */
@@ -45,7 +45,7 @@ function showTrouble(error) {
   if (of) Object.assign(byId("trouble-progress"), { max: of, value: done });
   byId("again").hidden = loads;
   byId("trouble").hidden = false;
-  if (!error.status || error.status === 503) retry = setTimeout(lookAgain, loads ? LOADS : AWAY);
+  if (!error.status || [502, 503, 504].includes(error.status)) retry = setTimeout(lookAgain, loads ? LOADS : AWAY);
 }
 
 /** Fills the picker; adapters come and go while the server runs. */
@@ -142,9 +142,11 @@ function start() {
   byId("forget-key").addEventListener("click", () => {
     setApiKey("");
     byId("forget-key").hidden = true;
+    byId("settings-open").focus();
   });
   byId("again").addEventListener("click", lookAgain);
   onKeyNeeded(askForKey);
+  onUnkept((isSo) => { byId("unkept").hidden = !isSo; });
   startSettings(settingsChanged);
   startChat(() => byId("model").value, (model) => limits.get(model));
   startCompare();

@@ -12,6 +12,11 @@ const RULE = /^ {0,3}(?:(?:\* *){3,}|(?:- *){3,}|(?:_ *){3,})$/;
 const QUOTE = /^ {0,3}> ?/;
 const ITEM = /^( *)([-*+]|\d{1,9}[.)])(\s+|$)/;
 const DIVIDER = /^ {0,3}\|?\s*:?-+:?\s*(?:\|\s*:?-+:?\s*)*\|?\s*$/;
+/** What makes a heading of the paragraph above it. */
+const UNDERLINE = /^ {0,3}(={2,}|-{2,})\s*$/;
+const INDENTED = /^ {4}/;
+/** Where links such as `[text][name]` lead. */
+const DEFINITION = /^ {0,3}\[([^[\]^][^[\]]{0,99})\]:\s*<?([^\s<>]+)>?(?:\s+(?:"[^"]*"|'[^']*'|\([^()]*\)))?\s*$/;
 /** Where a formula of several lines begins, and what ends each kind. */
 const FORMULA = /^ {0,3}(\\\[|\$\$)/;
 const FORMULA_ENDS = { "\\[": "\\]", "$$": "$$" };
@@ -20,10 +25,19 @@ const MAX_DEPTH = 12;
 /** Columns from one tab stop to the next. */
 const TAB = 4;
 
+/** Targets of the text that is being read, by name. */
+let targets = new Map();
+const nameOf = (label) => label.trim().replace(/\s+/g, " ").toLowerCase();
+
 /** A fragment with the text's blocks. */
 export function markdown(text, depth = 0) {
   const fragment = document.createDocumentFragment();
   const lines = withoutTabs(text.replace(/\r\n?/g, "\n").split("\n"));
+  if (!depth) {
+    const found = lines.map((line) => DEFINITION.exec(line)).filter((match) => match);
+    // The first one counts.
+    targets = new Map(found.reverse().map(([, label, target]) => [nameOf(label), target]));
+  }
   let i = 0;
   while (i < lines.length) {
     if (!lines[i].trim()) {
@@ -75,6 +89,9 @@ function isEndOf(fence, line) {
 function readBlock(lines, i, depth) {
   const fence = FENCE.exec(lines[i]);
   if (fence) return readCode(lines, i, fence);
+  const isDefinition = DEFINITION.exec(lines[i]);
+  if (isDefinition && targets.has(nameOf(isDefinition[1]))) return [document.createDocumentFragment(), i + 1];
+  if (INDENTED.test(lines[i]) && !ITEM.test(lines[i])) return readIndented(lines, i);
   const heading = HEADING.exec(lines[i]);
   // The page's own headings are h1 and h2.
   if (heading) return [el(`h${Math.min(6, heading[1].length + 2)}`, {}, inline(heading[2])), i + 1];
@@ -85,8 +102,20 @@ function readBlock(lines, i, depth) {
   const formula = formulaEnd(lines, i);
   if (formula) return [el("p", { class: "formula" }, lines.slice(i, formula).join("\n")), formula];
   let end = i + 1;
-  while (end < lines.length && lines[end].trim() && !beginsBlock(lines, end)) end += 1;
-  return [el("p", {}, inline(lines.slice(i, end).map((line) => line.trimStart()).join("\n"))), end];
+  const isUnderline = () => UNDERLINE.test(lines[end] ?? "");
+  while (end < lines.length && lines[end].trim() && !isUnderline() && !beginsBlock(lines, end)) end += 1;
+  const content = inline(lines.slice(i, end).map((line) => line.trimStart()).join("\n"));
+  if (isUnderline()) return [el(lines[end].includes("=") ? "h3" : "h4", {}, content), end + 1];
+  return [el("p", {}, content), end];
+}
+
+/** Code without a fence. */
+function readIndented(lines, i) {
+  let end = i;
+  for (let next = i; next < lines.length && (INDENTED.test(lines[next]) || !lines[next].trim()); next += 1) {
+    if (lines[next].trim()) end = next + 1;
+  }
+  return [codeBlock(lines.slice(i, end).map((line) => line.slice(4)).join("\n"), ""), end];
 }
 
 const isTable = (lines, i) =>
@@ -206,7 +235,7 @@ const INLINE = new RegExp(
     /(\\\(.{1,1000}?\\\)|\\\[.{1,1000}?\\\]|\$\$(?!\s*\$).{1,1000}?\$\$|(?<![\w$])\$(?=[^\s$])(?!\d[\d.,]*\s)(?:\\.|[^$`\\\n]){1,500}(?<=[^\s])\$(?![\w{($]))/, // 1: a formula, but no prices, no variables and no jQuery
     /\\([!-/:-@[-`{-~])/, // 2: an escaped sign
     /(?<!`)(`+)(?!`)(.{1,1000}?)(?<!`)\3(?!`)/, // 3, 4: code
-    /!?\[([^[\]]{0,500})\]\(\s*<?([^\s()<>]*(?:\([^\s()]*\)[^\s()<>]*)*)>?(?:\s+"[^"]{0,500}")?\s*\)/, // 5, 6: a link
+    /!?\[([^[\]]{0,500})\]\(\s*<?([^\s()<>]*(?:\([^\s()]*\)[^\s()<>]*)*)>?(?:\s+(?:"[^"]{0,500}"|'[^']{0,500}'|\([^()]{0,500}\)))?\s*\)/, // 5, 6: a link
     /\b(https?:\/\/[^\s<>"'`）」，。]*[^\s<>"'`.,;:!?）」，。*_)\]])/, // 7: an address
     /\*\*(?=\S)(.{1,1000}?)(?<=\S)\*\*(?!\*)/, // 8: strong
     /(?<!\w)__(?=\S)(.{1,1000}?)(?<=\S)__(?!\w)/, // 9
@@ -214,6 +243,9 @@ const INLINE = new RegExp(
     /(?<!\w)_(?=[^\s_])(.{1,1000}?)(?<=[^\s_])_(?!\w)/, // 11
     /~~(?=\S)(.{1,1000}?)(?<=\S)~~/, // 12: struck out
     /( {2,}|\\)\n/, // 13: a line's end
+    /<((?:https?:\/\/|mailto:)[^\s<>]{1,2000})>/, // 14: an address in brackets
+    /&(#\d{1,7}|#[xX][\da-fA-F]{1,6}|[a-zA-Z]{2,8}\d{0,2});/, // 15: a sign by its name
+    /!?\[([^[\]]{1,500})\](?:\[([^[\]]{0,100})\])?/, // 16, 17: a link whose target stands elsewhere
   ].map((pattern) => pattern.source).join("|"),
   "su",
 );
@@ -224,8 +256,11 @@ function inline(text, depth = 0) {
   while (text) {
     const match = depth < MAX_DEPTH ? INLINE.exec(text) : null;
     if (!match) break;
-    fragment.append(text.slice(0, match.index), span(match, depth + 1));
-    text = text.slice(match.index + match[0].length);
+    const shown = span(match, depth + 1);
+    // A bracket that begins nothing, and what is in it may be something.
+    const length = shown === null ? 1 : match[0].length;
+    fragment.append(text.slice(0, match.index), shown ?? match[0][0]);
+    text = text.slice(match.index + length);
   }
   fragment.append(text);
   return fragment;
@@ -243,7 +278,27 @@ function span(match, depth) {
   if (strong !== undefined) return el("strong", {}, inline(strong, depth));
   if (emphasis !== undefined) return el("em", {}, inline(emphasis, depth));
   if (match[12] !== undefined) return el("del", {}, inline(match[12], depth));
-  return el("br");
+  if (match[13] !== undefined) return el("br");
+  if (match[14] !== undefined) return link(match[14], match[14].replace(/^mailto:/, ""), whole);
+  if (match[15] !== undefined) return signOf(match[15]) ?? whole;
+  const found = targets.get(nameOf(match[17] || match[16]));
+  return found === undefined ? null : link(found, inline(match[16], depth), whole);
+}
+
+/** Signs that have a name in HTML. */
+const SIGNS = {
+  amp: "&", lt: "<", gt: ">", quot: '"', apos: "'", nbsp: "\u00a0", copy: "©", reg: "®", trade: "™", hellip: "…", mdash: "—", ndash: "–",
+  lsquo: "‘", rsquo: "’", ldquo: "“", rdquo: "”", laquo: "«", raquo: "»", times: "×", divide: "÷", deg: "°", plusmn: "±", middot: "·",
+  bull: "•", larr: "←", rarr: "→", uarr: "↑", darr: "↓", harr: "↔", le: "≤", ge: "≥", ne: "≠", infin: "∞", euro: "€", pound: "£",
+  yen: "¥", cent: "¢", sect: "§", para: "¶", frac12: "½", sup2: "²", sup3: "³", micro: "µ", alpha: "α", beta: "β", pi: "π",
+};
+
+/** The sign of a name or number; undefined without one. */
+function signOf(name) {
+  if (!name.startsWith("#")) return Object.hasOwn(SIGNS, name) ? SIGNS[name] : undefined;
+  const code = /^#x/i.test(name) ? parseInt(name.slice(2), 16) : parseInt(name.slice(1), 10);
+  const isSign = code > 0 && code <= 0x10ffff && !(code >= 0xd800 && code <= 0xdfff);
+  return isSign ? String.fromCodePoint(code) : undefined;
 }
 
 /** A link to the web or to a mailbox; other targets, such as scripts, stay text. */

@@ -71,7 +71,7 @@ function patch(parent, source) {
 }
 
 /** A button below a message. */
-export const action = (key, onclick) => el("button", { type: "button", class: "small", onclick }, t(key));
+export const action = (key, onclick) => el("button", { type: "button", class: "small", "data-do": key, onclick }, t(key));
 
 /**
  * The element of a message. `update(isRunning)` draws it at once, `later()` with the next frame; `act(actions)` gives it these buttons.

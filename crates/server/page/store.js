@@ -49,11 +49,33 @@ function write(key, value, storage = local) {
   }
 }
 
-export const setting = (name) => read(SETTING + name);
-export const setSetting = (name, value) => write(SETTING + name, value);
+/** Settings for which the browser has no room; they last as long as the page. */
+const unkept = new Map();
+let tellUnkept = () => {};
+/** Calls `tell(isSo)` after each change of a setting: whether there are some that the browser does not keep. */
+export const onUnkept = (tell) => { tellUnkept = tell; };
 
-export const apiKey = () => session.getItem(KEY) ?? "";
-export const setApiKey = (key) => (key ? session.setItem(KEY, key) : session.removeItem(KEY));
+export const setting = (name) => (unkept.has(name) ? unkept.get(name) : read(SETTING + name));
+
+export function setSetting(name, value) {
+  unkept.delete(name);
+  if (!write(SETTING + name, value)) unkept.set(name, value);
+  tellUnkept(unkept.size > 0);
+}
+
+/** A key for which the browser has no room. */
+let unkeptKey = "";
+export const apiKey = () => unkeptKey || (session.getItem(KEY) ?? "");
+
+export function setApiKey(key) {
+  unkeptKey = "";
+  session.removeItem(KEY);
+  try {
+    if (key) session.setItem(KEY, key);
+  } catch {
+    unkeptKey = key;
+  }
+}
 
 /** What was written in a form and not sent; it outlives a reload of the tab. An empty text or list is forgotten. */
 export const draft = (name) => read(DRAFT + name, session);
@@ -96,7 +118,10 @@ export const deleteConversation = (id) => local.removeItem(CONVERSATION + id);
 /** Calls `changed(id)` when another tab has kept or deleted a conversation; without an id it may be any. */
 export const onStoredConversation = (changed) => onStored(CONVERSATION, changed);
 /** Calls `changed(name)` when another tab has changed a setting; without a name it may be any. */
-export const onStoredSetting = (changed) => onStored(SETTING, changed);
+export const onStoredSetting = (changed) => onStored(SETTING, (name) => {
+  unkept.delete(name);
+  changed(name);
+});
 
 function onStored(prefix, changed) {
   addEventListener("storage", ({ key }) => {

@@ -15,14 +15,17 @@ const ROWS_DRAFT = "teach-rows";
 const SOON = 150;
 /** Milliseconds until a connection that broke off is tried again. */
 const AGAIN = 3000;
+/** Milliseconds until work is shown that takes so long. */
+const LONG = 300;
+const MIB = 2 ** 20;
 
-/** The dropped file, and its id once the server has it. */
-let file = null;
-let fileId = null;
+/** The chosen file: `{ file, id }`, the id once the server has it. Each choice is an object of its own. */
+let choice = null;
+/** What is being done with the form and the choice that it is about: `{ controller, choice, isPreview, begun, sent }`. */
+let busy = null;
 /** The job that is looked at, and what it has told. */
 let shown = null;
 let following = null;
-let isBusy = false;
 /** Whether a picture is on its way, and for which job a look at its state: events of an old job come all at once. */
 let isDrawn = false;
 let asked = null;
@@ -37,9 +40,16 @@ export function startTeach(openChat, load) {
   const rows = Array.isArray(kept) ? kept : [];
   for (let i = 0; i < Math.max(ROWS, rows.length); i += 1) addRow(rows[i]);
   byId("teach-add").addEventListener("click", () => addRow().focus());
-  byId("teach-file").addEventListener("change", ({ target }) => take(target.files[0]));
-  byId("teach-no-file").addEventListener("click", () => take(null));
-  byId("teach-preview").addEventListener("click", () => withForm(showPreview));
+  byId("teach-file").addEventListener("change", ({ target }) => take([...target.files]));
+  byId("teach-no-file").addEventListener("click", () => {
+    choose(null);
+    byId("teach-rows").querySelector("textarea")?.focus();
+  });
+  byId("teach-preview").addEventListener("click", () => withForm(showPreview, true));
+  byId("teach-cancel").addEventListener("click", () => {
+    abandon();
+    byId("teach-preview").focus();
+  });
   byId("teach-form").addEventListener("submit", (event) => {
     event.preventDefault();
     withForm(teach);
@@ -49,12 +59,13 @@ export function startTeach(openChat, load) {
     drop.addEventListener(name, (event) => {
       event.preventDefault();
       drop.classList.toggle("over", name === "dragover");
-      if (name === "drop") take(event.dataTransfer.files[0]);
+      if (name === "drop") take([...event.dataTransfer.files]);
     });
   }
   onLanguage(() => {
     drawRows();
     drawFile();
+    drawBusy();
     draw();
   });
 }
@@ -97,10 +108,17 @@ function addRow(texts = []) {
   };
   const [question, answer] = ["teach_question", "teach_answer"].map(area);
   const row = el("li", { class: "example" }, question, answer,
-    el("button", { type: "button", class: "small", "data-key": "teach_remove", onclick: () => { row.remove(); rowsChanged(); } }));
+    el("button", { type: "button", class: "small", "data-key": "teach_remove", onclick: () => removeRow(row) }));
   byId("teach-rows").append(row);
   drawRows();
   return question;
+}
+
+function removeRow(row) {
+  const next = row.nextElementSibling ?? row.previousElementSibling;
+  row.remove();
+  rowsChanged();
+  (next?.querySelector("button") ?? byId("teach-add")).focus();
 }
 
 function addOnEnter(event) {
@@ -129,23 +147,37 @@ function rowsChanged() {
   changed();
 }
 
-/** What was shown is no longer what would be learnt. */
+/** What was shown is no longer what would be learnt, nor is what is still on its way. */
 function changed() {
+  if (busy?.isPreview) abandon();
   byId("teach-seen").replaceChildren();
   byId("teach-numbers").textContent = "";
 }
 
-function take(chosen) {
-  file = chosen ?? null;
-  fileId = null;
+/** Takes one file. Anything else that was dropped leaves the choice as it was. */
+function take(files) {
+  if (files.length === 1) {
+    choose(files[0]);
+    return;
+  }
+  const names = files.map(({ name }) => name).join(", ");
+  byId("teach-error").textContent = files.length ? t("teach_one_file", { names }) : t("teach_no_drop");
+}
+
+/** Takes a file, or none. What is being done with an earlier one ends. */
+function choose(file) {
+  abandon();
+  choice = file && { file, id: null };
   // Choosing the same file again is a change, too.
   byId("teach-file").value = "";
+  byId("teach-error").textContent = "";
   changed();
   drawFile();
-  if (file) withForm(showPreview);
+  if (file) withForm(showPreview, true);
 }
 
 function drawFile() {
+  const file = choice?.file;
   byId("teach-write").hidden = Boolean(file);
   byId("teach-no-file").hidden = !file;
   byId("teach-file-name").textContent = file ? t("teach_file", { name: file.name, size: number(file.size / 1024, 1) }) : "";
@@ -170,42 +202,80 @@ function hyperparameters() {
 }
 
 /** The id of the examples on the server. */
-async function uploaded() {
-  if (!file) {
+async function uploaded(own) {
+  const { signal } = own.controller;
+  if (!own.choice) {
     const lines = written().map((record) => `${JSON.stringify(record)}\n`);
-    return (await upload(new File(lines, "examples.jsonl"))).id;
+    return (await upload(new File(lines, "examples.jsonl"), signal)).id;
   }
+  const { file } = own.choice;
   // A file that was written since it was chosen cannot be read.
   await file.slice(0, 1).arrayBuffer().catch(() => {
     throw new ApiError(400, t("teach_changed", { name: file.name }));
   });
-  fileId ??= (await upload(file)).id;
-  return fileId;
+  own.choice.id ??= (await upload(file, signal, (bytes) => tellSent(own, bytes))).id;
+  tellSent(own, null);
+  return own.choice.id;
 }
 
-/** Does something with what stands in the form, once at a time. */
-async function withForm(work) {
-  if (isBusy) return;
-  isBusy = true;
-  drawButtons();
+/** How much of the file is sent; null where the server has all of it. */
+function tellSent(own, bytes) {
+  own.sent = bytes === null ? null : Math.min(bytes, own.choice.file.size);
+  drawBusy();
+}
+
+/** Does something with what stands in the form, once at a time. `work(own)` is over early when `own` is abandoned. */
+async function withForm(work, isPreview) {
+  if (busy) return;
+  const own = { controller: new AbortController(), choice, isPreview, begun: performance.now(), sent: choice && !choice.id ? 0 : null };
+  const focused = document.activeElement;
+  busy = own;
+  drawBusy();
+  setTimeout(drawBusy, LONG + 1);
   byId("teach-error").textContent = "";
   try {
-    await work();
+    await work(own);
   } catch (error) {
-    byId("teach-error").textContent = error.status ? error.message : t("unreachable");
-    byId("teach-error").scrollIntoView({ block: "nearest" });
+    if (busy === own) {
+      byId("teach-error").textContent = error.status ? error.message : t("unreachable");
+      byId("teach-error").scrollIntoView({ block: "nearest" });
+    }
   }
-  isBusy = false;
-  drawButtons();
+  if (busy !== own) return;
+  busy = null;
+  drawBusy();
+  // A button that is out of use loses the keyboard.
+  if (document.activeElement === document.body && focused.closest("#teach")) focused.focus();
 }
 
-function drawButtons() {
-  for (const id of ["teach-preview", "teach-go"]) byId(id).disabled = isBusy;
+/** Ends what is being done with the form; an answer that is on its way counts no longer. */
+function abandon() {
+  busy?.controller.abort();
+  busy = null;
+  drawBusy();
 }
 
-async function showPreview() {
+function drawBusy() {
+  for (const id of ["teach-preview", "teach-go"]) byId(id).disabled = Boolean(busy);
+  const isLong = Boolean(busy) && performance.now() - busy.begun > LONG;
+  byId("teach-busy").hidden = !isLong;
+  if (!isLong) return;
+  const { choice: of, sent } = busy;
+  const size = number((of?.file.size ?? 0) / MIB, 1);
+  const values = { name: of?.file.name, size, sent: number((sent ?? 0) / MIB, 1) };
+  const isSent = sent === null || sent >= of.file.size;
+  byId("teach-busy-text").textContent = !of ? t("teach_reads") : t(isSent ? "teach_reads_file" : "teach_sends", values);
+  const bar = byId("teach-busy-bar");
+  if (isSent) bar.removeAttribute("value");
+  else Object.assign(bar, { max: of.file.size, value: sent });
+}
+
+async function showPreview(own) {
+  const { signal } = own.controller;
   const body = { method: { type: "supervised", supervised: { hyperparameters: hyperparameters() } }, limit: 5 };
-  const found = await preview(file ? { ...body, training_file: await uploaded() } : { ...body, examples: written() });
+  const asked = own.choice ? { ...body, training_file: await uploaded(own) } : { ...body, examples: written() };
+  const found = await preview(asked, signal);
+  if (signal.aborted) return;
   byId("teach-numbers").textContent = t("teach_numbers", {
     examples: number(found.num_examples), tokens: number(found.num_tokens), trained: number(found.num_trained),
   });
@@ -218,14 +288,19 @@ async function showPreview() {
   announce(byId("teach-numbers").textContent);
 }
 
-async function teach() {
+async function teach(own) {
+  const { signal } = own.controller;
   const settings = hyperparameters();
   const prompt = byId("teach-prompt").value.trim();
   if (prompt) Object.assign(settings, { sample_prompts: [prompt], sample_steps: Number(byId("teach-every").value) || 10 });
   const suffix = byId("teach-name").value.trim();
+  const model = byId("teach-model").value;
+  const file = await uploaded(own);
+  signal.throwIfAborted();
+  // From here on the server has been asked to teach, and the job is shown whatever is chosen meanwhile.
   const started = await createJob({
-    model: byId("teach-model").value,
-    training_file: await uploaded(),
+    model,
+    training_file: file,
     ...(suffix ? { suffix } : {}),
     method: { type: "supervised", supervised: { hyperparameters: settings } },
   });

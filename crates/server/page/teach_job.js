@@ -51,7 +51,10 @@ function stepText({ step, total_steps: total, train_loss: loss, tokens_per_secon
 /** Replaces buttons, but keeps those that are as before: a press may be on its way. */
 function keepFocus(parent, buttons) {
   const same = (list) => [...list].map(({ textContent }) => textContent).join("\n");
-  if (same(parent.children) !== same(buttons)) parent.replaceChildren(...buttons);
+  if (same(parent.children) === same(buttons)) return;
+  const isFocused = parent.contains(document.activeElement);
+  parent.replaceChildren(...buttons);
+  if (isFocused) (buttons[0] ?? byId("teach-job")).focus();
 }
 
 /** The loss over the steps as a line. */

@@ -42,6 +42,7 @@ pub(crate) use files::FINE_TUNE;
 pub use files::{FileObject, Upload};
 pub use job::{Checkpoint, JobError, JobObject, Status};
 pub(crate) use job_process::run as run_job;
+pub(crate) use preview::Asks;
 pub use preview::PreviewRequest;
 pub(crate) use process::COMMAND as JOB_COMMAND;
 pub use spec::{JobRequest, Method, MethodPart};

@@ -30,6 +30,7 @@ mod wide;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -96,9 +97,24 @@ impl Datasets {
         folder: Option<&Path>,
         show: bool,
     ) -> Result<Self, DataError> {
+        Self::load_until(config, format, records, folder, show, None)
+    }
+
+    /// As [`load`](Self::load). When `stop` becomes true, it ends with [`DataError::Stopped`].
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_until(
+        config: &Config,
+        format: &ChatFormat,
+        records: Records,
+        folder: Option<&Path>,
+        show: bool,
+        stop: Option<&AtomicBool>,
+    ) -> Result<Self, DataError> {
         let recipe = recipe(config, format)?;
-        let read = |files: Vec<PathBuf>| load_files(&files, &recipe, folder, show);
-        let memory = |name, records| load_records(name, raw(name, records), &recipe, folder);
+        let read = |files: Vec<PathBuf>| load_files(&files, &recipe, folder, show, stop);
+        let memory = |name, records| load_records(name, raw(name, records), &recipe, folder, stop);
         let whole = match records.train {
             Some(records) => Some(memory("records", records)?),
             // A split is of all records, which a stream does not know.
@@ -183,7 +199,7 @@ impl Dataset {
         format: &ChatFormat,
     ) -> Result<Self, DataError> {
         let recipe = recipe(config, format)?;
-        let data = load_files(files, &recipe, None, true)?;
+        let data = load_files(files, &recipe, None, true, None)?;
         data.check_columns(&recipe.columns)?;
         Ok(data)
     }
@@ -206,7 +222,7 @@ impl Dataset {
             compares: false,
             method: Method::Sft,
         };
-        load_files(&files::expand(files)?, &recipe, None, false)
+        load_files(&files::expand(files)?, &recipe, None, false, None)
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::Device;
 use model_qwen::{QwenModel, device_name, is_gpu};
@@ -15,7 +15,7 @@ use crate::batch::{DataLoader, LoaderOptions};
 use crate::chat_format::ChatFormat;
 use crate::checkpoint::{TrainerState, load_state};
 use crate::config::{Config, ConfigError, Method};
-use crate::data::{Datasets, Records, TrainData};
+use crate::data::{DataError, Datasets, Records, TrainData};
 use crate::endings::{unknown_end, warn_of_endless_answers};
 use crate::error::{TrainError, guard};
 use crate::gate::{Behind, WorkUnit};
@@ -153,7 +153,7 @@ impl<'a> Training<'a> {
     }
 
     /// When `stop` becomes true, the run ends after the step that is being computed, with a checkpoint to go on from instead of
-    /// a result.
+    /// a result. Before the first step, while data and model are loaded, it ends with [`TrainError::Stopped`].
     pub fn stop_when(mut self, stop: &'a AtomicBool) -> Self {
         self.watch.stop = Some(stop);
         self
@@ -185,7 +185,7 @@ impl<'a> Training<'a> {
     pub fn plan(self) -> Result<PlannedRun, TrainError> {
         let (config, devices) = self.checked()?;
         let format = ChatFormat::load(&config)?;
-        let (datasets, _) = load_data(&config, &format, self.records, None, false)?;
+        let (datasets, _) = load_data(&config, &format, self.records, None, false, None)?;
         planned(&config, &devices, &datasets, self.base.is_some())
     }
 
@@ -246,7 +246,9 @@ impl<'a> Training<'a> {
             self.records,
             Some(output.path()),
             self.watch.progress_bar,
+            self.watch.stop,
         )?;
+        go_on(self.watch.stop)?;
         let planned = planned(&config, &devices, &datasets, self.base.is_some())?;
         let (config, plan) = planned.accepted()?;
         tell(&config, &plan);
@@ -265,6 +267,7 @@ impl<'a> Training<'a> {
             TrainData::Loaded(data) => DataLoader::new(Arc::new(data.examples), options),
             TrainData::Streamed(stream) => DataLoader::streamed(stream, options)?,
         };
+        go_on(self.watch.stop)?;
         let pictures = pictures(loader.examples(), &format.tokenizer)?;
         let steps_per_epoch = loader.steps_per_epoch().unwrap_or(0) * config.grpo.num_iterations();
         let total_steps = config.run.num_steps(steps_per_epoch);
@@ -308,6 +311,7 @@ impl<'a> Training<'a> {
         // Held-out prompts have no loss.
         let eval = datasets.eval.filter(|_| grpo.is_none());
         let eval = eval.map(|eval| eval.examples).unwrap_or_default();
+        go_on(self.watch.stop)?;
         let run = Run::new(RunParts {
             config,
             output: &output,
@@ -331,6 +335,14 @@ impl<'a> Training<'a> {
     }
 }
 
+/// Refuses to go on where the run has been told to stop.
+fn go_on(stop: Option<&AtomicBool>) -> Result<(), TrainError> {
+    match stop.is_some_and(|stop| stop.load(Ordering::Relaxed)) {
+        true => Err(TrainError::Stopped),
+        false => Ok(()),
+    }
+}
+
 /// The data, and with it what answers are drawn and judged with.
 fn load_data(
     config: &Config,
@@ -338,9 +350,14 @@ fn load_data(
     records: Records,
     folder: Option<&Path>,
     shows_progress: bool,
+    stop: Option<&AtomicBool>,
 ) -> Result<(Datasets, Option<Grpo>), TrainError> {
     if config.method.method != Method::Grpo {
-        let datasets = Datasets::load(config, format, records, folder, shows_progress)?;
+        let read = Datasets::load_until(config, format, records, folder, shows_progress, stop);
+        let datasets = read.map_err(|error| match error {
+            DataError::Stopped => TrainError::Stopped,
+            error => error.into(),
+        })?;
         return Ok((datasets, None));
     }
     let rewards = Rewards::new(&config.grpo)?;

@@ -5,7 +5,8 @@
 use std::ffi::OsString;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use trainer_sft::args::Args;
 use trainer_sft::config::Config;
@@ -42,7 +43,10 @@ fn a_stopped_run_goes_on_where_it_was() {
     let summary = train(&config(&whole, None)).unwrap();
     assert_eq!((summary.num_steps, &summary.stopped), (3, &None));
 
-    let stopped = train_until(&config(&parts, None), &AtomicBool::new(true)).unwrap();
+    let (first, stop) = (config(&parts, None), AtomicBool::new(false));
+    let training = Training::new(&first).stop_when(&stop);
+    let training = training.on_start(|| stop.store(true, Ordering::Relaxed));
+    let stopped = training.run().unwrap();
     let checkpoint: PathBuf = stopped.stopped.clone().unwrap();
     assert_eq!(stopped.num_steps, 1);
     assert!(!parts.join("adapter_model.safetensors").exists());
@@ -183,4 +187,29 @@ fn paths_that_a_run_leaves_hold_everywhere() {
         Path::new(base).is_absolute() && !base.contains(".."),
         "{base}"
     );
+}
+
+/// Reading takes long where there is much, and nobody waits for data that nobody wants.
+#[test]
+fn a_run_that_is_stopped_while_it_reads_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let [output, data] = ["out", "data.jsonl"].map(|name| dir.path().join(name));
+    let record = "{\"prompt\": \"Who are you?\", \"completion\": \"I am a red tin robot.\"}\n";
+    std::fs::write(&data, record.repeat(300_000)).unwrap();
+    let mut config = config(&output, None);
+    config.data.train = vec![data];
+    for delay in [0, 100] {
+        let stop = AtomicBool::new(delay == 0);
+        let begun = Instant::now();
+        let ended = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(delay));
+                stop.store(true, Ordering::Relaxed);
+            });
+            train_until(&config, &stop)
+        });
+        assert!(matches!(ended, Err(TrainError::Stopped)), "{ended:?}");
+        assert!(begun.elapsed() < Duration::from_secs(5));
+        assert!(!output.exists());
+    }
 }

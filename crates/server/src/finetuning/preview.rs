@@ -1,10 +1,13 @@
 //! Examples as a job would learn them, by the trainer's own reading and rendering.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use trainer_sft::chat_format::ChatFormat;
 use trainer_sft::config::Thinking;
-use trainer_sft::data::{Dataset, Datasets, Records, TrainData};
+use trainer_sft::data::{DataError, Dataset, Datasets, Records, TrainData};
 use trainer_sft::preview::spans;
 
 use super::FineTuning;
@@ -35,12 +38,27 @@ pub struct PreviewRequest {
     pub limit: Option<usize>,
 }
 
+/// Ends a preview whose client has left: then its request is dropped, and this with it.
+#[derive(Debug, Default)]
+pub(crate) struct Asks(pub(crate) Arc<AtomicBool>);
+
+impl Drop for Asks {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 impl FineTuning {
-    /// Examples with what is learnt of them, and numbers of all.
+    /// Examples with what is learnt of them, and numbers of all. When `stop` becomes true, nobody waits for them.
     ///
     /// # Errors
-    /// 400 with the setting, or the record and its field, that is wrong.
-    pub fn preview(&self, request: PreviewRequest, part: &MethodPart) -> Result<Value, ApiError> {
+    /// 400 with the setting, or the record and its field, that is wrong; 503 after `stop`.
+    pub fn preview(
+        &self,
+        request: PreviewRequest,
+        part: &MethodPart,
+        stop: &AtomicBool,
+    ) -> Result<Value, ApiError> {
         let limit = request.limit.unwrap_or(LIMIT);
         if !(1..=MAX_LIMIT).contains(&limit) {
             let expected = format!("a number from 1 to {MAX_LIMIT}");
@@ -84,7 +102,10 @@ impl FineTuning {
             train: request.examples,
             eval: None,
         };
-        let wrong = |error: trainer_sft::data::DataError| {
+        let wrong = |error: DataError| {
+            if matches!(error, DataError::Stopped) {
+                return ApiError::unavailable("The client has left.");
+            }
             let message = in_settings(&error.to_string());
             match &file {
                 Some((file, path)) => {
@@ -94,7 +115,8 @@ impl FineTuning {
                 None => ApiError::bad_request("examples", message.replace("records[", "examples[")),
             }
         };
-        let data = Datasets::load(&config, &format, records, None, false).map_err(wrong)?;
+        let data = Datasets::load_until(&config, &format, records, None, false, Some(stop));
+        let data = data.map_err(wrong)?;
         match data.train {
             TrainData::Loaded(data) => shown(&data, &format, limit).map_err(wrong),
             // There is no such setting.
@@ -122,11 +144,7 @@ impl FineTuning {
 }
 
 /// The first examples, and numbers of all.
-fn shown(
-    data: &Dataset,
-    format: &ChatFormat,
-    limit: usize,
-) -> Result<Value, trainer_sft::data::DataError> {
+fn shown(data: &Dataset, format: &ChatFormat, limit: usize) -> Result<Value, DataError> {
     let examples = &data.examples;
     let mut shown = Vec::new();
     for example in examples.iter().take(limit * examples.per_pair()) {

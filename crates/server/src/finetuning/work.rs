@@ -8,7 +8,7 @@ use model_qwen::QwenModel;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use trainer_sft::config::Config;
-use trainer_sft::{Training, WorkUnit};
+use trainer_sft::{TrainError, Training, WorkUnit};
 
 use super::events::{Event, Level};
 use super::gate::pool;
@@ -113,6 +113,8 @@ impl Work {
         match summary {
             Ok(summary) if summary.stopped.is_some() => Ok(End::Stopped),
             Ok(_) => Ok(End::Complete),
+            // It had not begun, and begins anew if it is wanted again.
+            Err(TrainError::Stopped) => Ok(End::Stopped),
             Err(error) => Err(Failure::of(&error, &self.paths.output)),
         }
     }

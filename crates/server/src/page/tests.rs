@@ -81,7 +81,7 @@ fn every_text_that_is_named_exists_and_every_text_is_named() {
         "{missing:?}"
     );
     // Some keys are put together, or stand in a table.
-    let prefixes = ["job_", "role_", "set_", "view_"];
+    let prefixes = ["http_", "job_", "role_", "set_", "view_"];
     let is_named = |key: &String| {
         named.contains(key.as_str())
             || prefixes.iter().any(|prefix| key.starts_with(prefix))

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{FromRequestParts, Path, Query, State};
@@ -18,7 +19,7 @@ use tokio::sync::watch;
 use crate::blocking::blocking;
 use crate::config::Allowed;
 use crate::error::ApiError;
-use crate::finetuning::{FineTuning, JobObject, JobRequest, MethodPart, PreviewRequest};
+use crate::finetuning::{Asks, FineTuning, JobObject, JobRequest, MethodPart, PreviewRequest};
 use crate::protocol::body::Body;
 use crate::protocol::fields::{self, Endpoint};
 use crate::route::Route;
@@ -372,7 +373,9 @@ async fn preview(State(state): State<AppState>, mut body: Body) -> Result<Json<V
     let request: PreviewRequest = body.read()?;
     let part = method(request.method.as_ref(), request.hyperparameters.as_ref())?;
     let memory = body.take_memory();
-    let shown = blocking(move || own.preview(request, &part)).await;
+    let asks = Asks::default();
+    let has_left = Arc::clone(&asks.0);
+    let shown = blocking(move || own.preview(request, &part, &has_left)).await;
     drop(memory);
     shown.map(Json)
 }

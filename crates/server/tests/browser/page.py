@@ -20,7 +20,9 @@ import tempfile
 import time
 import urllib.request
 
+import choices
 import drafts
+import focus
 import hands
 import kept
 import small
@@ -64,6 +66,20 @@ NO_FORMULAS = {
     "$('#a') or **$('#b')**": "$('#a') or <strong>$('#b')</strong>",
     "It is $5 and **bold** then 6$.": "It is $5 and <strong>bold</strong> then 6$.",
     "(20$) or *x* (30$)": "(20$) or <em>x</em> (30$)",
+}
+CODE = '<figure class="code"><pre tabindex="0"><code>{}</code></pre></figure>'
+BLOCKS = {
+    "Code:\n\n    def f(*args):\n        return *x*\n\n    # end\n\ndone": "<p>Code:</p>" + CODE.format("def f(*args):\n    return *x*\n\n# end") + "<p>done</p>",
+    "para\n    goes on": "<p>para\ngoes on</p>",
+    "- a\n\n    b\n- c": "<ul><li>a<p>b</p></li><li>c</li></ul>",
+    "- a\n\n      *b*\n": "<ul><li>a" + CODE.format("*b*") + "</li></ul>",
+    "One\n===\n\nTwo *b*\n---\ntext\n\n---\n": "<h3>One</h3><h4>Two <em>b</em></h4><p>text</p><hr>",
+    "&lt;b&gt; a&nbsp;b &copy; &#65;&#x42; &bogus; &#0; &toString; `&lt;`": "<p>&lt;b&gt; a&nbsp;b © AB &amp;bogus; &amp;#0; &amp;toString; <code>&amp;lt;</code></p>",
+    "[t](http://a.b/c 'tt') [u](http://a.b/d (uu))": '<p><a href="http://a.b/c">t</a> <a href="http://a.b/d">u</a></p>',
+    "<https://a.example/x?y> <javascript:alert(1)> <b>": '<p><a href="https://a.example/x?y">https://a.example/x?y</a> &lt;javascript:alert(1)&gt; &lt;b&gt;</p>',
+    "[r][1], [**Two**] and [no][3] [ ] [*x*]\n\n[1]: http://ref.example 'A'\n[**two**]: <http://two.example>\n[1]: http://other.example":
+        '<p><a href="http://ref.example">r</a>, <a href="http://two.example"><strong>Two</strong></a> and [no][3] [ ] [<em>x</em>]</p>',
+    "[a]\n\n[a]: javascript:alert(1)": "<p>[a]</p>",
 }
 # A stream with thoughts, then two calls.
 STREAM = [
@@ -240,6 +256,13 @@ def markdown(trial):
     for text, html in NO_FORMULAS.items():
         found = browser.js(f"""import("/page/markdown.js").then(({{ markdown }}) => markdown({json.dumps(text)}).firstElementChild.innerHTML)""")
         assert found == html, (text, found)
+    for text, html in BLOCKS.items():
+        found = browser.js(f"""import("/page/markdown.js").then(({{ markdown }}) => {{
+            const box = document.createElement("div"); box.append(markdown({json.dumps(text)}));
+            box.querySelectorAll("figcaption").forEach((e) => e.remove());
+            for (const e of box.querySelectorAll("a")) for (const name of ["target", "rel"]) e.removeAttribute(name);
+            return box.innerHTML; }})""")
+        assert found == html, (text, found)
     # Texts that are slow to read for expressions with many ways to match.
     slow = browser.js("""import("/page/markdown.js").then(({ markdown }) => {
         const start = performance.now();
@@ -303,6 +326,9 @@ step(taught.teach)
 step(taught.teach_a_file)
 step(taught.teach_a_file_that_changes)
 step(hands.drop)
+step(choices.another_file_meanwhile)
+step(choices.a_long_way)
+step(choices.drops)
 step(taught.look_at_an_old_job)
 
 
@@ -356,6 +382,10 @@ def names_for_screen_readers(trial):
     browser.wait("!document.getElementById('settings').open")
 
 
+step(choices.errors_of_others)
+step(focus.focus)
+step(focus.settings_without_room)
+step(focus.low_screens)
 step(hands.skip)
 step(kept.loading)
 

@@ -391,3 +391,67 @@ fn a_server_without_the_flags_says_so() {
         );
     }
 }
+
+/// Milliseconds of all cores that a program has computed for.
+#[cfg(target_os = "linux")]
+fn computed(server: &Server) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", server.program.id())).unwrap();
+    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split(' ').collect();
+    // A tick is a hundredth of a second.
+    10 * (fields[12].parse::<u64>().unwrap() + fields[13].parse::<u64>().unwrap())
+}
+
+/// Until it computes no more. Reading all of the file would take it far longer.
+#[cfg(target_os = "linux")]
+#[track_caller]
+fn comes_to_rest(server: &Server) {
+    let mut before = computed(server);
+    let all = before;
+    loop {
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        let now = computed(server);
+        if now - before < 30 {
+            return;
+        }
+        assert!(now - all < 3000, "it goes on");
+        before = now;
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn nothing_is_read_for_nobody() {
+    use std::io::Write as _;
+    let folder = TempDir::new().unwrap();
+    let server = serve(folder.path(), &["--enable-lora"]);
+    let record = json!({ "prompt": "Who are you?", "completion": "I am a red tin robot." });
+    let file = server.upload("long.jsonl", &format!("{record}\n").repeat(200_000));
+    let reads = || {
+        let before = computed(&server);
+        while computed(&server) < before + 200 {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    };
+    let body = json!({ "training_file": file }).to_string();
+    let address = server.url.strip_prefix("http://").unwrap();
+    let mut client = std::net::TcpStream::connect(address).unwrap();
+    let head = "POST /v1/fine_tuning/preview HTTP/1.1\r\nhost: a\r\ncontent-type: application/json";
+    let length = body.len();
+    write!(client, "{head}\r\ncontent-length: {length}\r\n\r\n{body}").unwrap();
+    reads();
+    drop(client);
+    comes_to_rest(&server);
+
+    let id = server.create(&file, json!({}));
+    reads();
+    let (_, job) = server.post(&format!("{JOBS}/{id}/cancel"), json!({}));
+    assert_eq!(job["status"], "cancelled");
+    comes_to_rest(&server);
+    // One that is paused meanwhile begins anew.
+    let id = server.create(&file, json!({}));
+    reads();
+    server.post(&format!("{JOBS}/{id}/pause"), json!({}));
+    comes_to_rest(&server);
+    let (_, job) = server.get(&format!("{JOBS}/{id}"));
+    assert_eq!(job["status"], "paused", "{job}");
+}

@@ -69,6 +69,9 @@ pub enum DataError {
         /// Records in all.
         records: usize,
     },
+    /// Whoever asked for it wants it no longer.
+    #[error("stopped while the data was read")]
+    Stopped,
     /// Records that cannot be read.
     #[error("{}", listed(errors, *all))]
     Malformed {
@@ -339,7 +342,11 @@ impl DataError {
     pub(super) fn is_of_a_record(&self) -> bool {
         !matches!(
             self,
-            Self::Io { .. } | Self::Tokens { .. } | Self::Kind { .. } | Self::NoTemplate { .. }
+            Self::Io { .. }
+                | Self::Tokens { .. }
+                | Self::Kind { .. }
+                | Self::NoTemplate { .. }
+                | Self::Stopped
         )
     }
 }

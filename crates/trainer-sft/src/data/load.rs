@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::prelude::*;
 use serde_json::{Map, Value};
@@ -145,10 +146,23 @@ impl Collector {
         block: Vec<RawRecord>,
         recipe: &Recipe,
     ) -> Result<Vec<String>, DataError> {
+        self.add_until(None, block, recipe)
+    }
+
+    /// As [`add`](Self::add), until `stop` becomes true: then with an error, after the records that are being looked at.
+    fn add_until(
+        &mut self,
+        stop: Option<&AtomicBool>,
+        block: Vec<RawRecord>,
+        recipe: &Recipe,
+    ) -> Result<Vec<String>, DataError> {
         self.examples.set_pairs(recipe.method.is_paired());
         let block = block.into_par_iter().enumerate();
         let outcomes: Vec<_> = block
-            .map(|(index, record)| recipe.prepare(record, index == 0))
+            .map(|(index, record)| match is_set(stop) {
+                true => (0, Err(DataError::Stopped)),
+                false => recipe.prepare(record, index == 0),
+            })
             .collect();
         let mut unused = Vec::new();
         for (columns, outcome) in outcomes {
@@ -248,12 +262,17 @@ impl Collector {
     }
 }
 
-/// Reads and renders all of `files`.
+fn is_set(stop: Option<&AtomicBool>) -> bool {
+    stop.is_some_and(|stop| stop.load(Ordering::Relaxed))
+}
+
+/// Reads and renders all of `files`, unless `stop` becomes true meanwhile.
 pub(super) fn load_files(
     files: &[PathBuf],
     recipe: &Recipe,
     folder: Option<&Path>,
     show: bool,
+    stop: Option<&AtomicBool>,
 ) -> Result<Dataset, DataError> {
     let mut collector = Collector::new(folder);
     let mut hash = Sha256::new();
@@ -274,7 +293,7 @@ pub(super) fn load_files(
             for record in &block {
                 record.hash(&mut hash);
             }
-            let found = collector.add(block, recipe)?;
+            let found = collector.add_until(stop, block, recipe)?;
             unused.extend(found);
             shown.update(progress.bytes(), &collector.report);
         }
@@ -308,11 +327,12 @@ pub(super) fn load_records(
     records: impl Iterator<Item = RawRecord>,
     recipe: &Recipe,
     folder: Option<&Path>,
+    stop: Option<&AtomicBool>,
 ) -> Result<Dataset, DataError> {
     let mut collector = Collector::new(folder);
     let mut hash = Sha256::new();
     let records = records.inspect(|record| record.hash(&mut hash));
-    let unused = collector.add(records.collect(), recipe)?;
+    let unused = collector.add_until(stop, records.collect(), recipe)?;
     if collector.report.num_records == 0 {
         return Err(DataError::NoRecords(name.to_owned()));
     }

@@ -2,8 +2,9 @@
 
 mod arguments;
 mod columns;
+mod input;
 
-use std::io::{self, BufRead, IsTerminal as _, Write};
+use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -15,6 +16,8 @@ use serde_json::{Value, json};
 use super::ToolError;
 use super::base::model_and_adapter;
 use crate::lora;
+
+use input::Input;
 
 pub use arguments::ChatArgs;
 
@@ -51,13 +54,13 @@ pub(super) fn chat(args: &ChatArgs, stop: &AtomicBool) -> Result<(), ToolError> 
         lora::put_adapter(&mut chat.model, lora::SLOT, adapter)?;
     }
     let sampling = args.sampling(chat.generation_config.sampling_defaults());
-    let (mut input, mut out) = (io::stdin().lock(), io::stdout().lock());
+    let (mut input, mut out) = (Input::open(), io::stdout().lock());
     let mut talk = Talk {
         voices: voices(args.compare, has_adapter),
         system: args.system.clone(),
         sampling,
         max_tokens: args.max_tokens,
-        is_terminal: input.is_terminal(),
+        is_terminal: input.is_typed(),
         wide: columns::wide_terminal,
         chat: &chat,
         out: &mut out,
@@ -166,22 +169,19 @@ impl Talk<'_> {
         }
     }
 
-    fn run(&mut self, input: &mut dyn BufRead) -> Result<(), ToolError> {
+    fn run(&mut self, input: &mut Input<'_>) -> Result<(), ToolError> {
         if self.is_terminal {
             self.write(&format!("{COMMANDS}. Ctrl-C ends an answer.\n"))?;
         }
         loop {
-            if self.is_terminal {
-                self.write("> ")?;
-            }
-            let mut line = String::new();
-            if input
-                .read_line(&mut line)
-                .map_err(failed("standard input"))?
-                == 0
-            {
-                return Ok(());
-            }
+            let line = match input.next(self.out)? {
+                input::Line::Text(line) => line,
+                input::Line::Wrong(found) => {
+                    self.survive(ToolError::ChatLine { found })?;
+                    continue;
+                }
+                input::Line::End => return Ok(()),
+            };
             match Line::of(&line) {
                 Line::Empty => {}
                 Line::Quit => return Ok(()),

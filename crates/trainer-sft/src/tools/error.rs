@@ -187,6 +187,12 @@ pub enum ToolError {
     /// The model of a chat, or an answer.
     #[error(transparent)]
     Chat(#[from] ChatError),
+    /// A line of a chat that is no text.
+    #[error("standard input: {found}")]
+    ChatLine {
+        /// Which, and what is wrong with it.
+        found: String,
+    },
     /// A file cannot be read or written.
     #[error("{}: {error}", path.display())]
     Io {

@@ -129,3 +129,62 @@ fn an_adapter_with_a_head_of_its_own_talks_alone() {
     assert_eq!(refused.code, 1);
     assert!(refused.err.contains("trainer-sft merge"), "{}", refused.err);
 }
+
+#[test]
+fn a_line_that_is_no_text_is_named() {
+    let mut program = Command::new(env!("CARGO_BIN_EXE_trainer-sft"));
+    program.args(["chat", "--temperature", "0", "--max-tokens", "4"]);
+    program.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = program.stderr(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let _ = input.write_all(b"/reset\nSch\xf6n\nWho are you?\n");
+    drop(input);
+    let said = Said::of(child.wait_with_output().unwrap());
+    let expected = "standard input: line 2: expected UTF-8, found the byte 0xf6 at column 4";
+    assert!(
+        !said.is_success() && said.err.contains(expected),
+        "{}",
+        said.err
+    );
+}
+
+/// `script` has a terminal for the program, on which this is typed.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_terminal_edits_its_lines() {
+    use std::io::{BufRead as _, BufReader, Read as _};
+    let folder = TempDir::new().unwrap();
+    let program = env!("CARGO_BIN_EXE_trainer-sft");
+    let command = format!("'{program}' chat --temperature 0 --max-tokens 4");
+    let mut script = Command::new("script");
+    script
+        .args(["-qec", &command, "/dev/null"])
+        .env("TERM", "xterm");
+    script.current_dir(folder.path()).stdin(Stdio::piped());
+    let mut child = script.stdout(Stdio::piped()).spawn().unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let mut output = BufReader::new(child.stdout.take().unwrap());
+    // What is typed before the terminal is ready would be another line's.
+    let mut first = Vec::new();
+    output.read_until(b'>', &mut first).unwrap();
+    // A letter that was forgotten, and the same line once more; bytes that are no text; two lines pasted at once.
+    for typed in [
+        &b"/yst\x1b[D\x1b[D\x1b[Ds\r"[..],
+        b"\x1b[A\r",
+        b"\xff",
+        b"/one\x1b[200~ two\nthree\x1b[201~\r",
+        b"/quit\r",
+    ] {
+        input.write_all(typed).unwrap();
+        input.flush().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    let mut said = String::new();
+    output.read_to_string(&mut said).unwrap();
+    assert!(child.wait().unwrap().success(), "{said}");
+    let refusals = said.matches("`/syst` is no command").count();
+    assert_eq!(refusals, 2, "{said}");
+    assert!(said.contains("standard input: expected UTF-8"), "{said}");
+    let said = said.replace('\r', "");
+    assert!(said.contains("`/one two\nthree` is no command"), "{said}");
+}
