@@ -98,7 +98,7 @@ fn text_tokens(
             check_no_template(source, with, "the model has no chat template")?;
             Ok(AddedTokens::of(&format.tokenizer).before(encode(true)?))
         }
-        Some(_) if format.facts.has_marker(text) => {
+        Some(_) if format.facts.is_rendered(text) => {
             check_no_template(source, with, "the prompt has been rendered already")?;
             encode(false)
         }

@@ -33,6 +33,10 @@ const ENDS: [&str; 9] = [
 pub struct TemplateFacts {
     /// The tokens around turns, such as `<|im_start|>`.
     pub markers: Vec<String>,
+    /// What stands before what the system and a user say, such as `<|im_start|>user`.
+    pub headers: Vec<String>,
+    /// What a prompt ends with, such as `<|im_start|>assistant`.
+    pub answer_header: Option<String>,
     /// The token that ends an answer.
     pub end: Option<(u32, String)>,
     /// The tokens that end a text or a turn in this vocabulary, the template's own among them.
@@ -58,10 +62,30 @@ const RESULT: (&str, &str) = ("<tool_response>", "</tool_response>");
 
 /// The token that opens a think block.
 pub(crate) const THINK: &str = "<think>";
+/// The token that closes a think block.
+pub(crate) const END_THINK: &str = "</think>";
 
 /// Whether an answer after this prompt begins in a think block.
 pub(crate) fn opens_think(prompt: &str) -> bool {
     prompt.trim_end().ends_with(THINK)
+}
+
+/// Whether an answer after this prompt begins behind an empty think block.
+pub(crate) fn closes_think(prompt: &str) -> bool {
+    let inside = prompt.trim_end().strip_suffix(END_THINK);
+    inside.is_some_and(opens_think)
+}
+
+/// The last header in what a template writes before a content: what follows the end of another turn, from its first marker on.
+fn header(before: &str, markers: &[String], end: Option<&str>) -> Option<String> {
+    let after_end = end.and_then(|end| Some(before.rsplit_once(end)?.1));
+    let text = after_end.unwrap_or(before);
+    let text = text.split(THINK).next().unwrap_or(text).trim();
+    let starts = markers
+        .iter()
+        .filter_map(|marker| text.find(marker.as_str()));
+    let start = starts.min()?;
+    Some(text[start..].to_owned())
 }
 
 impl TemplateFacts {
@@ -125,7 +149,34 @@ impl TemplateFacts {
             ..RenderOptions::default()
         };
         let generation = template.render(std::slice::from_ref(&user), &options);
+        let header = |text: &str| header(text, &markers, end.as_ref().map(|(_, end)| end.as_str()));
+        let asked = json!({"role": "user", "content": PROBE});
+        let heads = [render(&[&system, &user], None), render(&[&asked], None)];
+        let heads = heads.into_iter().flatten().filter_map(|text| {
+            let (head, _) = text.split_once(PROBE)?;
+            header(head)
+        });
+        let mut headers: Vec<String> = heads.collect();
+        // A text may lack the token that begins it.
+        let bare: Vec<String> = headers
+            .iter()
+            .filter_map(|header| {
+                let rest = markers
+                    .iter()
+                    .find_map(|marker| header.strip_prefix(marker))?;
+                let rest = rest.trim_start();
+                let begins = markers
+                    .iter()
+                    .any(|marker| rest.starts_with(marker.as_str()));
+                begins.then(|| rest.to_owned())
+            })
+            .collect();
+        headers.extend(bare);
+        let answer_header = template.render(&[asked], &options).ok();
+        let answer_header = answer_header.and_then(|text| header(text.rsplit_once(PROBE)?.1));
         Self {
+            headers,
+            answer_header,
             markers,
             end,
             ends,
@@ -142,6 +193,28 @@ impl TemplateFacts {
             writes_system: writes(render(&[&system, &user], None)),
             opens_think: generation.is_ok_and(|prompt| opens_think(&prompt)),
         }
+    }
+
+    /// Whether a prompt has been rendered already: it begins with a turn, or ends where the assistant's begins. A text that only
+    /// mentions a token of the template's has not.
+    pub fn is_rendered(&self, prompt: &str) -> bool {
+        if !self.has_marker(prompt) {
+            return false;
+        }
+        let begins = |text: &str| {
+            let mut headers = self.headers.iter();
+            headers.any(|header| text.starts_with(header.as_str()))
+        };
+        let text = prompt.trim();
+        let unmarked = self.markers.iter();
+        let unmarked = unmarked.filter_map(|marker| text.strip_prefix(marker.as_str()));
+        let mut unmarked = unmarked.map(str::trim_start);
+        let unopened = text.strip_suffix(END_THINK).unwrap_or(text).trim_end();
+        let unopened = unopened.strip_suffix(THINK).unwrap_or(text).trim_end();
+        let header = self.answer_header.as_ref();
+        begins(text)
+            || unmarked.any(begins)
+            || header.is_some_and(|header| unopened.ends_with(header.as_str()))
     }
 
     /// Whether a text has tokens of the template's own.

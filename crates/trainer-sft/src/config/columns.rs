@@ -6,7 +6,7 @@ use super::error::ConfigError;
 use super::method::Method;
 
 /// The parts that a field can play.
-const PARTS: [&str; 16] = [
+const PARTS: [&str; 17] = [
     "messages",
     "conversations",
     "instruction",
@@ -21,6 +21,7 @@ const PARTS: [&str; 16] = [
     "response",
     "history",
     "text",
+    "reasoning",
     "system",
     "tools",
 ];
@@ -40,7 +41,7 @@ const COMPARED: [&str; 11] = [
     "tools",
 ];
 /// Parts of a labelled answer, besides.
-const JUDGED: [&str; 4] = ["completion", "output", "response", "label"];
+const JUDGED: [&str; 5] = ["completion", "output", "response", "label", "reasoning"];
 
 /// Parts of a prompt.
 const ASKED: [&str; 6] = [

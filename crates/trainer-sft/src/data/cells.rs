@@ -10,6 +10,36 @@ use super::format::{Speaker, speaker_name};
 use super::names::Names;
 use super::wide;
 
+/// Cells that programs write where a value is missing.
+const MISSING: [&str; 9] = [
+    "nan", "NaN", "None", "NULL", "null", "N/A", "NA", "#N/A", "<NA>",
+];
+/// Fields whose texts are learnt or asked.
+const TEXTS: [&str; 14] = [
+    "instruction",
+    "input",
+    "output",
+    "prompt",
+    "completion",
+    "query",
+    "response",
+    "text",
+    "system",
+    "chosen",
+    "rejected",
+    "reasoning_content",
+    "reasoning",
+    "thinking",
+];
+
+/// Whether a field that is read has a cell that says that a value is missing.
+pub(super) fn is_missing(row: &Map<String, Value>, names: &Names<'_>) -> bool {
+    row.iter().any(|(name, cell)| {
+        let text = cell.as_str().map(str::trim);
+        text.is_some_and(|text| MISSING.contains(&text)) && names.has(name, &TEXTS)
+    })
+}
+
 /// Fields that are a text or messages.
 const EITHER: [&str; 5] = [
     "prompt",

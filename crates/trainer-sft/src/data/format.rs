@@ -13,6 +13,7 @@ mod parts;
 mod preference;
 mod question;
 mod reader;
+mod reasoning;
 mod refused;
 mod speaker;
 mod turn;

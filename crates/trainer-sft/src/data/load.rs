@@ -43,6 +43,8 @@ struct Outcome {
     source: Source,
     format: Format,
     rendered: Rendered,
+    /// Whether a cell of it says that a value is missing.
+    has_missing: bool,
     /// What the record is compared by.
     print: Option<Print>,
     /// Keys without a use; a run looks for them in the first record of a block only.
@@ -62,10 +64,17 @@ pub(super) struct Collector {
 impl Recipe {
     /// The fields of `--columns` that a record has, and what it gave.
     fn prepare(&self, record: RawRecord, is_first: bool) -> (u32, Result<Outcome, DataError>) {
-        match record.parse(&Names::only(&self.columns)) {
+        let names = Names::only(&self.columns);
+        let has_missing = record.has_missing(&names);
+        match record.parse(&names) {
             Ok((source, value)) => {
                 let found = self.columns.found_in(&value);
-                (found, self.prepare_value(source, value, is_first))
+                let outcome = self.prepare_value(source, value, is_first);
+                let outcome = outcome.map(|outcome| Outcome {
+                    has_missing,
+                    ..outcome
+                });
+                (found, outcome)
             }
             Err(error) => (0, Err(error)),
         }
@@ -106,6 +115,7 @@ impl Recipe {
             source: record.source,
             format: record.format,
             rendered,
+            has_missing: false,
         })
     }
 
@@ -125,6 +135,7 @@ impl Recipe {
             source: answers.source,
             format: answers.format,
             rendered,
+            has_missing: false,
         })
     }
 }
@@ -193,6 +204,7 @@ impl Collector {
             (&mut report.rendered, rendered.was_rendered),
             (&mut report.own_tokens, rendered.has_own_tokens),
             (&mut report.ends, rendered.had_end),
+            (&mut report.missing, outcome.has_missing),
         ] {
             if is_so {
                 found.add(source);

@@ -134,7 +134,8 @@ pub(super) fn open(path: &Path, progress: &Progress) -> Result<(Stream, Layout, 
         room: room.clone(),
     });
     let start = stream.fill_buf().map_err(io_error)?;
-    if let Some((found, instead)) = unreadable(start).or_else(|| arrow_by_name(path, start)) {
+    let kind = workbook(path, start).or_else(|| unreadable(start));
+    if let Some((found, instead)) = kind.or_else(|| arrow_by_name(path, start)) {
         return Err(DataError::Kind {
             path: path.into(),
             found,
@@ -215,6 +216,20 @@ fn arrow_by_name(path: &Path, start: &[u8]) -> Option<(&'static str, &'static st
         .iter()
         .any(|end| plain.ends_with(end));
     (is_named && start.contains(&0)).then_some(ARROW)
+}
+
+/// A workbook of a spreadsheet: a ZIP archive by its name or its first entry, or a file of earlier versions.
+fn workbook(path: &Path, start: &[u8]) -> Option<(&'static str, &'static str)> {
+    let name = path.file_name()?.to_string_lossy().to_lowercase();
+    let is_named = [".xlsx", ".xlsm", ".xls", ".ods"]
+        .iter()
+        .any(|end| name.ends_with(end));
+    let entry = b"[Content_Types].xml";
+    let has_entry = || start.windows(entry.len()).any(|bytes| bytes == entry);
+    let is_zip = start.starts_with(b"PK\x03\x04");
+    let is_old = start.starts_with(b"\xD0\xCF\x11\xE0\xA1\xB1\x1A\xE1");
+    (is_old || is_zip && (is_named || has_entry()))
+        .then_some(("a workbook of a spreadsheet", "save it as \"CSV UTF-8\""))
 }
 
 /// Kinds of files that are known and not read: what they are, and what to do.

@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 
 use super::error::DataError;
 use super::example::{Place, Source};
+use super::files::STDIN;
 use super::last_break::EndsInBreak;
 use super::names::Names;
 use super::no_numbers::no_number;
@@ -48,6 +49,11 @@ impl RawRecord {
             source,
             content: RawContent::Value(value),
         }
+    }
+
+    /// Whether it is a row with a cell that says that a value is missing, such as `nan`, in a field that is read.
+    pub(super) fn has_missing(&self, names: &Names<'_>) -> bool {
+        matches!(&self.content, RawContent::Row(row) if cells::is_missing(row, names))
     }
 
     /// Adds the record to what tells one data set from another.
@@ -122,10 +128,12 @@ impl RawRecord {
                         reason,
                     });
                 }
-                let hint = if text.contains('\0') {
+                let hint = if let Some(hint) = what_else(text, &source, &error) {
+                    hint
+                } else if text.contains('\0') {
                     " (there are bytes of value 0: the file was not written to its end, or is no text)"
                 } else if error.is_eof() && source.place == Place::Line(1) {
-                    " (a record has to be on one line; a file with line breaks inside records has to be one JSON array)"
+                    " (a record has to be on one line; a file with line breaks inside records has to be one JSON array, such as `jq '.data'` gives of an object with all records under `data`)"
                 } else if is_line && text.contains('\r') {
                     " (the lines end in carriage returns alone: convert the file, for example with `tr '\\r' '\\n'`)"
                 } else {
@@ -315,6 +323,28 @@ impl RecordReader {
                 Ok(Some((record(Place::Line(line), content), size)))
             }
         }
+    }
+}
+
+/// What a text that is no JSON may be, and what to do.
+fn what_else(text: &str, source: &Source, error: &serde_json::Error) -> Option<&'static str> {
+    let is_first = source.place == Place::Line(1);
+    let is_json = text.starts_with(['{', '[', '"']);
+    let is_table = text.contains([',', '\t', ';']) && !is_json;
+    if is_first && text.starts_with('<') {
+        Some(" (this is a page in HTML or XML: download the file itself)")
+    } else if text.starts_with("{'") {
+        Some(
+            " (this is a record as Python prints it: write it with `json.dumps`, one record per line)",
+        )
+    } else if is_first && is_table && source.file.as_os_str() == STDIN {
+        Some(" (`-` reads JSON only: give a table as a .csv or .tsv file)")
+    } else if error.to_string().contains("hex escape") {
+        Some(
+            " (an escape of half a character, such as \\ud83d alone, is no text: write the whole character, or leave it out)",
+        )
+    } else {
+        None
     }
 }
 

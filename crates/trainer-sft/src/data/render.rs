@@ -151,7 +151,7 @@ impl Renderer {
                 prompt,
                 completion,
                 with,
-            } if self.facts.has_marker(prompt) => {
+            } if self.facts.is_rendered(prompt) => {
                 check_no_template(source, with, "the prompt has been rendered already")?;
                 let end = self.facts.end.as_ref().map(|(token, _)| *token);
                 let rendered = self.completion(source, prompt, completion, end)?;

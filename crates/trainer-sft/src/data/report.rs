@@ -39,6 +39,8 @@ pub struct DataReport {
     pub own_tokens: Found,
     /// Answers that ended with a token in whose place the template's own end is learnt.
     pub ends: Found,
+    /// Rows of a table whose cells say that a value is missing, such as `nan`.
+    pub missing: Found,
     /// Fields of `--columns` that a record has had, as [`Columns::found_in`](crate::config::Columns::found_in) counts them.
     pub(super) columns: u32,
 }
@@ -97,6 +99,7 @@ impl DataReport {
         self.rendered.merge(other.rendered);
         self.own_tokens.merge(other.own_tokens);
         self.ends.merge(other.ends);
+        self.missing.merge(other.missing);
         self.columns |= other.columns;
     }
 
@@ -163,6 +166,13 @@ impl DataReport {
             let first = self.ends.first();
             warn!(
                 "{count} of {all} records have answers that end with a token that ends a text; the chat template's own end is learnt in its place; the first is {first}"
+            );
+        }
+        let Found { count, .. } = self.missing;
+        if count > 0 {
+            let first = self.missing.first();
+            warn!(
+                "{count} of {all} records have a cell such as nan, None, NULL or N/A, which is read as that text: leave the cell empty where a value is missing; the first is {first}"
             );
         }
     }

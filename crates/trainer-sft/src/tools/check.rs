@@ -109,6 +109,10 @@ pub fn check_data(args: &CheckArgs, colour: bool) -> Result<DataCheck, ToolError
             &report.ends,
             "have answers that end with a token that ends a text, and the chat template's own end is learnt in its place",
         ),
+        (
+            &report.missing,
+            "have a cell such as nan, None, NULL or N/A, which is read as that text",
+        ),
     ] {
         if let Some(first) = &records.first {
             let count = records.count;

@@ -45,6 +45,9 @@ fn records_that_teach_nothing_are_left_out_in_every_format() {
         json!({"prompt": "Draw.", "completion": "  "}),
         json!({"prompt": null, "completion": null}),
         json!({"prompt": null, "completion": "Unasked."}),
+        json!({"prompt": "", "completion": "Unasked."}),
+        json!({"instruction": "", "input": " ", "output": "Unasked."}),
+        json!({"query": "", "response": "Unasked."}),
         json!({"query": "Draw.", "response": ""}),
         json!({"query": null, "response": null}),
         json!({"text": " "}),
@@ -446,4 +449,32 @@ fn an_answer_has_one_end() {
         "{}",
         said.out
     );
+}
+
+#[test]
+fn the_columns_of_reasoning_are_named() {
+    for (record, flag) in [
+        (
+            json!({"Question": "2+2?", "Complex_CoT": "Two.", "Response": "Four"}),
+            "prompt=Question,completion=Response,reasoning=Complex_CoT",
+        ),
+        (
+            json!({"question": "2+2?", "solution": "Four", "thinking_trajectories": ["Two."], "cot": null}),
+            "prompt=question,completion=solution,reasoning=thinking_trajectories",
+        ),
+        (
+            json!({"question": "2+2?", "answer": "Four", "reasoning": "on"}),
+            "prompt=question,completion=answer",
+        ),
+    ] {
+        let said = preview(std::slice::from_ref(&record), &[]);
+        let hint = format!("(read it with --columns {flag})");
+        assert!(said.err.contains(&hint), "{}", said.err);
+        let answer = learnt(&preview(&[record], &["--columns", flag])).concat();
+        assert_eq!(
+            answer.contains("Two."),
+            flag.contains("reasoning"),
+            "{answer}"
+        );
+    }
 }

@@ -308,3 +308,15 @@ fn a_folder_that_is_called_true_is_read() {
     let said = Said::of(said.unwrap());
     assert!(said.out.starts_with('{'), "{}{}", said.out, said.err);
 }
+
+#[test]
+fn a_table_through_standard_input_is_named() {
+    let folder = TempDir::new().unwrap();
+    let said = shown(folder.path(), &["-"], "prompt,completion\nWho?,A gull.\n");
+    let expected = "`-` reads JSON only: give a table as a .csv or .tsv file";
+    assert!(
+        !said.is_success() && said.err.contains(expected),
+        "{}",
+        said.err
+    );
+}

@@ -206,3 +206,13 @@ fn headers_that_cannot_be_read_are_named() {
         );
     }
 }
+
+#[test]
+fn cells_that_say_that_a_value_is_missing_are_counted() {
+    let rows = "prompt,completion,note\nWho?,nan,x\nWhere?,None,x\nWhen?,Now.,nan\n";
+    let said = table(rows, &[]);
+    let expected =
+        "2 of 3 records have a cell such as nan, None, NULL or N/A, which is read as that text";
+    assert!(said.err.contains(expected), "{}", said.err);
+    assert!(said.err.contains("t.csv:2"), "{}", said.err);
+}

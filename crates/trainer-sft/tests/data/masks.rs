@@ -253,3 +253,180 @@ fn turns_that_are_not_learnt_are_no_prompt() {
         "{error}"
     );
 }
+
+/// As Qwen3's: a block with the reasoning, or an empty one; what begins an answer is put in the place of OPEN.
+const THINKS: &str = "{%- for m in messages %}{%- set c = m.content %}{%- set r = m.reasoning_content or '' %}\
+{%- if '</think>' in c and not r %}{%- set r = c.split('</think>')[0].split('<think>')[-1].strip('\n') %}\
+{%- set c = c.split('</think>')[-1].lstrip('\n') %}{%- endif %}\
+{{- '<|im_start|>' + m.role + '\n' }}{%- if m.role == 'assistant' %}{{- '<think>\n' + r + '\n</think>\n\n' }}{%- endif %}\
+{{- c + '<|im_end|>\n' }}{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}OPEN{%- endif %}";
+
+#[test]
+fn an_empty_think_block_is_written_once() {
+    let open = "{%- if enable_thinking is defined and not enable_thinking %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}";
+    let template = THINKS.replace("OPEN", open);
+    let with = |content: &str| {
+        let mut value = chat(&[("user", "q"), ("assistant", content)]);
+        value["chat_template_kwargs"] = json!({"enable_thinking": false});
+        value
+    };
+    let expected = "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\na<|im_end|>\n";
+    for thinking in [Thinking::Keep, Thinking::Empty] {
+        let settings = RenderSettings {
+            thinking,
+            ..settings()
+        };
+        for content in ["a", "<think>\n\n</think>\n\na"] {
+            let example = render(with(content), &template, settings).unwrap();
+            assert_eq!(text(&example.examples[0].tokens), expected, "{content}");
+            assert_eq!(learnt(&example.examples[0]), ["a<|im_end|>"]);
+        }
+        let mut field = with("a");
+        field["messages"][1]["reasoning_content"] = "r".into();
+        for value in [field, with("<think>\nr\n</think>\n\na")] {
+            let error = render(value, &template, settings).unwrap_err().to_string();
+            let expected =
+                "leave out the reasoning, or `enable_thinking` of `chat_template_kwargs`";
+            assert!(error.contains(expected), "{error}");
+        }
+    }
+}
+
+#[test]
+fn answers_without_reasoning_need_a_choice_where_the_template_writes_an_empty_block() {
+    let template = THINKS.replace("OPEN", "{{- '<think>\n' }}");
+    let value = chat(&[("user", "q"), ("assistant", "a")]);
+    let error = render(value.clone(), &template, settings()).unwrap_err();
+    assert!(
+        matches!(error, DataError::NoReasoning { message: 1, .. }),
+        "{error}"
+    );
+    let empty = RenderSettings {
+        thinking: Thinking::Empty,
+        ..settings()
+    };
+    let examples = render(value, &template, empty).unwrap().examples;
+    assert_eq!(learnt(&examples[0]), ["\n</think>\n\na<|im_end|>"]);
+    // What is not learnt needs none.
+    let value = json!({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "weight": 0},
+        {"role": "user", "content": "p"}, {"role": "assistant", "content": "b", "reasoning_content": "r"}]});
+    let examples = render(value, &template, settings()).unwrap().examples;
+    assert_eq!(learnt(&examples[0]), ["r\n</think>\n\nb<|im_end|>"]);
+}
+
+#[test]
+fn reasoning_that_stands_twice_is_learnt_once() {
+    let template = THINKS.replace("OPEN", "");
+    let both = |content: &str, reasoning: &str| {
+        json!({"messages": [{"role": "user", "content": "q"},
+            {"role": "assistant", "content": content, "reasoning_content": reasoning}]})
+    };
+    for (content, reasoning) in [
+        ("<think>\neasy\n</think>\n\na", "easy"),
+        ("<think>easy </think>a", "easy"),
+        ("easy\n</think>\n\na", "easy"),
+        ("<think>\n\n</think>\n\na", "easy"),
+        ("<think>\neasy\n</think>\n\na", ""),
+        ("a", "easy"),
+    ] {
+        let examples = render(both(content, reasoning), &template, settings()).unwrap();
+        let expected = "<think>\neasy\n</think>\n\na<|im_end|>";
+        assert_eq!(learnt(&examples.examples[0]), [expected], "{content}");
+    }
+    let error = parse(both("<think>\neasier\n</think>\n\na", "easy")).unwrap_err();
+    let expected = "field `messages[1].content`: expected no second reasoning beside the one in a field of its own, found \"easier\"";
+    assert!(error.to_string().contains(expected), "{error}");
+}
+
+#[test]
+fn reasoning_in_a_field_beside_an_answer_is_learnt() {
+    let template = THINKS.replace("OPEN", "");
+    let expected = ["<think>\nr\n</think>\n\na<|im_end|>"];
+    for value in [
+        json!({"instruction": "q", "output": "a", "reasoning_content": "r"}),
+        json!({"prompt": "q", "completion": "a", "reasoning": "r"}),
+        json!({"query": "q", "response": "a", "thinking": "<think>\nr\n</think>"}),
+        json!({"prompt": "q", "completion": "<think>\nr\n</think>\n\na", "reasoning": "r"}),
+        json!({"prompt": [{"role": "user", "content": "q"}], "completion": "a", "reasoning": ["r"]}),
+        json!({"prompt": "q", "completion": "a", "reasoning": "r", "thinking": "r "}),
+    ] {
+        let examples = render(value.clone(), &template, settings())
+            .unwrap()
+            .examples;
+        assert_eq!(learnt(&examples[0]), expected, "{value}");
+    }
+    // Words that only say whether there is any.
+    let value =
+        json!({"prompt": "q", "completion": "<think>\nr\n</think>\n\na", "reasoning": "on"});
+    assert_eq!(
+        learnt(&render(value, &template, settings()).unwrap().examples[0]),
+        expected
+    );
+    for (value, expected) in [
+        (
+            json!({"prompt": "q", "completion": "<think>s</think>a", "reasoning": "r"}),
+            "field `completion`: expected no second reasoning",
+        ),
+        (
+            json!({"prompt": "q", "completion": "a", "reasoning": "r", "thinking": "s"}),
+            "field `thinking`: expected no second reasoning beside `reasoning`",
+        ),
+        (
+            json!({"prompt": "q", "completion": [{"role": "assistant", "content": "a"}], "thinking": "r"}),
+            "field `thinking`: expected none beside messages",
+        ),
+    ] {
+        let error = parse(value).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+    let columns = Columns::parse(&["prompt=q", "completion=a", "reasoning=cot"].map(str::to_owned));
+    let value = json!({"q": "q", "a": "a", "cot": "r"});
+    let record = Record::parse(source(), value, &columns.unwrap()).unwrap();
+    let template = self::template(&template);
+    let renderer = Renderer::new(&tokenizer(), Some(&template), settings());
+    assert_eq!(
+        learnt(&renderer.render(&record).unwrap().examples[0]),
+        expected
+    );
+}
+
+#[test]
+fn a_prompt_that_mentions_a_token_of_the_template_gets_the_template() {
+    for (template, asked, rendered) in [
+        (
+            CHATML,
+            [
+                "What does <|im_end|> mean in ChatML?",
+                "<|im_start|> is what?",
+                "a <|im_start|>user b",
+            ]
+            .as_slice(),
+            [
+                "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n",
+                "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nq<|im_end|>\n",
+                "Read this.<|im_end|>\n<|im_start|>assistant\n",
+            ]
+            .as_slice(),
+        ),
+        (
+            R1,
+            &["What is <｜User｜> for?"],
+            &[
+                "<｜User｜>q<｜Assistant｜><think>\n",
+                "<｜begin▁of▁sentence｜><｜User｜>q",
+                "q<｜Assistant｜><think>\n\n</think>\n\n",
+            ],
+        ),
+    ] {
+        let was_rendered = |prompt: &str| {
+            let value = json!({"prompt": prompt, "completion": "<think>r</think>a"});
+            render(value, template, settings()).unwrap().was_rendered
+        };
+        for prompt in asked {
+            assert!(!was_rendered(prompt), "{prompt}");
+        }
+        for prompt in rendered {
+            assert!(was_rendered(prompt), "{prompt}");
+        }
+    }
+}

@@ -35,9 +35,15 @@ impl Reader<'_> {
             self.optional_text("input")?,
         ];
         let prompt: Vec<String> = texts.into_iter().flatten().collect();
+        let prompt = prompt.join("\n");
+        let output = self.with_reasoning("output", self.to_learn("output")?)?;
+        if prompt.trim().is_empty() {
+            let own = self.own_name("instruction");
+            return Err(self.teaches_nothing(format!("`{own}` is empty")));
+        }
         let mut turns = self.turns_of_history()?;
-        turns.push(Turn::plain("user", &prompt.join("\n")));
-        turns.push(Turn::plain("assistant", &self.to_learn("output")?));
+        turns.push(Turn::plain("user", &prompt));
+        turns.push(Turn::plain("assistant", &output));
         self.chat("output", turns)
     }
 
@@ -47,7 +53,7 @@ impl Reader<'_> {
             return Err(self.unknown_format());
         }
         let mut turns = self.turns_of_history()?;
-        let response = self.to_learn("response")?;
+        let response = self.with_reasoning("response", self.to_learn("response")?)?;
         turns.push(Turn::plain("user", &self.text_or_nothing("query")?));
         turns.push(Turn::plain("assistant", &response));
         self.chat("response", turns)
@@ -66,7 +72,7 @@ impl Reader<'_> {
         };
         let is_list = |key: &str| turns_of(key).is_some();
         if !is_list("prompt") && !is_list("completion") {
-            let completion = self.to_learn("completion")?;
+            let completion = self.with_reasoning("completion", self.to_learn("completion")?)?;
             let prompt = self.text_or_nothing("prompt")?;
             let mut turns = self.turns_of_history()?;
             if !turns.is_empty() || self.optional_text("system")?.is_some() {
@@ -80,6 +86,9 @@ impl Reader<'_> {
                 with: self.extras()?,
             });
         }
+        if is_list("completion") {
+            self.refuse_reasoning()?;
+        }
         if let Some(items) = turns_of("completion")
             && let Some((items, start)) = self.whole_completion(&items?)?
         {
@@ -90,7 +99,11 @@ impl Reader<'_> {
         let mut turns = Vec::new();
         for (key, role) in [("prompt", "user"), ("completion", "assistant")] {
             let Some(items) = turns_of(key) else {
-                turns.push(Turn::plain(role, &self.text_or_nothing(key)?));
+                let mut text = self.text_or_nothing(key)?;
+                if key == "completion" {
+                    text = self.with_reasoning(key, text)?;
+                }
+                turns.push(Turn::plain(role, &text));
                 continue;
             };
             let items = items?;

@@ -9,6 +9,8 @@ use super::columns_flag::{Pairs, flag, texts};
 use super::field_names::{ANSWERS, LISTS, PROMPTS, REJECTED, TARGET, WANTED};
 use super::preference::Answers;
 use super::reader::{Reader, is_filled};
+use super::reasoning::{OTHER_NAMES, REASONING_PART, is_reasoning};
+use super::turn::REASONING;
 use super::turns::{is_of_assistant, is_pair};
 use super::values::listed;
 use crate::commands::quoted;
@@ -171,7 +173,25 @@ impl<'a> Reader<'a> {
             (_, None) => return None,
         };
         pairs.extend(self.beside(parts));
+        // Whose reasoning it would be is not known of two answers.
+        if let Some((reasoning, _)) = self.beside_answer()
+            && answers.contains(&ANSWERS[0])
+            && answer.is_some_and(|(field, value)| {
+                value.is_string() && pairs.iter().any(|(_, used)| *used == field)
+            })
+            && pairs.iter().all(|(_, used)| *used != reasoning)
+        {
+            pairs.push(("reasoning", reasoning));
+        }
         Some(pairs)
+    }
+
+    /// The field of the reasoning before an answer.
+    fn beside_answer(&self) -> Option<(&'a str, &'a Value)> {
+        let names = || REASONING.into_iter().chain(OTHER_NAMES);
+        let mut filled = names().filter_map(|name| self.field(&[name]));
+        // Whatever the name, its value is looked at as that of a field of ours.
+        filled.find(|(_, value)| is_reasoning(REASONING_PART, value))
     }
 
     fn has_prompt_in_messages(&self) -> bool {

@@ -21,6 +21,43 @@ const SAMPLE_WEIGHT: &str = "sample_weight";
 /// What the name of an unknown mark has in it.
 const LIKE_MARKS: [&str; 4] = ["weight", "loss", "train", "mask"];
 
+/// Masks over the turns or the tokens of a record, and labels of tokens.
+const MASKS: [&str; 9] = [
+    "mask",
+    "masks",
+    "loss_mask",
+    "loss_masks",
+    "assistant_mask",
+    "assistant_masks",
+    "completion_mask",
+    "train_mask",
+    LABELS,
+];
+/// Of tokens where it has the label that is not learnt, and else classes.
+const LABELS: &str = "labels";
+/// The label of a token that is not learnt, in PyTorch.
+const NOT_LEARNT: f64 = -100.0;
+
+/// Whether a mask, which tables have as JSON, leaves something out, or is none.
+fn leaves_out(key: &str, value: &Value) -> bool {
+    match value {
+        Value::String(text) if key == LABELS => {
+            let labels = serde_json::from_str::<Value>(text).ok();
+            labels.is_some_and(|labels| labels.is_array() && leaves_out(key, &labels))
+        }
+        Value::Array(items) => items.iter().any(|item| leaves_out(key, item)),
+        Value::Number(label) if key == LABELS => label.as_f64() == Some(NOT_LEARNT),
+        _ if key == LABELS => false,
+        Value::String(text) => match serde_json::from_str::<Value>(text) {
+            Ok(mask) if !mask.is_string() => leaves_out(key, &mask),
+            _ => !text.trim().is_empty(),
+        },
+        Value::Null | Value::Bool(true) => false,
+        Value::Number(mark) => mark.as_f64() != Some(1.0),
+        _ => true,
+    }
+}
+
 /// Whether this key of a record says whether the record is learnt.
 pub(super) fn is_mark_of_record(key: &str) -> bool {
     MARKS.contains(&key) || key == SAMPLE_WEIGHT
@@ -65,6 +102,15 @@ impl Reader<'_> {
 
     /// Marks of the whole record.
     pub(super) fn check_marks(&self) -> Result<(), DataError> {
+        // The fields that `--columns` names are all that counts.
+        let masks = MASKS.iter().filter(|_| self.columns.is_empty());
+        for key in masks {
+            let value = self.fields.get(*key).filter(|value| is_filled(Some(value)));
+            if let Some(value) = value.filter(|value| leaves_out(key, value)) {
+                let expected = "none that leaves something out: mark turns with `weight`, 0 or 1, or texts in `segments` with `label`";
+                return Err(self.error(*key, expected, Some(value)));
+            }
+        }
         for key in MARKS.into_iter().chain([SAMPLE_WEIGHT]) {
             let Some(value) = self.fields.get(key).filter(|value| is_filled(Some(value))) else {
                 continue;

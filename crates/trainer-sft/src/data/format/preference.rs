@@ -7,6 +7,7 @@ use super::super::example::Source;
 use super::columns_flag::flag;
 use super::question::has_answers;
 use super::reader::{Reader, describe, is_filled, named};
+use super::turn::REASONING;
 use super::turns::{is_of_assistant, start_of_answer, text_of};
 use super::values::verdict_of;
 use super::{Content, Format, Record, fields_of, keys_of};
@@ -177,7 +178,18 @@ impl Reader<'_> {
             true => "no keys at all".to_owned(),
             false => named(fields),
         };
-        let is_kto = fields.contains_key("completion") && fields.contains_key("label");
+        let filled = |keys: &[&str]| keys.iter().any(|key| is_filled(fields.get(*key)));
+        let is_kto = method != Method::Kto
+            && filled(&["label", "kto_tag"])
+            && filled(&[
+                "completion",
+                "output",
+                "response",
+                "messages",
+                "conversations",
+            ]);
+        let is_swift = filled(&["rejected_response", "rejected_messages"])
+            && filled(&["messages", "conversations"]);
         let columns = self
             .columns_to_compare(method)
             .and_then(|columns| flag(&columns));
@@ -191,6 +203,11 @@ impl Reader<'_> {
             return format!("{found} ({inside})");
         }
         let read = match (is_kto, columns) {
+            _ if is_swift => {
+                "ms-swift's form: write the turns before the answer as `prompt`, the last turn of `messages` as `chosen`, and the other \
+                 answer as `rejected`"
+                    .to_owned()
+            }
             (true, _) => "these are judged answers, which --method kto learns from".to_owned(),
             (false, Some(flag)) => format!("read it with {flag}"),
             (false, None) => {
@@ -281,7 +298,9 @@ impl Reader<'_> {
     pub(super) fn own_prompt(&self, key: &str) -> Result<Content, DataError> {
         let mut fields = self.fields.clone();
         let answer = self.side(key)?;
-        fields.retain(|name, _| !ANSWERS.contains(&name.as_str()));
+        // Whose reasoning it would be is not known of two answers.
+        let is_shared = |name: &str| key != "completion" && REASONING.contains(&name);
+        fields.retain(|name, _| !ANSWERS.contains(&name.as_str()) && !is_shared(name));
         fields.insert("completion".to_owned(), answer);
         let columns = self.columns.with("completion", &self.own_name(key));
         let reader = Reader {

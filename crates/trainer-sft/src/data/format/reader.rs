@@ -68,13 +68,19 @@ impl Reader<'_> {
         }
     }
 
-    /// A text; without one, the record teaches nothing.
+    /// A text; with null or an empty one, the record teaches nothing.
     pub(super) fn text_or_nothing(&self, key: &str) -> Result<String, DataError> {
         match self.fields.get(key) {
             Some(Value::Null) => {
                 Err(self.teaches_nothing(format!("`{}` is empty", self.own_name(key))))
             }
-            _ => self.text(key),
+            _ => {
+                let text = self.text(key)?;
+                match text.trim().is_empty() {
+                    true => Err(self.teaches_nothing(format!("`{}` is empty", self.own_name(key)))),
+                    false => Ok(text),
+                }
+            }
         }
     }
 

@@ -8,13 +8,15 @@ use super::columns_flag::flag;
 use super::field_names::{ANSWERS, REJECTED, WANTED, is_answer, is_openai_answer, is_question};
 use super::marks::is_mark_of_record;
 use super::reader::{Reader, is_filled, named};
+use super::reasoning::is_reasoning;
 use super::speaker::speaker_name;
+use super::turn::REASONING;
 use super::turns::is_pair;
 use super::values::verdict_of;
 use crate::commands::quoted;
 
 /// The accepted keys.
-const KEYS: [&str; 18] = [
+const KEYS: [&str; 21] = [
     "messages",
     "conversations",
     "conversation",
@@ -33,6 +35,9 @@ const KEYS: [&str; 18] = [
     "functions",
     "chat_template_kwargs",
     "weight",
+    "reasoning_content",
+    "reasoning",
+    "thinking",
 ];
 /// Keys that only data of preference training has.
 const PREFERENCE: [&str; 8] = [
@@ -59,7 +64,7 @@ const INSIDE: [&str; 10] = [
     "items",
 ];
 /// Keys of pictures and sounds.
-const MEDIA: [&str; 8] = [
+const MEDIA: [&str; 23] = [
     "images",
     "image",
     "videos",
@@ -68,7 +73,42 @@ const MEDIA: [&str; 8] = [
     "audio",
     "objects",
     "rejected_images",
+    "image_url",
+    "image_urls",
+    "image_path",
+    "image_paths",
+    "image_file",
+    "img",
+    "img_path",
+    "pixel_values",
+    "video_url",
+    "video_path",
+    "audio_url",
+    "audio_path",
+    "input_audio",
+    "input_features",
+    FILE,
 ];
+/// A picture or a sound by its ending, and else where a text is from.
+const FILE: &str = "file";
+/// The ending of such a file.
+const MEDIA_ENDINGS: [&str; 14] = [
+    ".png", ".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".wav", ".mp3", ".flac",
+    ".ogg", ".mp4", ".webm",
+];
+
+/// Whether the value of a key of [`MEDIA`] is a picture or a sound.
+fn is_medium(key: &str, value: &Value) -> bool {
+    let is_named = |name: &str| {
+        let name = name.to_lowercase();
+        MEDIA_ENDINGS.iter().any(|ending| name.ends_with(ending))
+    };
+    match value {
+        Value::String(name) if key == FILE => is_named(name),
+        Value::Number(_) | Value::Bool(_) if key == FILE => false,
+        value => is_filled(Some(value)),
+    }
+}
 
 impl Reader<'_> {
     /// Refuses data of other training methods and of models that do more than text.
@@ -157,8 +197,11 @@ impl Reader<'_> {
 
     /// Refuses what is no text.
     pub(super) fn refuse_media(&self) -> Result<(), DataError> {
-        let filled = |key: &str| self.columns.is_empty() && is_filled(self.fields.get(key));
-        match MEDIA.iter().find(|key| filled(key)) {
+        let is_there = |key: &str| {
+            let value = self.fields.get(key).filter(|_| self.columns.is_empty());
+            value.is_some_and(|value| is_medium(key, value))
+        };
+        match MEDIA.iter().find(|key| is_there(key)) {
             Some(key) => Err(self.method(
                 format!("pictures or sounds in `{key}`"),
                 "these models read text only: leave the record or the key out",
@@ -247,6 +290,11 @@ impl Reader<'_> {
             return "no keys at all".into();
         }
         if let (Some(only), 1) = (fields.keys().next(), fields.len())
+            && only.contains('\t')
+        {
+            return "a table with tabs: name its file .tsv".into();
+        }
+        if let (Some(only), 1) = (fields.keys().next(), fields.len())
             && only.contains(';')
         {
             return format!(
@@ -294,16 +342,32 @@ pub(crate) fn unused_keys(fields: &Map<String, Value>, format: Format) -> Vec<St
     let is_verdict = format == Format::Verdict;
     let has_prompt = is_filled(fields.get("prompt"));
     let has_completion = is_filled(fields.get("completion"));
+    let has_judged = has_completion
+        || fields
+            .iter()
+            .any(|(key, value)| is_answer(key) && is_filled(Some(value)));
+    let is_answered = match format {
+        Format::Alpaca | Format::PromptCompletion | Format::QueryResponse => true,
+        _ => is_verdict && has_judged,
+    };
     let is_used = |key: &str| {
         of_format.contains(&key)
             || (is_compared && (key == "history" || is_openai_answer(key)))
             || (is_compared && !has_prompt && is_question(key))
             || (is_verdict && !has_completion && is_answer(key))
             || is_mark_of_record(key)
+            || (is_answered && is_reasoning_or_blank(fields, key))
             || (!is_plain && with_chat.contains(&key))
     };
     let unused = fields
         .iter()
         .filter(|(key, value)| is_filled(Some(value)) && !is_used(key));
     unused.map(|(key, _)| key.clone()).collect()
+}
+
+/// Whether a field is reasoning, or would be if its text were not blank.
+fn is_reasoning_or_blank(fields: &Map<String, Value>, key: &str) -> bool {
+    let is_blank = |value: &Value| value.as_str().is_some_and(|text| text.trim().is_empty());
+    let value = fields.get(key).filter(|_| REASONING.contains(&key));
+    value.is_some_and(|value| is_blank(value) || is_reasoning(key, value))
 }

@@ -5,7 +5,8 @@ use serde_json::{Map, Value, json};
 use super::super::error::DataError;
 use super::TurnKind;
 use super::parts::Parts;
-use super::reader::{Reader, describe, is_filled, named};
+use super::reader::{Reader, describe, is_filled, named as keys_of};
+use super::reasoning::are_alike;
 use super::speaker::Speaker;
 
 /// One turn.
@@ -18,7 +19,7 @@ pub(super) struct Turn {
 }
 
 /// Names of the assistant's reasoning.
-const REASONING: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
+pub(super) const REASONING: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
 
 /// The names of a turn's role and content.
 struct Keys {
@@ -92,16 +93,20 @@ impl Reader<'_> {
         let content = self.take_content(place, (&keys, speaker), given, &mut fields)?;
         calls.extend(content.calls);
         self.unify_reasoning(place, content.reasoning, &mut fields)?;
+        let mut text = content.text;
+        if let Some(reasoning) = reasoning_of(&fields).filter(|_| speaker.is_assistant()) {
+            let content = format!("{place}.{}", keys.content);
+            text = self.without_second_reasoning(&content, reasoning, text)?;
+        }
         if !calls.is_empty() && !speaker.is_assistant() {
             let expected = "calls of the assistant only";
             let field = format!("{place}.tool_calls");
             return Err(self.error(field, expected, Some(&Value::Array(calls))));
         }
-        let says =
-            !content.text.trim().is_empty() || !calls.is_empty() || reasoning_of(&fields).is_some();
+        let says = !text.trim().is_empty() || !calls.is_empty() || reasoning_of(&fields).is_some();
         let mut message = Map::new();
         message.insert("role".into(), speaker.role().into());
-        message.insert("content".into(), content.text.into());
+        message.insert("content".into(), text.into());
         if !calls.is_empty() {
             message.insert("tool_calls".into(), calls.into());
         }
@@ -133,7 +138,7 @@ impl Reader<'_> {
             .and_then(Speaker::named);
         speaker.ok_or_else(|| {
             let found = match given.get(keys.role) {
-                None if !given.is_empty() => format!("nothing among {}", named(given)),
+                None if !given.is_empty() => format!("nothing among {}", keys_of(given)),
                 found => describe(found),
             };
             self.error_found(format!("{place}.{}", keys.role), keys.roles, found)
@@ -223,10 +228,44 @@ impl Reader<'_> {
                 _ => {}
             }
         }
+        // An empty text says what the absence of a key says.
+        fields.retain(|key, value| {
+            let is_blank = value.as_str().is_some_and(|text| text.trim().is_empty());
+            !(is_blank && REASONING.contains(&key.as_str()))
+        });
         if let Some(reasoning) = first {
             fields.insert("reasoning_content".into(), reasoning.into());
         }
         Ok(())
+    }
+
+    /// The text under `content` without a think block that says what the reasoning beside it says, or nothing.
+    ///
+    /// # Errors
+    /// A block that says something else.
+    pub(super) fn without_second_reasoning(
+        &self,
+        content: &str,
+        reasoning: &str,
+        text: String,
+    ) -> Result<String, DataError> {
+        let Some((inside, answer)) = text.split_once("</think>") else {
+            return Ok(text);
+        };
+        let opened = inside.trim_start().strip_prefix("<think>");
+        let second = opened.unwrap_or(inside);
+        let is_blank = second.trim().is_empty();
+        if is_blank || are_alike(second, reasoning) {
+            return Ok(answer.trim_start_matches('\n').to_owned());
+        }
+        match opened {
+            Some(second) => {
+                let expected = "no second reasoning beside the one in a field of its own";
+                Err(self.error(content, expected, Some(&second.trim().into())))
+            }
+            // A text about such blocks.
+            None => Ok(text),
+        }
     }
 }
 

@@ -7,9 +7,7 @@ use super::Renderer;
 use crate::config::{Thinking, TrainOn};
 use crate::data::format::{TurnKind, role_of};
 use crate::data::{Chat, DataError, Source};
-use crate::template_facts::{PROBE, THINK, opens_think};
-
-const END_THINK: &str = "</think>";
+use crate::template_facts::{END_THINK, PROBE, THINK, closes_think, opens_think};
 
 /// Tokens of text that is encoded by itself.
 pub(super) struct Segment {
@@ -185,8 +183,24 @@ impl Turns<'_> {
         let (reasoning, answer) = split_reasoning(&messages[index]);
         let opens_think = opens_think(prompt);
         let wants_empty = self.renderer.settings.thinking == Thinking::Empty;
+        let is_blank = reasoning
+            .as_ref()
+            .is_none_or(|reasoning| reasoning.trim().is_empty());
+        let is_closed = closes_think(prompt);
+        if is_closed && !is_blank {
+            return Err(self.closed(index));
+        }
+        let lacks_reasoning = reasoning.is_none()
+            && opens_think
+            && !wants_empty
+            && self.chat.kinds[index] == TurnKind::Answer;
+        if lacks_reasoning && rendered.starts_with(prompt) {
+            return Err(self.no_reasoning(index));
+        }
         if let Some(target) = rendered.strip_prefix(prompt) {
             let is_complete = match &reasoning {
+                // The prompt has the empty block.
+                _ if is_closed => !target.contains(END_THINK),
                 Some(reasoning) => {
                     target.contains(reasoning.as_str())
                         && (opens_think || target.contains(END_THINK))
@@ -222,20 +236,40 @@ impl Turns<'_> {
         let reasoning = match reasoning {
             Some(reasoning) => reasoning,
             None if wants_empty => String::new(),
-            None => {
-                return Err(DataError::NoReasoning {
-                    source_place: self.source.clone(),
-                    message: index,
-                });
-            }
+            None => return Err(self.no_reasoning(index)),
         };
+        let end = self.text_after_answer(index)?;
+        if is_closed {
+            return Ok(format!("{answer}{end}"));
+        }
         let open = match (opens_think, prompt.ends_with(THINK)) {
             (false, _) => "<think>\n",
             (true, true) => "\n",
             (true, false) => "",
         };
-        let end = self.text_after_answer(index)?;
         Ok(format!("{open}{reasoning}\n{END_THINK}\n\n{answer}{end}"))
+    }
+
+    fn no_reasoning(&self, message: usize) -> DataError {
+        DataError::NoReasoning {
+            source_place: self.source.clone(),
+            message,
+        }
+    }
+
+    /// Reasoning after a prompt that says that there is none.
+    fn closed(&self, message: usize) -> DataError {
+        let flag = match self.chat.with.variables.contains_key("enable_thinking") {
+            true => "`enable_thinking` of `chat_template_kwargs`",
+            false => "what makes the template close the block",
+        };
+        DataError::Render {
+            source_place: self.source.clone(),
+            reason: format!(
+                "message {message}: the chat template's prompt for this answer ends with a closed think block, and the answer has \
+                 reasoning, which would follow it: leave out the reasoning, or {flag}"
+            ),
+        }
     }
 
     /// What the template prints after the answer of message `index`: its end token.

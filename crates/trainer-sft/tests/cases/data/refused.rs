@@ -126,3 +126,116 @@ fn what_a_record_is_instead_is_said() {
         );
     }
 }
+
+#[test]
+fn masks_and_media_beside_the_text_are_refused() {
+    let chat = messages(&[("user", "a"), ("assistant", "b")]);
+    let with = |key: &str, value: Value| {
+        let mut record = chat.clone();
+        record[key] = value;
+        preview(&[record], &[])
+    };
+    for (key, value) in [
+        ("loss_mask", json!([0, 1])),
+        ("mask", json!([[1, 0]])),
+        ("assistant_masks", json!("[0, 1]")),
+        ("labels", json!([-100, 5])),
+        ("image_url", json!("https://example.org/a")),
+        ("audio_path", json!("a.wav")),
+        ("img_path", json!("a")),
+        ("pixel_values", json!([[0.5]])),
+        ("file", json!("a/B.PNG")),
+    ] {
+        let said = with(key, value);
+        assert!(!said.is_success(), "{key}: {}", said.out);
+        assert!(
+            said.err.contains(&format!("`{key}`")),
+            "{key}: {}",
+            said.err
+        );
+    }
+    for (key, value) in [
+        ("loss_mask", json!([1, 1.0, true])),
+        ("mask", json!(null)),
+        ("labels", json!([3, 27])),
+        ("labels", json!("sport")),
+        ("file", json!("src/main.rs")),
+        ("image_url", json!("")),
+    ] {
+        let said = with(key, value);
+        assert!(said.is_success(), "{key}: {}", said.err);
+    }
+}
+
+/// The form is named, and what to do about it.
+#[test]
+fn preference_data_of_other_forms_is_named() {
+    let mut judged = messages(&[("user", "a"), ("assistant", "b")]);
+    judged["label"] = true.into();
+    let mut swift = messages(&[("user", "a"), ("assistant", "b")]);
+    swift["rejected_response"] = "c".into();
+    for (record, expected) in [
+        (
+            judged,
+            "these are judged answers, which --method kto learns from",
+        ),
+        (swift, "the last turn of `messages` as `chosen`"),
+    ] {
+        let said = preview(&[record], &["--method", "dpo"]);
+        assert!(
+            !said.is_success() && said.err.contains(expected),
+            "{}",
+            said.err
+        );
+    }
+}
+
+#[test]
+fn what_a_file_is_instead_is_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let old = b"\xD0\xCF\x11\xE0\xA1\xB1\x1A\xE1";
+    for (name, content, expected) in [
+        (
+            "a.jsonl",
+            b"<!DOCTYPE html><html>\n".as_slice(),
+            "this is a page in HTML or XML",
+        ),
+        (
+            "b.jsonl",
+            b"{'prompt': 'a', 'completion': 'b'}\n",
+            "a record as Python prints it",
+        ),
+        (
+            "c.jsonl",
+            br#"{"text": "\ud83d"}"#,
+            "an escape of half a character",
+        ),
+        (
+            "d.csv",
+            b"prompt\tcompletion\na\tb\n",
+            "a table with tabs: name its file .tsv",
+        ),
+        (
+            "e.jsonl",
+            b"{\"data\": [\n{\"text\": \"a\"}]}\n",
+            "jq '.data'",
+        ),
+        ("f.xlsx", b"PK\x03\x04....", "save it as \"CSV UTF-8\""),
+        (
+            "g.jsonl",
+            b"PK\x03\x04....[Content_Types].xml",
+            "save it as \"CSV UTF-8\"",
+        ),
+        ("h.xls", old, "save it as \"CSV UTF-8\""),
+        ("i.zip", b"PK\x03\x04....", "unpack it with `unzip`"),
+    ] {
+        let path = folder.path().join(name);
+        fs::write(&path, content).unwrap();
+        let said = program(&["--data", text_of(&path), "--preview"]);
+        assert!(
+            !said.is_success() && said.err.contains(expected),
+            "{name}: {}",
+            said.err
+        );
+    }
+}
