@@ -28,6 +28,7 @@ use crate::config::{Thinking, TrainOn};
 use crate::data::format::TurnKind;
 use crate::data::{Chat, Content, DataError, Example, Record, Source};
 pub use crate::template_facts::TemplateFacts;
+use crate::template_facts::{THINK, opens_think};
 
 /// What determines tokens and mask, besides tokenizer and template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,6 +180,15 @@ impl Renderer {
     ) -> Result<Rendered, DataError> {
         let mut tokens = self.text_tokens(source, prompt)?;
         let mut kinds = vec![TurnKind::Prompt; tokens.len()];
+        // The prompt has opened the block already.
+        let opened = completion
+            .strip_prefix(THINK)
+            .filter(|_| opens_think(prompt));
+        let opened = opened.map(|inside| match prompt.ends_with('\n') {
+            true => inside.strip_prefix('\n').unwrap_or(inside),
+            false => inside,
+        });
+        let completion = opened.unwrap_or(completion);
         let ends = self.ends_itself(completion);
         let bare = self.facts.without_end(completion);
         let bare = bare.or_else(|| {

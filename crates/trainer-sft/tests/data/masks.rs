@@ -355,6 +355,11 @@ fn reasoning_in_a_field_beside_an_answer_is_learnt() {
             .examples;
         assert_eq!(learnt(&examples[0]), expected, "{value}");
     }
+    // A prompt that is rendered may have opened the block.
+    let value = json!({"prompt": "<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n<think>\n", "completion": "a",
+        "reasoning": "r"});
+    let examples = render(value, &template, settings()).unwrap().examples;
+    assert_eq!(learnt(&examples[0]), ["r\n</think>\n\na<|im_end|>"]);
     // Words that only say whether there is any.
     let value =
         json!({"prompt": "q", "completion": "<think>\nr\n</think>\n\na", "reasoning": "on"});

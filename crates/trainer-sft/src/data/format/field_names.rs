@@ -1,4 +1,4 @@
-//! Names of the fields that have a question or an answer.
+//! Names of the fields that have a question, an answer or its reasoning.
 
 /// Fields that have the question itself.
 pub(crate) const PROMPTS: [&str; 3] = ["prompt", "messages", "conversations"];
@@ -45,6 +45,21 @@ pub(super) const REJECTED: [&str; 4] = [
     "rejected_response",
     "rejected_messages",
     "non_preferred_output",
+];
+/// Names of the assistant's reasoning.
+pub(super) const REASONING: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
+/// The one that is a part of `--columns`.
+pub(super) const REASONING_PART: &str = "reasoning";
+/// Further names of reasoning in data sets of the Hub, which `--columns` reads.
+pub(super) const OTHER_REASONING: [&str; 8] = [
+    "complex_cot",
+    "thinking_trajectories",
+    "chain_of_thought",
+    "cot",
+    "thought",
+    "thoughts",
+    "think",
+    "rationale",
 ];
 
 /// Whether this key of a record is its question, where it has no `prompt`.

@@ -6,13 +6,13 @@ use super::super::error::DataError;
 use super::super::example::{Place, Source};
 use super::Record;
 use super::columns_flag::{Pairs, flag, texts};
-use super::field_names::{ANSWERS, LISTS, PROMPTS, REJECTED, TARGET, WANTED};
+use super::field_names::{
+    ANSWERS, LISTS, OTHER_REASONING, PROMPTS, REASONING, REASONING_PART, REJECTED, TARGET, WANTED,
+};
 use super::preference::Answers;
 use super::reader::{Reader, is_filled};
-use super::reasoning::{OTHER_NAMES, REASONING_PART, is_reasoning};
-use super::turn::REASONING;
 use super::turns::{is_of_assistant, is_pair};
-use super::values::listed;
+use super::values::{is_reasoning, listed};
 use crate::commands::quoted;
 use crate::config::{Columns, Method};
 
@@ -188,7 +188,7 @@ impl<'a> Reader<'a> {
 
     /// The field of the reasoning before an answer.
     fn beside_answer(&self) -> Option<(&'a str, &'a Value)> {
-        let names = || REASONING.into_iter().chain(OTHER_NAMES);
+        let names = || REASONING.into_iter().chain(OTHER_REASONING);
         let mut filled = names().filter_map(|name| self.field(&[name]));
         // Whatever the name, its value is looked at as that of a field of ours.
         filled.find(|(_, value)| is_reasoning(REASONING_PART, value))

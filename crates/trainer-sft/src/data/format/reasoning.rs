@@ -1,50 +1,16 @@
 //! Reasoning in a field beside an answer that is a text.
 
-use serde_json::Value;
-
 use super::super::error::DataError;
+use super::field_names::{REASONING, REASONING_PART};
 use super::reader::{Reader, is_filled};
-use super::turn::REASONING;
-
-/// Further names of such fields in data sets of the Hub, which `--columns` reads.
-pub(super) const OTHER_NAMES: [&str; 8] = [
-    "complex_cot",
-    "thinking_trajectories",
-    "chain_of_thought",
-    "cot",
-    "thought",
-    "thoughts",
-    "think",
-    "rationale",
-];
-/// Words that say whether there is reasoning, as in Nemotron's data, and are none.
-const SWITCHES: [&str; 7] = ["on", "off", "true", "false", "yes", "no", "none"];
-
-/// Whether this field of a record is the reasoning before its answer.
-pub(super) fn is_reasoning(key: &str, value: &Value) -> bool {
-    let text = text_of(value).map(|text| text.trim().to_lowercase());
-    REASONING.contains(&key)
-        && text.is_some_and(|text| !text.is_empty() && !SWITCHES.contains(&text.as_str()))
-}
-
-/// A text, also alone in a list, as in s1K.
-pub(super) fn text_of(value: &Value) -> Option<&str> {
-    match value {
-        Value::String(text) => Some(text),
-        Value::Array(items) => match &items[..] {
-            [Value::String(text)] => Some(text),
-            _ => None,
-        },
-        _ => None,
-    }
-}
+use super::values::{are_alike, is_reasoning, only_text};
 
 impl Reader<'_> {
     /// The reasoning beside an answer, and the field that has it.
     fn reasoning(&self) -> Result<Option<(&'static str, &str)>, DataError> {
         if self.columns.has(REASONING_PART) {
             let given = self.fields.get(REASONING_PART);
-            if is_filled(given) && given.is_some_and(|value| text_of(value).is_none()) {
+            if is_filled(given) && given.is_some_and(|value| only_text(value).is_none()) {
                 return Err(self.error(REASONING_PART, "text", given));
             }
         }
@@ -57,7 +23,7 @@ impl Reader<'_> {
             else {
                 continue;
             };
-            let text = text_of(value).unwrap_or_default();
+            let text = only_text(value).unwrap_or_default();
             match found {
                 None => found = Some((key, text)),
                 Some((_, first)) if are_alike(first, text) => {}
@@ -101,12 +67,4 @@ impl Reader<'_> {
             }
         }
     }
-}
-
-/// The part of `--columns`.
-pub(super) const REASONING_PART: &str = "reasoning";
-
-/// Whether two texts differ in white space at most.
-pub(super) fn are_alike(one: &str, other: &str) -> bool {
-    one.split_whitespace().eq(other.split_whitespace())
 }

@@ -5,14 +5,14 @@ use serde_json::{Map, Value};
 use super::super::error::DataError;
 use super::Format;
 use super::columns_flag::flag;
-use super::field_names::{ANSWERS, REJECTED, WANTED, is_answer, is_openai_answer, is_question};
+use super::field_names::{
+    ANSWERS, REASONING, REJECTED, WANTED, is_answer, is_openai_answer, is_question,
+};
 use super::marks::is_mark_of_record;
 use super::reader::{Reader, is_filled, named};
-use super::reasoning::is_reasoning;
 use super::speaker::speaker_name;
-use super::turn::REASONING;
 use super::turns::is_pair;
-use super::values::verdict_of;
+use super::values::{is_reasoning, verdict_of};
 use crate::commands::quoted;
 
 /// The accepted keys.

@@ -4,10 +4,11 @@ use serde_json::{Map, Value, json};
 
 use super::super::error::DataError;
 use super::TurnKind;
+use super::field_names::REASONING;
 use super::parts::Parts;
-use super::reader::{Reader, describe, is_filled, named as keys_of};
-use super::reasoning::are_alike;
+use super::reader::{Reader, describe, is_filled, named};
 use super::speaker::Speaker;
+use super::values::are_alike;
 
 /// One turn.
 #[derive(Clone, Debug)]
@@ -17,9 +18,6 @@ pub(super) struct Turn {
     /// What it is for learning.
     pub(super) kind: TurnKind,
 }
-
-/// Names of the assistant's reasoning.
-pub(super) const REASONING: [&str; 3] = ["reasoning_content", "reasoning", "thinking"];
 
 /// The names of a turn's role and content.
 struct Keys {
@@ -138,7 +136,7 @@ impl Reader<'_> {
             .and_then(Speaker::named);
         speaker.ok_or_else(|| {
             let found = match given.get(keys.role) {
-                None if !given.is_empty() => format!("nothing among {}", keys_of(given)),
+                None if !given.is_empty() => format!("nothing among {}", named(given)),
                 found => describe(found),
             };
             self.error_found(format!("{place}.{}", keys.role), keys.roles, found)
