@@ -48,7 +48,7 @@ pub(crate) mod training;
 mod vectorized;
 
 #[cfg(feature = "gpu")]
-pub use cube::sum_of_cube;
+pub use cube::{launch, sum_of_cube};
 pub(crate) use elementwise::add;
 pub use elementwise::{inner_product, rms_norm, swiglu};
 pub use fused::both;

@@ -49,11 +49,8 @@ pub(crate) fn angles_on_gpu(
 /// Forgets what kernels keep on devices between launches. Call it when a device has failed to compute something: what the
 /// failed kernels should have left there is missing.
 pub fn forget_device_state() {
-    #[cfg(feature = "gpu")]
-    {
-        lora_4bit::kernels::forget_device_state();
-        kv_paging::kernels::forget_device_state();
-    }
+    lora_4bit::kernels::forget_device_state();
+    kv_paging::kernels::forget_device_state();
 }
 
 /// Runs `step`; on the CPU, on a thread of rayon's pool.

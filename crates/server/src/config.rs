@@ -208,7 +208,7 @@ impl Config {
             listen: match args.uds {
                 Some(path) => Listen::Unix(path),
                 None => Listen::Tcp {
-                    host: args.host,
+                    host: without_brackets(args.host),
                     port: args.port,
                 },
             },
@@ -310,6 +310,14 @@ fn template_source(text: String) -> Result<String, ConfigError> {
         flag: "--chat-template",
         message: format!("{text} is neither a template nor a readable file: {error}"),
     })
+}
+
+/// An IPv6 address as URLs write it, `[::1]`, without what sets it apart from the port there.
+fn without_brackets(host: String) -> String {
+    let inner = host
+        .strip_prefix('[')
+        .and_then(|host| host.strip_suffix(']'));
+    inner.map(str::to_owned).unwrap_or(host)
 }
 
 #[cfg(test)]

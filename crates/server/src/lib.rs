@@ -26,6 +26,7 @@ pub mod engine;
 pub mod error;
 pub mod finetuning;
 mod grammars;
+mod hang_up;
 pub mod histogram;
 pub mod kv_events;
 mod linger;

@@ -17,6 +17,7 @@ use hyper_util::service::TowerToHyperService;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
+use crate::hang_up::Watched;
 use crate::linger::Lingering;
 use crate::unread::Unread;
 
@@ -71,6 +72,8 @@ async fn accept<L: Listener>(
             let answer = TowerToHyperService::new(app()).call(request);
             async { Ok::<_, Infallible>(answer.await.unwrap_or_else(|never| match never {})) }
         });
+        let io = Watched::new(io);
+        let watch = Watched::clone(&io);
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_TIMEOUT)
@@ -78,8 +81,10 @@ async fn accept<L: Listener>(
             .serve_connection(TokioIo::new(Unread::new(io, WRITE_TIMEOUT)), service);
         let connection = connections.watch(connection);
         tokio::spawn(async move {
-            if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection ended early");
+            match watch.unless_gone(connection).await {
+                Some(Ok(())) => {}
+                Some(Err(error)) => tracing::debug!(%error, "a connection ended early"),
+                None => tracing::debug!("a client went away before its answer"),
             }
         });
     }

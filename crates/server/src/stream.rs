@@ -330,10 +330,15 @@ async fn send<F: EventFormat>(mut events: Events<F>, sender: mpsc::Sender<Sent>)
 }
 
 impl StreamOptions {
-    /// The field `usage` of an event: what is due, or the counts so far, or nothing.
-    pub(crate) fn shown(self, due: Option<Usage>, counts: &TokenCounts) -> Option<Value> {
+    /// The field `usage` of an event: what is due, or the counts so far of the event's choice, or nothing.
+    pub(crate) fn shown(
+        self,
+        due: Option<Usage>,
+        counts: &TokenCounts,
+        choice: Option<usize>,
+    ) -> Option<Value> {
         let is_continuous = self.continuous_usage_stats.unwrap_or(false);
-        let usage = due.or_else(|| is_continuous.then(|| counts.usage()));
+        let usage = due.or_else(|| choice.filter(|_| is_continuous).map(|i| counts.usage_of(i)));
         match usage {
             Some(usage) => serde_json::to_value(usage).ok(),
             None => self.include_usage.unwrap_or(false).then_some(Value::Null),
@@ -344,7 +349,7 @@ impl StreamOptions {
 /// Tokens of all choices of a request, for `usage`.
 #[derive(Clone, Debug)]
 pub struct TokenCounts {
-    prompt_tokens: usize,
+    prompt_lens: Arc<[usize]>,
     n: usize,
     completion: Vec<usize>,
     cached: Vec<usize>,
@@ -357,7 +362,7 @@ impl TokenCounts {
     pub fn new(prompt_lens: &Arc<[usize]>, n: usize) -> Self {
         let num_choices = prompt_lens.len() * n;
         Self {
-            prompt_tokens: prompt_lens.iter().sum(),
+            prompt_lens: prompt_lens.clone(),
             n,
             completion: vec![0; num_choices],
             cached: vec![0; num_choices],
@@ -381,6 +386,21 @@ impl TokenCounts {
         }
     }
 
+    /// The usage so far of one choice and its prompt.
+    fn usage_of(&self, index: usize) -> Usage {
+        let reasoning = self.reasoning.as_ref();
+        Usage {
+            completion_tokens_details: reasoning.map(|tokens| CompletionTokensDetails {
+                reasoning_tokens: tokens[index],
+            }),
+            ..Usage::new(
+                self.prompt_lens[index / self.n],
+                self.completion[index],
+                self.cached[index],
+            )
+        }
+    }
+
     /// The usage so far. A prompt counts once, whatever `n`; so do its cached tokens, as its first choice found them.
     pub fn usage(&self) -> Usage {
         let cached = self.cached.iter().step_by(self.n).sum();
@@ -389,7 +409,11 @@ impl TokenCounts {
             completion_tokens_details: reasoning.map(|tokens| CompletionTokensDetails {
                 reasoning_tokens: tokens.iter().sum(),
             }),
-            ..Usage::new(self.prompt_tokens, self.completion.iter().sum(), cached)
+            ..Usage::new(
+                self.prompt_lens.iter().sum(),
+                self.completion.iter().sum(),
+                cached,
+            )
         }
     }
 }

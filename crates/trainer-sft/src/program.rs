@@ -168,6 +168,21 @@ fn has_saved_modules(folder: &Path) -> Result<bool> {
     Ok(!config.modules_to_save.is_empty())
 }
 
+/// The name by which requests ask for the adapter of a folder.
+fn adapter_name(folder: &Path, base: Option<&str>) -> String {
+    let name = folder
+        .file_name()
+        .map_or_else(|| "adapter".into(), |name| name.to_string_lossy());
+    // A word of a command line, and of requests.
+    let name = name.split_whitespace().collect::<Vec<_>>().join("-");
+    // What stands before the first `=` is the name, and the base model keeps its own.
+    let name = name.replace('=', "-");
+    if base.unwrap_or("bundled") == name {
+        return name + "-adapter";
+    }
+    name
+}
+
 /// How to talk to the result.
 fn serve_command(config: &Config, summary: &Summary, commands: Commands) -> Result<String> {
     let Commands { serve, tool, .. } = commands;
@@ -176,12 +191,7 @@ fn serve_command(config: &Config, summary: &Summary, commands: Commands) -> Resu
     if config.run.full {
         return Ok(format!("Serve it: {serve} --model {output}"));
     }
-    let name = summary
-        .output
-        .file_name()
-        .map_or_else(|| "adapter".into(), |name| name.to_string_lossy());
-    // A word of a command line, and of requests.
-    let name = name.split_whitespace().collect::<Vec<_>>().join("-");
+    let name = adapter_name(&summary.output, config.model.model.as_deref());
     let model = config
         .model
         .model
@@ -221,4 +231,23 @@ fn is_of_nobody(error: &std::io::Error) -> bool {
     const EIO: i32 = 5;
     let is_terminal_gone = cfg!(unix) && error.raw_os_error() == Some(EIO);
     error.kind() == std::io::ErrorKind::BrokenPipe || is_terminal_gone
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_of_an_adapter_can_be_given() {
+        for (folder, base, name) in [
+            ("runs/the next", Some("base"), "the-next"),
+            ("runs/lr=1e-4 r=8", None, "lr-1e-4-r-8"),
+            ("runs/base", Some("base"), "base-adapter"),
+            ("runs/base", Some("models/base"), "base"),
+            ("runs/bundled", None, "bundled-adapter"),
+            ("/", None, "adapter"),
+        ] {
+            assert_eq!(adapter_name(Path::new(folder), base), name, "{folder}");
+        }
+    }
 }

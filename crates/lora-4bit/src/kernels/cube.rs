@@ -23,7 +23,7 @@ mod elementwise;
 pub(super) mod features;
 mod fused;
 pub(super) mod gemm;
-mod launch;
+pub mod launch;
 mod lora;
 mod mat_mul;
 mod mat_vec;

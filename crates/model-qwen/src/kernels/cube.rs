@@ -9,7 +9,6 @@ pub(super) mod choose;
 mod cross_entropy;
 mod draw;
 pub(super) mod int8_lm_head;
-mod launch;
 mod mask;
 pub(super) mod read;
 mod units;
@@ -26,7 +25,7 @@ use cubecl::prelude::*;
 
 use super::choice::GpuChoiceOps;
 use super::gpu::{DeviceModelOps, LossOps};
-use launch::{UNITS, cubes, empty_of};
+use lora_4bit::kernels::launch::{UNITS, cubes, empty};
 use read::PendingWords;
 
 impl LossOps for Cube {
@@ -53,8 +52,8 @@ impl DeviceModelOps for Cube {
     ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
         let weight = into_contiguous(weight);
         let ([_, hidden], [half]) = (weight.meta.shape().dims(), inv_freq.meta.shape().dims());
-        let x = empty_of(&weight, [rows, hidden], DType::F32);
-        let angles = || empty_of(&inv_freq, [rows, 1, half], DType::F32);
+        let x = empty(&weight, [rows, hidden], DType::F32);
+        let angles = || empty(&inv_freq, [rows, 1, half], DType::F32);
         let (cos, sin) = (angles(), angles());
         let dtype = dtype_to_elem_type(weight.dtype);
         // SAFETY: units stay below the numbers of elements; tokens are below the size of the vocabulary; `inputs` has as many
@@ -90,7 +89,7 @@ impl DeviceModelOps for Cube {
         scale: f32,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         let ([rows], [half]) = (positions.meta.shape().dims(), inv_freq.meta.shape().dims());
-        let angles = || empty_of(&inv_freq, [rows, 1, half], DType::F32);
+        let angles = || empty(&inv_freq, [rows, 1, half], DType::F32);
         let (cos, sin) = (angles(), angles());
         if rows * half > 0 {
             // SAFETY: units stay below the number of elements.
@@ -116,7 +115,7 @@ impl DeviceModelOps for Cube {
 impl GpuChoiceOps for Cube {
     fn gpu_argmax(logits: FloatTensor<Self>) -> IntTensor<Self> {
         let rows = logits.meta.shape()[0];
-        let chosen = empty_of(&logits, [rows], DType::I32);
+        let chosen = empty(&logits, [rows], DType::I32);
         Self::gpu_choose(logits, chosen)
     }
 

@@ -310,6 +310,8 @@ fn flags_win_over_the_file() {
         }
     );
     assert!(both.enable_prefix_caching);
+    let bracketed = with_file(toml, &["--host", "[::1]"]).unwrap();
+    assert_eq!(bracketed.listen, both.listen);
     assert_eq!(
         with_file(toml, &["--uds", "/tmp/s"]).unwrap().listen,
         Listen::Unix("/tmp/s".into())

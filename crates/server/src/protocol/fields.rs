@@ -162,6 +162,10 @@ pub(crate) fn check(endpoint: Endpoint, fields: &mut Map<String, Value>) -> Resu
         if let (Kind::Integer, Value::Bool(on)) = (field.kind, &*value)
             && endpoint.is_of_vllm()
         {
+            // The switch of chats, where 0 would be log-probabilities without alternatives.
+            if name == "logprobs" && !on {
+                return false;
+            }
             *value = Value::from(u8::from(*on));
         }
         normalize(field.kind, value);

@@ -174,6 +174,8 @@ impl ChatFormat {
         usage: Option<Usage>,
         prompt_token_ids: Option<&[u32]>,
     ) -> Value {
+        let choice = choices.first().map(|choice| choice.index);
+        let usage = self.options.shown(usage, &self.counts, choice);
         let chunk = ChatChunk {
             id: &self.id,
             object: "chat.completion.chunk",
@@ -182,7 +184,7 @@ impl ChatFormat {
             system_fingerprint: &self.fingerprint,
             choices,
             prompt_token_ids,
-            usage: self.options.shown(usage, &self.counts),
+            usage,
         };
         // Strings, numbers and lists of them always serialize.
         serde_json::to_value(chunk).unwrap_or_default()

@@ -131,7 +131,8 @@ impl CompletionFormat {
     }
 
     fn event(&self, choices: Vec<CompletionChoice>, usage: Option<Usage>) -> Value {
-        let usage = self.options.shown(usage, &self.counts);
+        let choice = choices.first().map(|choice| choice.index);
+        let usage = self.options.shown(usage, &self.counts, choice);
         self.body(choices, usage)
     }
 }

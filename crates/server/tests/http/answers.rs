@@ -80,6 +80,37 @@ fn chat_streams_role_text_finish_and_usage() {
 }
 
 #[test]
+fn counts_of_an_event_are_those_of_its_choice() {
+    let server = TestServer::start(|_| says("abc"));
+    let options = json!({ "stream": true, "n": 2,
+        "stream_options": { "include_usage": true, "continuous_usage_stats": true } });
+    let of_two = json!({ "prompt": ["hi", "hello"] });
+    for (answer, prompts, all) in [
+        (server.chat(options.clone()), 1, 8),
+        (server.complete(support::merged(of_two, options)), 2, 16),
+    ] {
+        let events = answer.events();
+        let last = &events[events.len() - 1]["usage"];
+        assert_eq!(last["completion_tokens"], all);
+        let mut num_ends = 0;
+        for event in &events[..events.len() - 1] {
+            let (choice, usage) = (&event["choices"][0], &event["usage"]);
+            let tokens = usage["completion_tokens"].as_u64().unwrap();
+            assert!(tokens <= 4, "{event}");
+            if prompts == 2 {
+                let expected = [2, 2, 5, 5][choice["index"].as_u64().unwrap() as usize];
+                assert_eq!(usage["prompt_tokens"], expected, "{event}");
+            }
+            if !choice["finish_reason"].is_null() {
+                assert_eq!(tokens, 4, "{event}");
+                num_ends += 1;
+            }
+        }
+        assert_eq!(num_ends, prompts * 2);
+    }
+}
+
+#[test]
 fn stop_strings_span_tokens_and_characters() {
     // One token per byte, so "€" alone is three tokens; the engine goes on until it is aborted.
     let server = TestServer::start(|_| Play::Hang(bytes("añ€b€STOP and more").collect()));

@@ -126,6 +126,17 @@ fn what_asks_for_something_is_refused_by_name() {
 }
 
 #[test]
+fn logprobs_of_a_completion_may_be_a_switch() {
+    let server = TestServer::start(|_| says("x"));
+    for (given, is_shown) in [(json!(false), false), (json!(0), true), (json!(true), true)] {
+        let answer = server.complete(json!({ "logprobs": given }));
+        assert_eq!(answer.status, 200, "{given}: {}", answer.text);
+        let shown = &answer.json()["choices"][0]["logprobs"];
+        assert_eq!(!shown.is_null(), is_shown, "{given}: {shown}");
+    }
+}
+
+#[test]
 fn numbers_and_switches_have_more_than_one_form() {
     let server = TestServer::start(|_| says("x"));
     let body = json!({ "max_tokens": 8.0, "n": "2", "top_k": 40.0, "seed": 7.0, "stop_token_ids": [5.0], "min_p": "0.25",

@@ -186,3 +186,55 @@ fn who_asks_before_sending_is_not_asked_for_a_body_in_vain() {
     connection.read_exact(&mut answer).unwrap();
     assert_eq!(answer, *b"HTTP/1.1 401");
 }
+
+#[test]
+fn who_leaves_is_noticed_behind_further_bytes() {
+    let server = TestServer::start(|_| Play::Hang(Vec::new()));
+    let next = "GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
+    let mut num_gone = 0;
+    for after in ["", "\r\n", next] {
+        for body in [r#"{"prompt": "a"}"#, r#"{"prompt": "a", "stream": true}"#] {
+            let mut connection = TcpStream::connect(server.address).unwrap();
+            let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json";
+            let num = body.len();
+            write!(
+                connection,
+                "{head}\r\ncontent-length: {num}\r\n\r\n{body}{after}"
+            )
+            .unwrap();
+            num_gone += 1;
+            server.wait_for_requests(num_gone);
+            drop(connection);
+            let start = Instant::now();
+            server.wait_for_aborts(num_gone);
+            let waited = start.elapsed();
+            assert!(
+                waited < Duration::from_secs(2),
+                "{body}{after:?}: {waited:?}"
+            );
+        }
+    }
+}
+
+#[test]
+fn who_only_stops_sending_has_the_answers_to_what_was_sent() {
+    let server = TestServer::start(|_| says("abc"));
+    let mut connection = TcpStream::connect(server.address).unwrap();
+    let health = "GET /health HTTP/1.1\r\nhost: x\r\n\r\n";
+    let body = r#"{"prompt": "a"}"#;
+    let head = "POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json";
+    let num = body.len();
+    write!(
+        connection,
+        "{health}{head}\r\ncontent-length: {num}\r\n\r\n{body}{health}"
+    )
+    .unwrap();
+    connection.shutdown(Shutdown::Write).unwrap();
+    connection
+        .set_read_timeout(Some(Duration::from_secs(20)))
+        .unwrap();
+    let mut answers = String::new();
+    connection.read_to_string(&mut answers).unwrap();
+    // hyper takes the end behind the last request for that of the client.
+    assert!(answers.matches("HTTP/1.1 200").count() >= 2, "{answers}");
+}

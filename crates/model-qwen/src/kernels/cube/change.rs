@@ -3,8 +3,8 @@
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::launch::UNITS;
 use crate::sampling::LogitChanges;
+use lora_4bit::kernels::launch::UNITS;
 
 /// Changes logits `[rows, vocab]` in place as `changes` says, which has [`LogitChanges::words`] of the rows; `inputs` has for each
 /// row the token before the one that is drawn.

@@ -5,9 +5,9 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::launch::{UNITS, empty_of};
 use super::units::{bound_of_top, of_all_units, places};
 use crate::sampling::TopLogits;
+use lora_4bit::kernels::launch::{UNITS, empty};
 use lora_4bit::kernels::sum_of_cube;
 
 /// Logits of a row that a cube looks through.
@@ -35,8 +35,8 @@ pub(super) fn argmax(logits: CubeTensor, chosen: CubeTensor) -> CubeTensor {
     let logits = into_contiguous(logits);
     let [rows, vocab] = logits.meta.shape().dims();
     let parts = vocab.div_ceil(PART);
-    let values = empty_of(&logits, [rows, parts], DType::F32);
-    let ids = empty_of(&logits, [rows, parts], DType::I32);
+    let values = empty(&logits, [rows, parts], DType::F32);
+    let ids = empty(&logits, [rows, parts], DType::I32);
     // SAFETY: a cube for each part of each row.
     unsafe {
         argmax_parts::launch_unchecked(
@@ -59,7 +59,7 @@ pub(super) fn argmax_of_parts(
     chosen: CubeTensor,
 ) -> CubeTensor {
     let [rows, parts] = values.meta.shape().dims();
-    let best = empty_of(&values, [rows], DType::I32);
+    let best = empty(&values, [rows], DType::I32);
     // SAFETY: a cube for each row, of `parts` values.
     unsafe {
         argmax_rows::launch_unchecked(
@@ -81,8 +81,8 @@ pub(super) fn argmax_of_parts(
 pub(super) fn top_logits(logits: CubeTensor, scales: CubeTensor, scales_at: usize) -> Top {
     let [rows, vocab] = logits.meta.shape().dims();
     let num_parts = vocab.div_ceil(PART);
-    let parts = empty_of(&logits, [rows * num_parts * PART_WORDS], DType::U32);
-    let words = empty_of(&logits, [rows * ROW_WORDS], DType::U32);
+    let parts = empty(&logits, [rows * num_parts * PART_WORDS], DType::U32);
+    let words = empty(&logits, [rows * ROW_WORDS], DType::U32);
     let client = logits.client.clone();
     if rows > 0 {
         // SAFETY: a cube for each part of each row, then one for each row; units stay below the size of the vocabulary.

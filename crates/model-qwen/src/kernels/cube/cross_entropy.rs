@@ -11,8 +11,8 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
-use super::launch::UNITS;
 use super::units::max_of_cube;
+use lora_4bit::kernels::launch::UNITS;
 use lora_4bit::kernels::sum_of_cube;
 
 /// Below every logit. Finite, since WGSL has no infinities.

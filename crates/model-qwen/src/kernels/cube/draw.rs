@@ -10,8 +10,8 @@ use super::choose::{
     INFINITY, LOWEST, NEG_INFINITY, NONE, OWN, PART, PART_WORDS, ROW_HEADER, ROW_TOP, ROW_WORDS,
     key_of, largest_of_cube, top_logits, value_of,
 };
-use super::launch::{UNITS, empty_of};
 use super::units::{bound_of_top, of_all_units, places};
+use lora_4bit::kernels::launch::{UNITS, empty};
 use lora_4bit::kernels::sum_of_cube;
 
 /// Entries of a row that a unit looks at.
@@ -29,7 +29,7 @@ pub(super) fn draw(
 ) -> CubeTensor {
     let (logits, draws) = (into_contiguous(logits), into_contiguous(draws));
     let [rows, vocab] = logits.meta.shape().dims();
-    let ids = empty_of(&logits, [rows], DType::I32);
+    let ids = empty(&logits, [rows], DType::I32);
     let top = top_logits(logits.clone(), draws.clone(), at);
     if rows > 0 {
         // SAFETY: a cube for each row, of which `top` has all parts.

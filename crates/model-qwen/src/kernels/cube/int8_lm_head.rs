@@ -14,8 +14,8 @@ use cubecl::prelude::*;
 
 use super::abilities::has_plane_operations;
 use super::choose::argmax_of_parts;
-use super::launch::{UNITS, empty_of};
 use kernels::{Kind, PART, ROWS};
+use lora_4bit::kernels::launch::{UNITS, empty};
 
 /// Rows of `x`, at most: with more, reading all of lm_head costs less.
 pub(in crate::kernels) const MAX_ROWS: usize = 4;
@@ -52,8 +52,8 @@ fn in_rows(weight: CubeTensor) -> CubeTensor {
 pub(super) fn copy(weight: CubeTensor) -> (CubeTensor, CubeTensor) {
     let weight = in_rows(weight);
     let [vocab, hidden] = weight.meta.shape().dims();
-    let codes = empty_of(&weight, [vocab * hidden / 4], DType::I32);
-    let factors = empty_of(&weight, [vocab * 4], DType::F32);
+    let codes = empty(&weight, [vocab * hidden / 4], DType::I32);
+    let factors = empty(&weight, [vocab * 4], DType::F32);
     let (stride, dtype) = (weight.meta.strides()[0], dtype_to_elem_type(weight.dtype));
     let columns = vocab.div_ceil(65_535);
     // SAFETY: a cube for each row, which has `hidden` values; further cubes end at once.
@@ -104,13 +104,13 @@ pub(super) fn argmax(
         .max()
         .unwrap_or(1);
     let parts = vocab.div_ceil(PART);
-    let normed = empty_of(&x, [rows, hidden], DType::F32);
-    let ints = empty_of(&x, [rows * hidden / 2], DType::I32);
-    let ranges = empty_of(&x, [rows * 4], DType::F32);
-    let least = empty_of(&x, [rows], DType::U32);
-    let uppers = empty_of(&x, [rows * vocab], DType::F32);
-    let values = empty_of(&x, [rows, parts], DType::F32);
-    let ids = empty_of(&x, [rows, parts], DType::I32);
+    let normed = empty(&x, [rows, hidden], DType::F32);
+    let ints = empty(&x, [rows * hidden / 2], DType::I32);
+    let ranges = empty(&x, [rows * 4], DType::F32);
+    let least = empty(&x, [rows], DType::U32);
+    let uppers = empty(&x, [rows * vocab], DType::F32);
+    let values = empty(&x, [rows, parts], DType::F32);
+    let ids = empty(&x, [rows, parts], DType::I32);
     let cubes = vocab.div_ceil(UNITS / lanes * ROWS);
     // SAFETY: rows and loads past the last ones are clamped to them, and a list holds as many rows as a part.
     unsafe {

@@ -3,7 +3,7 @@
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::launch::UNITS;
+use lora_4bit::kernels::launch::UNITS;
 
 /// Logits of a row that a cube looks through.
 const PART: usize = 4096;

@@ -2,7 +2,7 @@
 
 use cubecl::prelude::*;
 
-use super::launch::UNITS;
+use lora_4bit::kernels::launch::UNITS;
 
 /// Bit by bit, the largest key that at least `top` of the cube's keys reach.
 #[cube]

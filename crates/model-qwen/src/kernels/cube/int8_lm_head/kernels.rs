@@ -4,8 +4,8 @@ use cubecl::ir::ElemType;
 use cubecl::prelude::*;
 
 use super::super::choose::{key_of, value_of};
-use super::super::launch::UNITS;
 use super::super::units::{max_of_cube, places};
+use lora_4bit::kernels::launch::UNITS;
 use lora_4bit::kernels::sum_of_cube;
 
 /// Rows of lm_head that a plane multiplies at once.
