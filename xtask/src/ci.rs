@@ -240,7 +240,7 @@ fn gpu_tests() -> Result<()> {
     let targets = |names: &[&'static str]| -> Vec<&'static str> {
         names.iter().flat_map(|name| ["--test", name]).collect()
     };
-    let engine = targets(&["gpu_engine", "gpu_job", "gpu_step"]);
+    let engine = targets(&["gpu_dry_run", "gpu_engine", "gpu_job", "gpu_step"]);
     let kernels = [&["--lib"], &targets(&["gpu", "attention", "gpu_grpo"])[..]].concat();
     command_with(
         "cargo",

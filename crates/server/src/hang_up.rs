@@ -162,6 +162,7 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Watched<I> {
 }
 
 #[cfg(all(test, unix))]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use std::future::pending;
